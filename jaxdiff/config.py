@@ -1,0 +1,319 @@
+"""What a run is made of, as frozen, validated dataclasses.
+
+A file in `configs/` builds a `Config` and hands it to the command line as a locked ConfigDict with every field in it
+(`to_config_dict`), so that `--config.section.field=value` can set any of them. It comes back once (`from_mapping`),
+is written to the run's folder as `config.json`, and is not changed again.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Self, Union, get_args, get_origin
+
+from ml_collections import ConfigDict, config_dict
+
+from jaxdiff import models, samplers, schedules
+from jaxdiff.parameterization import Kind
+from jaxdiff.time_sampling import Times
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """The data set: see `jaxdiff.data.load`."""
+
+    name: str
+    dir: str | None = None  # a folder that holds it; None downloads it, or needs none
+    on_device: bool = True  # keep it all in each device's memory; False ships every batch from the host
+
+    def __post_init__(self) -> None:
+        _check_types(self, "data.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss:
+    """The training loss: see `jaxdiff.losses` and `jaxdiff.time_sampling`."""
+
+    space: Kind = "eps"
+    times: Times = "auto"
+
+    def __post_init__(self) -> None:
+        _check_types(self, "loss.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW with gradient clipping and a learning rate that warms up linearly, then decays or not."""
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 0
+    decay: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0  # the gradient's global norm is cut to this; None leaves it
+
+    def __post_init__(self) -> None:
+        _check_types(self, "optimizer.")
+        _at_least("optimizer.learning_rate", self.learning_rate, 0)
+        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        _at_least("optimizer.weight_decay", self.weight_decay, 0)
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"optimizer.clip_norm = {self.clip_norm}; it must be above 0, or None to leave gradients")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """The training run."""
+
+    steps: int
+    batch_size: int  # over all devices of all hosts
+    accumulate: int = 1  # micro-batches that one step's gradient is summed over
+    steps_per_dispatch: int | None = None  # optimizer steps in one compiled call; None: 1 on CPU, else 10
+    ema_decay: float = 0.9999  # reached by a warm-up: at step n the decay is at most (1 + n)/(10 + n)
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of computation; auto: float32 on CPU, else bfloat16
+    fsdp: int = 1  # devices that weights and optimizer state are sharded over
+
+    def __post_init__(self) -> None:
+        _check_types(self, "train.")
+        for name in ("steps", "batch_size", "accumulate", "fsdp"):
+            _at_least(f"train.{name}", getattr(self, name), 1)
+        if self.steps_per_dispatch is not None:
+            _at_least("train.steps_per_dispatch", self.steps_per_dispatch, 1)
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay = {self.ema_decay}; the rule is 0 <= ema_decay < 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"train.seed = {self.seed}; the rule is 0 <= seed < 2^32")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"train.batch_size = {self.batch_size} is not divisible by train.accumulate = {self.accumulate}; "
+                "make it a multiple"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """The pictures made while training, and what `sample.py` does unless told otherwise."""
+
+    sampler: str = "ddim"
+    steps: int = 50
+    grid: str = "uniform"
+    n: int = 64
+    clip: bool = True  # clip x̂_0 to the range of the data, [−1, 1]; data without a range is never clipped
+
+    def __post_init__(self) -> None:
+        _check_types(self, "sampling.")
+        try:
+            samplers.make(self.sampler)
+        except ValueError as error:
+            raise ValueError(f"sampling.{error}") from None
+        if self.grid not in samplers.grids.REGISTRY:
+            raise ValueError(f"sampling.grid = {self.grid!r} is unknown{nearest(self.grid, samplers.grids.REGISTRY)}")
+        _at_least("sampling.steps", self.steps, 1)
+        _at_least("sampling.n", self.n, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Every:
+    """How often things are done, in steps: multiples of train.steps_per_dispatch."""
+
+    log: int = 100
+    checkpoint: int = 1000
+    sample: int = 1000
+    keep: int = 3  # checkpoints kept, the newest ones
+
+    def __post_init__(self) -> None:
+        _check_types(self, "every.")
+        for field in dataclasses.fields(self):
+            _at_least(f"every.{field.name}", getattr(self, field.name), 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run. `model` and `schedule` are mappings: a registered `name` and the fields of what it names."""
+
+    data: Data
+    model: Mapping[str, Any]
+    schedule: Mapping[str, Any]
+    train: Train
+    predicts: Kind = "eps"
+    scale_input: bool = False  # see `jaxdiff.denoiser`
+    loss: Loss = dataclasses.field(default_factory=Loss)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    every: Every = dataclasses.field(default_factory=Every)
+
+    def __post_init__(self) -> None:
+        _check_types(self, "")
+        object.__setattr__(self, "model", _component("model", self.model, models.REGISTRY))
+        object.__setattr__(self, "schedule", _component("schedule", self.schedule, schedules.REGISTRY))
+        dispatch = self.train.steps_per_dispatch or 10
+        default = "" if self.train.steps_per_dispatch else ", its default on accelerators"
+        for name in ("log", "checkpoint", "sample"):
+            if getattr(self.every, name) % dispatch:
+                raise ValueError(
+                    f"every.{name} = {getattr(self.every, name)} is not a multiple of "
+                    f"train.steps_per_dispatch = {dispatch}{default}; make it one, or set train.steps_per_dispatch"
+                )
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any] | ConfigDict) -> Self:
+        """A Config from nested mappings (a ConfigDict, or what `config.json` holds).
+
+        Raises:
+          ValueError: for an unknown or missing key or a value of the wrong type, with the key's path and the nearest
+            known name; for values that break a rule.
+        """
+        plain = values.to_dict() if isinstance(values, ConfigDict) else values
+        return _dataclass_from(cls, plain, "")
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Nested dicts of plain values, as JSON takes them."""
+        return dataclasses.asdict(self)
+
+    def to_config_dict(self) -> ConfigDict:
+        """A locked ConfigDict for the command line."""
+        return _with_placeholders(type(self), self.to_mapping()).lock()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """The leaves in which two nested mappings differ, as "path: old -> new"."""
+    found = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key, "(none)"), new.get(key, "(none)")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{path}{key}.")
+        elif _plain(a) != _plain(b):
+            found.append(f"{path}{key}: {a!r} -> {b!r}")
+    return found
+
+
+def build(registry: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], **extra: Any) -> Any:
+    """The object that a `model` or `schedule` section names, made with the section's fields and `extra`."""
+    options = {key: _plain(value) for key, value in section.items() if key != "name"}
+    return registry[section["name"]](**options, **extra)
+
+
+def _component(path: str, section: Mapping[str, Any], registry: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
+    """The section checked against the signature of what it names, defaults filled in."""
+    if "name" not in section:
+        raise ValueError(f"{path}.name is missing from the config; the known ones are {', '.join(sorted(registry))}")
+    name = section["name"]
+    if not isinstance(name, str) or name not in registry:
+        raise ValueError(f"{path}.name = {name!r} is unknown{nearest(str(name), registry)}")
+    # dtype is decided by train.dtype; parent and name are Flax's own.
+    parameters = {
+        key: parameter
+        for key, parameter in inspect.signature(registry[name]).parameters.items()
+        if key not in ("dtype", "parent", "name")
+    }
+    hints = typing.get_type_hints(registry[name] if inspect.isfunction(registry[name]) else registry[name].__init__)
+    given = {key: value for key, value in section.items() if key != "name"}
+    for key in given:
+        if key not in parameters:
+            raise ValueError(f"{path}.{key} is no field of {path} {name!r}{nearest(key, parameters)}")
+    values = {
+        key: _checked(f"{path}.{key}", given.get(key, parameter.default), hints[key])
+        for key, parameter in parameters.items()
+    }
+    return {"name": name, **values}
+
+
+def _dataclass_from(cls: Any, values: Mapping[str, Any], path: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise ValueError(f"{path}{key} is no field of a config{nearest(key, fields)}")
+    hints = typing.get_type_hints(cls)
+    arguments = dict(values)
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{path}{name} = {value!r}; it must be a section with fields of its own")
+            arguments[name] = _dataclass_from(hints[name], value, f"{path}{name}.")
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{path}{missing[0]} is missing from the config")
+    return cls(**arguments)
+
+
+def _check_types(section: Any, path: str) -> None:
+    """Make every field of a section what its annotation says, or raise."""
+    for name, hint in typing.get_type_hints(type(section)).items():
+        object.__setattr__(section, name, _checked(f"{path}{name}", getattr(section, name), hint))
+
+
+def _checked(path: str, value: Any, hint: Any) -> Any:
+    """`value`, with whole numbers made floats and lists made tuples where the hint wants that."""
+    try:
+        return _fitted(value, hint)
+    except TypeError:
+        if get_origin(hint) is Literal:
+            raise ValueError(f"{path} = {value!r} is unknown{nearest(str(value), get_args(hint))}") from None
+        raise ValueError(f"{path} = {value!r} has the wrong type; it must be {_type_name(hint)}") from None
+
+
+def _fitted(value: Any, hint: Any) -> Any:
+    """`_checked`, with a TypeError where it doesn't fit. A bool is no number here."""
+    kind, options = get_origin(hint), get_args(hint)
+    if kind in (Union, types.UnionType):
+        for option in options:
+            try:
+                return _fitted(value, option)
+            except TypeError:
+                continue
+    elif kind is Literal:
+        if isinstance(value, str) and value in options:
+            return value
+    elif kind in (Sequence, tuple):
+        if isinstance(value, list | tuple):
+            return tuple(_fitted(item, options[0]) for item in value)
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif isinstance(value, kind or hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise TypeError
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if get_origin(hint) is None else str(hint).replace("collections.abc.", "")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no tuples: a list and a tuple of the same values are the same setting."""
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def _with_placeholders(cls: Any, values: Mapping[str, Any]) -> ConfigDict:
+    """A ConfigDict in which a field that may be None can be set from the command line."""
+    result = ConfigDict()
+    hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+    for name, value in values.items():
+        hint = hints.get(name)
+        if isinstance(value, Mapping):
+            result[name] = _with_placeholders(hint, value)
+        elif hint is not None and type(None) in get_args(hint):
+            # A field of type object takes None from the command line too; a str is taken as it is written.
+            result[name] = config_dict.placeholder(str if str in get_args(hint) else object)
+            result[name] = value
+        else:
+            result[name] = value
+    return result
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; the known ones are {', '.join(sorted(known)) or 'none'}"
+
+
+def _at_least(path: str, value: float, least: float) -> None:
+    if not least <= value < math.inf:
+        raise ValueError(f"{path} = {value}; it must be at least {least}, and finite")

@@ -1,0 +1,5 @@
+"""Data sets as arrays in memory: handwritten digits, MNIST, 2-D toys, TFDS images."""
+
+from jaxdiff.data.sources import Dataset as Dataset
+from jaxdiff.data.sources import load as load
+from jaxdiff.data.sources import normalize as normalize

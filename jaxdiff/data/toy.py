@@ -1,0 +1,51 @@
+"""Two-dimensional distributions whose samples can be judged by eye.
+
+Each function draws n points from a NumPy generator. The points lie about in [-2, 2]² with
+standard deviations of order one, as a diffusion model expects its data.
+"""
+
+import math
+
+import numpy as np
+import sklearn.datasets
+from jaxtyping import Float32, Int32
+
+Points = Float32[np.ndarray, "n 2"]
+Labels = Int32[np.ndarray, "n"]
+
+
+def _sklearn_seed(rng: np.random.Generator) -> int:
+    """An integer drawn from rng: scikit-learn takes no NumPy generator."""
+    return int(rng.integers(2**32))
+
+
+def swissroll(n: int, rng: np.random.Generator) -> tuple[Points, None]:
+    """The Swiss roll, a rolled plane, seen from its side: a spiral, slightly blurred."""
+    x, _ = sklearn.datasets.make_swiss_roll(n, noise=0.5, random_state=_sklearn_seed(rng))
+    return (x[:, [0, 2]] / 8).astype(np.float32), None
+
+
+def moons(n: int, rng: np.random.Generator) -> tuple[Points, Labels]:
+    """Two interleaved half circles, slightly blurred; the label says which."""
+    x, labels = sklearn.datasets.make_moons(n, noise=0.05, random_state=_sklearn_seed(rng))
+    return (x - [0.5, 0.25]).astype(np.float32), labels.astype(np.int32)
+
+
+def checkerboard(n: int, rng: np.random.Generator) -> tuple[Points, None]:
+    """Uniform on the 8 unit cells of [-2, 2)² whose corner coordinates have an even sum."""
+    column = rng.integers(-2, 2, n)
+    row = 2 * rng.integers(-1, 1, n) + column % 2
+    # Multiples of 2^-22: the sum is exact in float32, so no point is rounded into the next cell.
+    inside = rng.integers(2**22, size=(n, 2)) / 2**22
+    return (np.stack([column, row], axis=1) + inside).astype(np.float32), None
+
+
+def mixture(n: int, rng: np.random.Generator) -> tuple[Points, Labels]:
+    """Eight equal Gaussians of deviation 0.1 on a circle of radius 1.5; the label says which.
+
+    The mean of number k is 1.5 (cos(k π/4), sin(k π/4)).
+    """
+    labels = rng.integers(8, size=n)
+    angle = labels * (math.pi / 4)
+    means = 1.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return (means + 0.1 * rng.normal(size=(n, 2))).astype(np.float32), labels.astype(np.int32)

@@ -1,0 +1,102 @@
+"""From a network to a denoiser: the one place where what a network predicts is converted."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdiff import parameterization
+from jaxdiff.parameterization import Kind, noise_from_x0, to_prediction
+from jaxdiff.processes import Process
+from jaxdiff.typing import Denoiser, Prediction, PyTree, Time
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)  # arrays have no hash, which `jax.jit` asks for
+class NetworkDenoiser:
+    """A network and its weights as a `Denoiser`. Make one with `denoiser`."""
+
+    apply: Callable[..., Any] = dataclasses.field(metadata={"static": True})
+    params: PyTree
+    process: Process
+    predicts: Kind = dataclasses.field(metadata={"static": True})
+    scale_input: bool = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, x_t: Float[Array, "*shape"], t: Time, cond: PyTree = None, /) -> Prediction:
+        schedule = self.process.schedule
+        t = jnp.asarray(t, jnp.promote_types(x_t.dtype, jnp.float32))  # k/1000 is lost in bfloat16
+        x_in = x_t
+        if self.scale_input:
+            x_in = x_t / jnp.sqrt(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2)
+        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (x_in, t, cond))
+        inputs = batch if cond is not None else batch[:2]
+        output = self.apply(self.params, *inputs)
+        if output.shape != (1, *x_t.shape):
+            raise ValueError(
+                f"the network returned shape {output.shape} for x of shape {(1, *x_t.shape)}; it must return x's shape"
+            )
+        output = output[0].astype(t.dtype)
+        return to_prediction(self.predicts, output, x_t, t=t, schedule=schedule)
+
+
+def denoiser(
+    apply: Callable[..., Any],
+    params: PyTree,
+    process: Process,
+    *,
+    predicts: Kind = "eps",
+    scale_input: bool = False,
+) -> NetworkDenoiser:
+    """A network as a denoiser: `(x_t, t, cond) -> Prediction(x0, noise)`, for one sample.
+
+    Args:
+      apply: the network on a batch: `apply(params, x, t)`, or `apply(params, x, t, cond)` where a condition is given,
+        with x of shape (n, *shape), t of shape (n,) in [0, 1], returning (n, *shape). Any library's will do.
+        It is called with n = 1; under `jax.vmap` that costs what the batched call costs.
+      params: its weights, any pytree.
+      process: the process that it was trained for.
+      predicts: what it predicts: "eps", "x0", "v", "score" or "velocity" (see `jaxdiff.parameterization`).
+      scale_input: whether the network is given x_t/√(α_t² + σ_t²) instead of x_t: unit variance at every t for data
+        of unit variance. It changes nothing where variance is preserved; a variance-exploding schedule needs it.
+
+    Returns:
+      A denoiser that is a pytree: it passes through `jax.jit` as an argument. Called, it raises a ValueError where
+      the network's output has not the shape of its input. The prediction is at least float32.
+
+    Raises:
+      ValueError: for an unknown `predicts`.
+    """
+    if predicts not in parameterization.KINDS:
+        raise ValueError(parameterization.unknown(predicts))
+    return NetworkDenoiser(apply=apply, params=params, process=process, predicts=predicts, scale_input=scale_input)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clipped:
+    """A denoiser whose x̂_0 is clipped to [low, high] and whose n̂ is made to fit it again."""
+
+    inner: Denoiser
+    process: Process
+    low: float = dataclasses.field(metadata={"static": True})
+    high: float = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, x_t: Float[Array, "*shape"], t: Time, cond: PyTree = None, /) -> Prediction:
+        x0 = jnp.clip(self.inner(x_t, t, cond).x0, self.low, self.high)
+        return Prediction(x0, noise_from_x0(x0, x_t, t, self.process.schedule))
+
+
+def clipped(inner: Denoiser, process: Process, *, low: float = -1.0, high: float = 1.0) -> Clipped:
+    """Clip x̂_0 to the range of the data, as the code published with Ho et al. 2020 does for images.
+
+    It biases the sampler: leave it out where exactness matters.
+
+    Raises:
+      ValueError: where `low` is not below `high`.
+    """
+    if not low < high:
+        raise ValueError(f"low = {low}, high = {high}; the rule is low < high")
+    return Clipped(inner=inner, process=process, low=low, high=high)

@@ -1,0 +1,107 @@
+"""From a config to the things it names: the process, the network, its denoiser, the loss."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Key
+
+from jaxdiff import config as configs
+from jaxdiff import denoisers, losses, models, schedules
+from jaxdiff.config import Config
+from jaxdiff.processes import Gaussian, Process
+from jaxdiff.samplers import grids
+from jaxdiff.time_sampling import TimeSampler, time_sampler
+from jaxdiff.typing import Denoiser, PyTree, Time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A config made into objects. Make one with `make_experiment`."""
+
+    config: Config
+    shape: tuple[int, ...]
+    bounded: bool  # whether samples have a range, [−1, 1]
+    process: Process
+    model: nn.Module
+    times: TimeSampler
+
+    def init(self, key: Key[Array, ""]) -> PyTree:
+        """The network's first weights."""
+        x, t = jnp.zeros((1, *self.shape)), jnp.zeros((1,))
+        return self.model.init(key, x, t)
+
+    def network(self, params: PyTree) -> denoisers.NetworkDenoiser:
+        """The denoiser as it is trained."""
+        return denoisers.denoiser(
+            self.model.apply,
+            params,
+            self.process,
+            predicts=self.config.predicts,
+            scale_input=self.config.scale_input,
+        )
+
+    def sampling_denoiser(self, params: PyTree) -> Denoiser:
+        """The denoiser as it samples: clipped where the config says so."""
+        network = self.network(params)
+        return denoisers.clipped(network, self.process) if self.config.sampling.clip and self.bounded else network
+
+    def draw(self, key: Key[Array, ""], n: int) -> tuple[Float[Array, " n"], Key[Array, " n"]]:
+        """The times of a batch of n examples, and a key for the noise of each."""
+        key_times, key_noise = jax.random.split(key)
+        return self.times(key_times, n), jax.random.split(key_noise, n)
+
+    def loss(
+        self, params: PyTree, x0: Float[Array, "n *shape"], t: Float[Array, " n"], keys: Key[Array, " n"]
+    ) -> Float[Array, " n"]:
+        """The loss of each example of a batch, at its time and with its key's noise."""
+        denoiser = self.network(params)
+
+        def one(x0: Float[Array, "*shape"], t: Time, key: Key[Array, ""]) -> Float[Array, ""]:
+            return losses.simple(denoiser, self.process, x0, t, key=key, space=self.config.loss.space)
+
+        return jax.vmap(one)(x0, t, keys)
+
+
+def make_experiment(config: Config, shape: tuple[int, ...], *, bounded: bool) -> Experiment:
+    """The objects that a config names, for samples of the given shape.
+
+    Nothing slow happens here: what the config or the shape makes impossible is found out first.
+
+    Raises:
+      ValueError: for values that break a rule of what they configure, and for a shape that the network can't take.
+    """
+    with _named("schedule"):
+        process = Gaussian(configs.build(schedules.REGISTRY, config.schedule))
+    with _named("sampling"):
+        grids.make(config.sampling.grid, config.sampling.steps, process.schedule)
+    with _named("loss"):
+        times = time_sampler(config.loss.times, process.schedule)
+    with _named("model"):
+        model = configs.build(models.REGISTRY, config.model, dtype=compute_dtype(config.train.dtype))
+        axes = {"mlp": 1, "unet": 3}.get(config.model["name"], len(shape))
+        if len(shape) != axes:
+            raise ValueError(f"name = {config.model['name']!r} takes examples of {axes} axes, but the data has {shape}")
+        experiment = Experiment(config=config, shape=shape, bounded=bounded, process=process, model=model, times=times)
+        jax.eval_shape(experiment.init, jax.random.key(0))
+    return experiment
+
+
+@contextmanager
+def _named(section: str) -> Iterator[None]:
+    """Say of which section of the config an error is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{section}: {error}") from error
+
+
+def compute_dtype(name: str) -> Any:
+    """The dtype that `train.dtype` names: "auto" is float32 on CPU and bfloat16 on accelerators."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)

@@ -1,0 +1,90 @@
+"""A run's folder, as far as it says what the run is: `config.json`.
+
+config.json    the config and what the network needs to know of the data
+checkpoints/   see `jaxdiff.training.checkpoint`
+damaged/       checkpoints that were found damaged, if any
+samples/       pictures made while training, NNNNNNNN.png by step
+metrics.jsonl  one line a log; TensorBoard's event files lie beside it
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from jaxdiff.config import Config, differences
+from jaxdiff.data import Dataset
+
+# A resumed run may differ in these: they don't change what its steps compute, but for rounding, or say where to stop
+# (a cosine decay then ends at the new place).
+_FREE = (
+    "data.dir:",
+    "data.on_device:",
+    "train.steps:",
+    "train.steps_per_dispatch:",
+    "train.fsdp:",
+    "every.",
+    "sampling.",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Form:
+    """What a run must know of its data to sample: the shape of one example, and its levels (None: unbounded)."""
+
+    shape: tuple[int, ...]
+    levels: int | None
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Form":
+        """That of a data set."""
+        return cls(shape=tuple(dataset.shape), levels=dataset.levels)
+
+
+def prepare(workdir: Path, config: Config, form: Form) -> None:
+    """Make the folder a run of this config, or make sure that it is one.
+
+    Raises:
+      ValueError: where the folder can't be written, or holds a run of another config (the differences are listed).
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".write-test"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"workdir = {workdir} can't be written ({error.strerror}); choose another folder") from error
+    if (workdir / "config.json").exists():
+        old, old_form = read(workdir)
+        found = differences(old.to_mapping(), config.to_mapping())
+        found += differences(dataclasses.asdict(old_form), dataclasses.asdict(form), "data.")
+        found = [line for line in found if not line.startswith(_FREE)]
+        if found:
+            listed = "\n  ".join(found)
+            raise ValueError(
+                f"workdir = {workdir} holds a run of another config:\n  {listed}\n"
+                "choose another folder, or set these back to go on with that run"
+            )
+    text = json.dumps({"config": config.to_mapping(), "data": dataclasses.asdict(form)}, indent=2)
+    partial = workdir / f"config.json.{os.getpid()}"
+    partial.write_text(text + "\n")
+    partial.rename(workdir / "config.json")
+
+
+def read(workdir: Path) -> tuple[Config, Form]:
+    """What the run in a folder is.
+
+    Raises:
+      ValueError: where the folder holds no run, or its config is not one that this version knows.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ValueError(f"workdir = {workdir} is no run: it has no config.json; give a folder that train.py wrote")
+    try:
+        content = json.loads(path.read_text())
+        form = Form(shape=tuple(content["data"]["shape"]), levels=content["data"]["levels"])
+        return Config.from_mapping(content["config"]), form
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged or of another version ({error}); restore it from a copy, or train in another folder"
+        ) from error

@@ -1,0 +1,144 @@
+"""The parts that the networks are made of."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxdiff.models.attention import attend
+
+
+def check_no_condition(cond: object) -> None:
+    if cond is not None:
+        raise ValueError(f"this network has no labels, but was given the condition {cond!r}: pass None")
+
+
+def check_time(dim: int, steps: int) -> None:
+    if dim < 2 or dim % 2:
+        raise ValueError(f"time_dim = {dim}; the rule is an even number: half sines, half cosines")
+    if steps < 1:
+        raise ValueError(f"time_steps = {steps}; the rule is 1 or more")
+
+
+def time_features(position: Float[Array, " n"], dim: int) -> Float[Array, "n dim"]:
+    """sin(position·ω_i), then cos(position·ω_i), with ω_i = 10000^(−2i/dim), i = 0 … dim/2 − 1.
+
+    In float32 whatever the network computes in: a position of 999 has no neighbours in bfloat16.
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5.
+    """
+    omega = 10000.0 ** (-2 * jnp.arange(dim // 2, dtype=jnp.float32) / dim)
+    angle = position.astype(jnp.float32)[:, None] * omega[None, :]
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+
+
+class TimeEmbedding(nn.Module):
+    """t in [0, 1] of shape (n,) to (n, dim): features of position t·steps − 1, dense, SiLU, dense.
+
+    Step k = 1 … steps of a discrete process has t = k/steps, and so the position k − 1.
+    """
+
+    dim: int
+    steps: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, t: Float[Array, " n"]) -> Float[Array, "n dim"]:
+        h = time_features(t * self.steps - 1, self.dim).astype(self.dtype)
+        h = nn.Dense(self.dim, dtype=self.dtype, name="dense1")(h)
+        return nn.Dense(self.dim, dtype=self.dtype, name="dense2")(nn.silu(h))
+
+
+def group_norm(groups: int, dtype: DTypeLike, name: str) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, epsilon=1e-5, dtype=dtype, name=name)
+
+
+def conv(features: int, dtype: DTypeLike, name: str) -> nn.Conv:
+    return nn.Conv(features, (3, 3), dtype=dtype, name=name)
+
+
+def halve(features: int, dtype: DTypeLike, name: str) -> nn.Conv:
+    """A 4×4 convolution of stride 2 and padding 1."""
+    return nn.Conv(features, (4, 4), strides=(2, 2), padding=1, dtype=dtype, name=name)
+
+
+def to_patches(x: Float[Array, "n height width channels"], size: int) -> Float[Array, "n rows columns depth"]:
+    """Space to depth: every square of size×size pixels becomes one with all their channels."""
+    n, height, width, channels = x.shape
+    x = x.reshape(n, height // size, size, width // size, size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, height // size, width // size, -1)
+
+
+def from_patches(x: Float[Array, "n rows columns depth"], size: int) -> Float[Array, "n height width channels"]:
+    """Depth to space, the inverse of `to_patches`."""
+    n, rows, columns, depth = x.shape
+    x = x.reshape(n, rows, columns, size, size, depth // size**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows * size, columns * size, -1)
+
+
+class Double(nn.Module):
+    """A transposed 4×4 convolution of stride 2 that keeps its channels: twice the size.
+
+    Pixel i adds kernel[r]·x[i] to pixel 2i + r − 1 of the output, in both directions. Written as
+    one dense layer from every square of 2×2 pixels to the square of 2×2 in the middle of it, as
+    XLA's gradient of a transposed convolution is ten times slower on a CPU. So a pixel depends
+    on 4·channels numbers, and the kernel starts with the variance of that fan-in.
+    """
+
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n height width channels"]) -> Float[Array, "n 2*height 2*width channels"]:
+        _, height, width, c = x.shape
+        init = nn.initializers.variance_scaling(4.0, "fan_in", "truncated_normal")
+        kernel = self.param("kernel", init, (4, 4, c, c))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        corners = [x[:, i : i + height + 1, j : j + width + 1] for i in (0, 1) for j in (0, 1)]
+        # r = 2·(1 − corner) + pixel: axes (corner, pixel) of the rows, then those of the columns.
+        square = kernel.reshape(2, 2, 2, 2, c, c)[::-1, :, ::-1]
+        dense = square.transpose(0, 2, 4, 1, 3, 5).reshape(4 * c, 4 * c)
+        y = from_patches(jnp.concatenate(corners, axis=-1) @ dense, 2)
+        return y[:, 1:-1, 1:-1] + bias[None, None, None, :]
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, SiLU, 3×3 convolution, + time; GroupNorm, SiLU, 3×3 convolution, + 1×1 of x.
+
+    The time embedding enters through SiLU and a dense layer. The 1×1 convolution is there whether
+    or not the number of channels changes.
+    """
+
+    features: int
+    groups: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n height width channels"], time: Float[Array, "n dim"]
+    ) -> Float[Array, "n height width features"]:
+        h = nn.silu(group_norm(self.groups, self.dtype, "norm1")(x))
+        h = conv(self.features, self.dtype, "conv1")(h)
+        shift = nn.Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))
+        h = h + shift[:, None, None, :]
+        h = nn.silu(group_norm(self.groups, self.dtype, "norm2")(h))
+        h = conv(self.features, self.dtype, "conv2")(h)
+        # A 1×1 convolution is a dense layer; XLA's gradient of it is some times faster on a CPU.
+        return h + nn.Dense(self.features, dtype=self.dtype, name="skip")(x)
+
+
+class SelfAttention(nn.Module):
+    """x + attention of GroupNorm(x) among its pixels, with biases in all four projections."""
+
+    heads: int
+    groups: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n height width channels"]) -> Float[Array, "n height width channels"]:
+        n, height, width, channels = x.shape
+        h = group_norm(self.groups, self.dtype, "norm")(x).reshape(n, height * width, channels)
+        h = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
+        h = h.reshape(n, height * width, 3, self.heads, channels // self.heads)
+        h = attend(h[:, :, 0], h[:, :, 1], h[:, :, 2]).reshape(n, height * width, channels)
+        return x + nn.Dense(channels, dtype=self.dtype, name="out")(h).reshape(x.shape)

@@ -1,0 +1,73 @@
+"""A residual network on vectors, for data of few dimensions.
+
+With e the embedding of t (`TimeEmbedding`) and φ = SiLU:
+
+    h = W x;   h ← h + B φ(A φ(h) + U φ(e)),  depth times;   output = V φ(h)
+
+as the residual blocks of the U-Net without their normalisation, which would take away the one
+thing that a vector of two numbers has: its length.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxdiff.models.layers import TimeEmbedding, check_no_condition, check_time
+from jaxdiff.typing import PyTree
+
+
+class MLP(nn.Module):
+    """A network on vectors: `model.apply(variables, x, t)` for x (n, dim).
+
+    Kernels start with LeCun's normal initialiser (variance 1/fan-in), biases at zero, and the
+    last layer at zero, so that an untrained network predicts zero.
+
+    Fields:
+      width: of the hidden layers.
+      depth: number of residual blocks.
+      time_dim: size of the time embedding.
+      time_steps: t in [0, 1] is embedded as the position t·time_steps − 1.
+      dtype: of the computation. Parameters and output are float32.
+
+    Raises:
+      ValueError: for a field out of its range, when it is made.
+    """
+
+    width: int = 128
+    depth: int = 3
+    time_dim: int = 128
+    time_steps: int = 1000
+    dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width < 1 or self.depth < 1:
+            raise ValueError(f"width = {self.width} and depth = {self.depth}; the rule is 1 or more of both")
+        check_time(self.time_dim, self.time_steps)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n dim"], t: Float[Array, " n"], cond: PyTree = None) -> Float[Array, "n dim"]:
+        """One call on a batch.
+
+        Args:
+          x: the noisy vectors.
+          t: their diffusion times in [0, 1].
+          cond: None; this network takes no condition.
+
+        Returns:
+          What the network is trained to predict, in float32.
+
+        Raises:
+          ValueError: for a condition.
+        """
+        check_no_condition(cond)
+        time = TimeEmbedding(self.time_dim, self.time_steps, self.dtype, name="time")(t)
+        h = nn.Dense(self.width, dtype=self.dtype, name="stem")(x)
+        for i in range(self.depth):
+            branch = nn.Dense(self.width, dtype=self.dtype, name=f"block{i}_dense1")(nn.silu(h))
+            shift = nn.Dense(self.width, dtype=self.dtype, name=f"block{i}_time")(nn.silu(time))
+            branch = nn.silu(branch + shift)
+            h = h + nn.Dense(self.width, dtype=self.dtype, name=f"block{i}_dense2")(branch)
+        head = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.zeros, name="head")
+        return head(nn.silu(h)).astype(jnp.float32)

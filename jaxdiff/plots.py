@@ -1,0 +1,159 @@
+"""Pictures: grids of images, and the three-row figure of a diffusion in the plane."""
+
+import io
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.figure
+import numpy as np
+from jaxtyping import Array, Float, Key, UInt8
+from PIL import Image
+
+from jaxdiff import samplers
+from jaxdiff.processes import Process
+from jaxdiff.samplers.jump import jump, posterior_variances
+from jaxdiff.typing import Denoiser
+
+
+def image_grid(
+    images: Float[np.ndarray, "n height width channels"], *, columns: int | None = None, least: int = 56
+) -> UInt8[np.ndarray, "rows columns 3"]:
+    """The images side by side.
+
+    Args:
+      images: values in [−1, 1] (beyond is cut off), 1 or 3 channels.
+      columns: how many in a row; about the square root of n if left out.
+      least: small images are enlarged by a whole factor to at least this many pixels a side.
+
+    Returns:
+      uint8 pixels in [0, 255]; the last row is filled up with black.
+
+    Raises:
+      ValueError: for no images, and for a number of channels that is neither 1 nor 3.
+    """
+    n, height, width, channels = images.shape
+    if n < 1:
+        raise ValueError("images are none; a picture needs at least 1")
+    if channels not in (1, 3):
+        raise ValueError(f"images have {channels} channels; a picture needs 1 or 3")
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    pixels = np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+    scale = max(1, math.ceil(least / min(height, width)))
+    pixels = np.broadcast_to(pixels, (n, height, width, 3)).repeat(scale, axis=1).repeat(scale, axis=2)
+    gap = 2
+    tall, wide = height * scale + gap, width * scale + gap
+    canvas = np.zeros((rows * tall + gap, columns * wide + gap, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = gap + i // columns * tall, gap + i % columns * wide
+        canvas[top : top + height * scale, left : left + width * scale] = image
+    return canvas
+
+
+def save(path: Path, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Write a PNG, whole or not at all."""
+    partial = path.with_name(path.name + ".part")
+    Image.fromarray(pixels).save(partial, format="PNG")
+    partial.rename(path)
+
+
+def scatter(points: Float[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Points in the plane, as uint8 pixels."""
+    figure = matplotlib.figure.Figure(figsize=(4, 4), layout="constrained")
+    axis = figure.subplots()
+    axis.scatter(points[:, 0], points[:, 1], s=2, alpha=0.5, linewidths=0)
+    axis.set(aspect="equal")
+    return _pixels(figure)
+
+
+@jax.jit
+def drift(
+    denoiser: Denoiser, process: Process, points: Float[Array, "n 2"], times: Float[Array, "2"]
+) -> Float[Array, "n 2"]:
+    """Where the reverse process pulls: the mean of its jump between two times t > s, less x_t, over t − s."""
+    t, s = times
+    _, posterior = posterior_variances(process.schedule, t, s)
+
+    def one(x: Float[Array, "2"]) -> Float[Array, "2"]:
+        zero = jnp.zeros(())
+        mean = jump(denoiser(x, t), process, s, removed=posterior, added=zero, z=jnp.zeros_like(x))
+        return (mean - x) / (t - s)
+
+    return jax.vmap(one)(points)
+
+
+@jax.jit
+def _corrupt(
+    process: Process, points: Float[Array, "n 2"], key: Key[Array, ""], t: Float[Array, ""]
+) -> Float[Array, "n 2"]:
+    """The points at time t, with the same noise for every t."""
+
+    def one(x0: Float[Array, "2"], key: Key[Array, ""]) -> Float[Array, "2"]:
+        return process.corrupt(x0, process.noise(key, x0.shape), t)
+
+    return jax.vmap(one)(points, jax.random.split(key, len(points)))
+
+
+def diffusion_in_the_plane(
+    key: Key[Array, ""],
+    denoiser: Denoiser,
+    process: Process,
+    data: Float[np.ndarray, "n 2"],
+    *,
+    sampler: samplers.Sampler,
+    steps: int,
+    rule: str = "uniform",
+    times: tuple[float, ...] = (0.0, 0.02, 0.06, 0.2, 0.5, 1.0),
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Three rows over several times: the forward process, the reverse process, and the drift of the latter.
+
+    The figure of Sohl-Dickstein et al. 2015, "Deep Unsupervised Learning using Nonequilibrium Thermodynamics"
+    (figure 1).
+
+    Args:
+      key: draws the noise.
+      denoiser: the model.
+      process: its process.
+      data: points of the data set; as many are sampled.
+      sampler: how.
+      steps: in how many jumps.
+      rule: the name of the rule for the times of the jumps (see `jaxdiff.samplers.grids`).
+      times: the columns; moved to the nearest time that the sampler visits.
+
+    Returns:
+      uint8 pixels.
+    """
+    key_noise, key_samples = jax.random.split(key)
+    grid = samplers.grids.make(rule, steps, process.schedule)
+    columns = sorted({int(np.abs(grid - time).argmin()) for time in times}, reverse=True)
+    path = samplers.sample(key_samples, denoiser, process, sampler, shape=(2,), n=len(data), grid=grid, trajectory=True)
+
+    figure = matplotlib.figure.Figure(figsize=(2.2 * len(columns), 6.8), layout="constrained")
+    axes = figure.subplots(3, len(columns), squeeze=False)
+    for column, index in enumerate(columns):
+        t = float(grid[index])
+        forward = np.asarray(_corrupt(process, data, key_noise, t))
+        reach = max(2.5, float(np.quantile(np.abs(forward), 0.995)) * 1.1)
+        for row, points in enumerate((forward, path[:, index])):
+            axes[row, column].scatter(*np.asarray(points).T, s=1, alpha=0.4, linewidths=0, color=f"C{row}")
+        side = np.linspace(-reach, reach, 15, dtype=np.float32)
+        field = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
+        if index < len(grid) - 1:
+            arrows = drift(denoiser, process, field, grid[index : index + 2])
+            axes[2, column].quiver(*field.T, *np.asarray(arrows).T, angles="xy", color="C2", width=0.006)
+        else:
+            axes[2, column].axis("off")  # the process ends here
+        axes[0, column].set_title(f"t = {t:.2f}")
+        for axis in axes[:, column]:
+            axis.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
+    for row, name in enumerate(("forward", "reverse", "drift")):
+        axes[row, 0].set_ylabel(name)
+    return _pixels(figure)
+
+
+def _pixels(figure: matplotlib.figure.Figure) -> UInt8[np.ndarray, "height width 3"]:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return np.asarray(Image.open(buffer).convert("RGB"))

@@ -1,0 +1,95 @@
+"""Many samples: batch after batch of one compiled size, spread over the devices."""
+
+import threading
+from functools import partial
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Key
+from tqdm import tqdm
+
+from jaxdiff.processes import Process
+from jaxdiff.samplers import grids
+from jaxdiff.samplers.grids import Grid
+from jaxdiff.samplers.loop import Sampler, sample_each, sample_keys
+from jaxdiff.typing import Denoiser
+
+
+def sample_in_batches(
+    key: Key[Array, ""],
+    denoiser: Denoiser,
+    process: Process,
+    sampler: Sampler,
+    *,
+    shape: tuple[int, ...],
+    n: int,
+    batch: int,
+    steps: int | None = None,
+    grid: Grid = "uniform",
+    mesh: Mesh | None = None,
+    progress: bool = False,
+) -> Float[np.ndarray, "n *shape"]:
+    """`jaxdiff.sample` for any n, in the memory that `batch` samples take.
+
+    Args:
+      key, denoiser, process, sampler, shape, n, steps, grid: as for `jaxdiff.sample`.
+      batch: how many at a time; rounded up to a multiple of the devices.
+      mesh: the devices; all there are if left out. The denoiser's weights may be sharded over it.
+      progress: whether to show a progress bar.
+
+    Returns:
+      float32 on the host, the same on every process.
+
+    Raises:
+      ValueError: for n or batch < 1, and for steps or a grid that the schedule can't take.
+    """
+    if n < 1 or batch < 1:
+        raise ValueError(f"n = {n}, batch = {batch}; both must be at least 1")
+    times = grids.make(grid, steps, process.schedule)
+    mesh = mesh or all_devices()
+    size = -(-min(n, batch) // mesh.size) * mesh.size
+    starts = range(0, n, size)
+    keys_of = jax.jit(partial(sample_keys, key), out_shardings=NamedSharding(mesh, P(mesh.axis_names)))
+    parts = []
+    with tqdm(
+        total=len(starts) * (len(times) - 1), unit="jump", disable=None if progress else True, dynamic_ncols=True
+    ) as bar:
+        _counter.bar = bar
+        for start in starts:
+            x = sample_each(
+                keys_of(np.arange(start, start + size)),
+                denoiser,
+                process,
+                sampler,
+                times=times,
+                shape=shape,
+                on_step=_counter if progress else None,
+            )
+            parts.append(multihost_utils.process_allgather(x, tiled=True))
+            jax.effects_barrier()  # callbacks may come after the result
+            _counter.foremost = 0
+    return np.concatenate(parts)[:n]
+
+
+def all_devices() -> Mesh:
+    """The mesh of all devices on one axis."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+class _Counter:
+    """Moves a progress bar: devices call it once a jump each, in any order; the bar counts the foremost."""
+
+    def __init__(self) -> None:
+        self.bar, self.foremost, self._lock = tqdm(disable=True), 0, threading.Lock()
+
+    def __call__(self, done: int) -> None:
+        with self._lock:
+            if done > self.foremost:
+                self.bar.update(done - self.foremost)
+                self.foremost = done
+
+
+_counter = _Counter()  # one for all calls: it is part of what is compiled

@@ -1,0 +1,143 @@
+"""The general jump from any t to any s < t.
+
+    x_s = α_s x̂_0 + √(σ_s² − δ²) n̂ + τ z,    z ~ N(0, I)
+
+with, for α_{t|s} = α_t/α_s, σ²_{t|s} = σ_t² − α²_{t|s} σ_s² (β_t for neighbours) and β̃ = σ²_{t|s} σ_s²/σ_t²:
+
+    DDIM(η)                     δ² = τ² = η² β̃          η = 0 is deterministic
+    DDPM, small variance        δ² = τ² = β̃             the ancestral posterior; DDIM(1)
+    DDPM, large variance        δ² = β̃, τ² = σ²_{t|s}
+    DDPM, between               δ² = β̃, τ² = β̃^{1−v} (σ²_{t|s})^v
+    fresh noise                 δ² = τ² = σ_s²           no n̂ at all
+
+The jump to t = 0 adds no noise: it returns the mean. Where α_t = 0, α_{t|s} is 0 for every s.
+
+Sources: Song, Meng & Ermon 2021, "Denoising Diffusion Implicit Models" (equations 12 and 16); Ho et al. 2020
+(equation 7 and section 3.2); Nichol & Dhariwal 2021 (equation 15).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxdiff.processes import Process
+from jaxdiff.schedules import Schedule
+from jaxdiff.typing import Denoiser, Prediction, Time
+
+
+def posterior_variances(schedule: Schedule, t: Time, s: Time) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(σ²_{t|s}, β̃): the variances of q(x_t|x_s) and of q(x_s|x_t, x_0), for scalars s < t."""
+    variance_t, variance_s = schedule.sigma(t) ** 2, schedule.sigma(s) ** 2
+    transition = variance_t - (schedule.alpha(t) / schedule.alpha(s)) ** 2 * variance_s
+    transition = jnp.maximum(transition, 0)  # rounding, when s is next to t
+    return transition, transition * variance_s / variance_t
+
+
+def jump(
+    prediction: Prediction,
+    process: Process,
+    s: Time,
+    *,
+    removed: Float[Array, ""],
+    added: Float[Array, ""],
+    z: Float[Array, "*shape"],
+) -> Float[Array, "*shape"]:
+    """x_s from the hub: `removed` is δ² and `added` is τ² in the module's equation, `z` the fresh noise."""
+    direction = jnp.sqrt(jnp.maximum(process.schedule.sigma(s) ** 2 - removed, 0))
+    mean = process.signal(prediction.x0, s) + direction * prediction.noise
+    return mean + jnp.where(s > 0, jnp.sqrt(added), 0) * z
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Jump:
+    """δ² = η² β̃, τ² = η² β̃^{1−v} (σ²_{t|s})^v. Make one with `ddim` or `ddpm`."""
+
+    eta: float
+    v: float
+
+    def init(self, x: Float[Array, "*shape"]) -> None:
+        """It carries no state."""
+
+    def step(
+        self,
+        key: Key[Array, ""],
+        x_t: Float[Array, "*shape"],
+        state: None,
+        *,
+        t: Time,
+        s: Time,
+        denoise: Denoiser,
+        process: Process,
+    ) -> tuple[Float[Array, "*shape"], None]:
+        transition, posterior = posterior_variances(process.schedule, t, s)
+        x_s = jump(
+            denoise(x_t, t),
+            process,
+            s,
+            removed=self.eta**2 * posterior,
+            added=self.eta**2 * posterior ** (1 - self.v) * transition**self.v,
+            z=process.noise(key, x_t.shape),
+        )
+        return x_s, None
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fresh:
+    """δ² = τ² = σ_s². Make one with `fresh`."""
+
+    def init(self, x: Float[Array, "*shape"]) -> None:
+        """It carries no state."""
+
+    def step(
+        self,
+        key: Key[Array, ""],
+        x_t: Float[Array, "*shape"],
+        state: None,
+        *,
+        t: Time,
+        s: Time,
+        denoise: Denoiser,
+        process: Process,
+    ) -> tuple[Float[Array, "*shape"], None]:
+        variance = process.schedule.sigma(s) ** 2
+        z = process.noise(key, x_t.shape)
+        return jump(denoise(x_t, t), process, s, removed=variance, added=variance, z=z), None
+
+
+def ddim(eta: float = 0.0) -> Jump:
+    """DDIM: deterministic at η = 0, the ancestral sampler at η = 1 (Song, Meng & Ermon 2021).
+
+    Raises:
+      ValueError: for η outside [0, 1].
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta = {eta}; the rule is 0 <= eta <= 1")
+    return Jump(eta=float(eta), v=0.0)
+
+
+def ddpm(variance: str | float = "small") -> Jump:
+    """The ancestral sampler of Ho et al. 2020, for any grid of steps.
+
+    Args:
+      variance: "small" for β̃, "large" for σ²_{t|s} (β_t for neighbours), or v in [0, 1] for β̃^{1−v} (σ²_{t|s})^v.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    v = {"small": 0.0, "large": 1.0}.get(variance, variance) if isinstance(variance, str) else variance
+    if isinstance(v, str) or not 0 <= v <= 1:
+        raise ValueError(f"variance = {variance!r}; give 'small', 'large' or a number in [0, 1]")
+    return Jump(eta=1.0, v=float(v))
+
+
+def fresh() -> Fresh:
+    """Noise the estimate x̂_0 anew to time s, keeping nothing of n̂.
+
+    It does not sample the data's law: x̂_0 is a posterior mean, narrower than the data, so that what comes out is
+    too narrow, more so the fewer the steps. It is the rule that needs no posterior, for any noise law.
+    """
+    return Fresh()

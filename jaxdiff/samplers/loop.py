@@ -1,0 +1,181 @@
+"""The sampling loop: one `lax.scan` over jumps, written for one sample, mapped over keys, compiled once per shape."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer, Key
+
+from jaxdiff.processes import Process
+from jaxdiff.samplers import grids
+from jaxdiff.samplers.grids import Grid
+from jaxdiff.typing import Denoiser, Prediction, PyTree, Time
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """One jump of one sample from t to s < t. A hashable value: equal samplers share a compilation."""
+
+    def init(self, x: Float[Array, "*shape"]) -> Any:
+        """What the sampler carries between jumps (None if nothing), for a start at x."""
+
+    def step(
+        self,
+        key: Key[Array, ""],
+        x_t: Float[Array, "*shape"],
+        state: Any,
+        *,
+        t: Time,
+        s: Time,
+        denoise: Denoiser,
+        process: Process,
+    ) -> tuple[Float[Array, "*shape"], Any]:
+        """x_s and the new state. `denoise` already holds the condition."""
+
+
+def sample(
+    key: Key[Array, ""],
+    denoiser: Denoiser,
+    process: Process,
+    sampler: Sampler,
+    *,
+    shape: tuple[int, ...],
+    n: int,
+    steps: int | None = None,
+    grid: Grid = "uniform",
+    cond: PyTree = None,
+    trajectory: bool = False,
+    on_step: Callable[[int], None] | None = None,
+) -> Float[Array, "n *shape"]:
+    """Draw n samples.
+
+    Sample i depends on `fold_in(key, i)` alone: it is the same in any batch and on any number of devices, to the
+    rounding of the compiled batch size.
+
+    Args:
+      key: a typed key.
+      denoiser: the model.
+      process: the process that it denoises.
+      sampler: how to jump; see `jaxdiff.samplers`.
+      shape: the shape of one sample.
+      n: how many.
+      steps: the number of jumps; left out where `grid` lists the times.
+      grid: the name of a rule for the times, or the falling times themselves, of which the first must be 1.
+      cond: a pytree whose leaves have leading axis n, one condition a sample; None if there is none.
+      trajectory: whether to return every x on the way.
+      on_step: called with the number of jumps done after each one; it may come late, and must not raise. A new
+        function is a new compilation: define it once.
+
+    Returns:
+      float32 (float64 under x64) of shape (n, *shape); with `trajectory`, (n, steps + 1, *shape), the start first.
+
+    Raises:
+      ValueError: for n < 1, for steps or a grid that the schedule can't take (see `jaxdiff.samplers.grids`), for a
+        grid that does not start at 1, and for a condition without the leading axis n.
+    """
+    if n < 1:
+        raise ValueError(f"n = {n}; ask for at least 1 sample")
+    for path, leaf in jax.tree.leaves_with_path(cond):
+        if jnp.shape(leaf)[:1] != (n,):
+            name = f"cond{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{name} has shape {jnp.shape(leaf)}; give one condition a sample: leading axis n = {n}")
+    times = grids.make(grid, steps, process.schedule)
+    return sample_each(
+        sample_keys(key, np.arange(n)),
+        denoiser,
+        process,
+        sampler,
+        times=times,
+        shape=shape,
+        cond=cond,
+        trajectory=trajectory,
+        on_step=on_step,
+    )
+
+
+def sample_keys(key: Key[Array, ""], indices: Integer[np.ndarray | Array, " n"]) -> Key[Array, " n"]:
+    """The keys of the samples with these indices: fold_in(key, i)."""
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(indices))
+
+
+def sample_each(
+    keys: Key[Array, " n"],
+    denoiser: Denoiser,
+    process: Process,
+    sampler: Sampler,
+    *,
+    times: Float[np.ndarray, " times"],
+    shape: tuple[int, ...],
+    cond: PyTree = None,
+    trajectory: bool = False,
+    on_step: Callable[[int], None] | None = None,
+) -> Float[Array, "n *shape"]:
+    """`sample` with one key a sample and the times given: keys sharded over devices make a sharded computation.
+
+    Raises:
+      ValueError: for times that do not start at 1.
+    """
+    if times[0] != 1:
+        raise ValueError(f"the times start at {times[0]}, but the prior is that of t = 1; start them at 1")
+    return _sample(
+        keys,
+        jax.tree.map(_as_pytree, denoiser),
+        process,
+        jnp.asarray(times, jnp.result_type(float)),
+        cond,
+        sampler=sampler,
+        shape=tuple(shape),
+        trajectory=trajectory,
+        on_step=on_step,
+    )
+
+
+def _as_pytree(leaf: Any) -> Any:
+    """A plain function, a denoiser itself or held by one, as a pytree that `jax.jit` takes; arrays as they are."""
+    return jax.tree_util.Partial(leaf) if callable(leaf) else leaf
+
+
+@partial(jax.jit, static_argnames=("sampler", "shape", "trajectory", "on_step"))
+def _sample(
+    keys: Key[Array, " n"],
+    denoiser: Denoiser,
+    process: Process,
+    times: Float[Array, " times"],
+    cond: PyTree,
+    *,
+    sampler: Sampler,
+    shape: tuple[int, ...],
+    trajectory: bool,
+    on_step: Callable[[int], None] | None,
+) -> Float[Array, "n *shape"]:
+    def one(key: Key[Array, ""], cond: PyTree) -> Float[Array, "*shape"]:
+        key_start, key_jumps = jax.random.split(key)
+        x = process.prior(key_start, shape)
+
+        def denoise(x_t: Float[Array, "*shape"], t: Time, _: PyTree = None, /) -> Prediction:
+            return denoiser(x_t, t, cond)
+
+        def body(carry: Any, jump: Any) -> tuple[Any, Any]:
+            x_t, state = carry
+            i, t, s = jump
+            x_s, state = sampler.step(
+                jax.random.fold_in(key_jumps, i),
+                x_t,
+                state,
+                t=t,
+                s=s,
+                denoise=denoise,
+                process=process,
+            )
+            if on_step is not None:
+                jax.debug.callback(lambda done: on_step(int(done)), i + 1)
+            return (x_s, state), x_s if trajectory else None
+
+        jumps = (jnp.arange(len(times) - 1), times[:-1], times[1:])
+        (last, _), visited = jax.lax.scan(body, (x, sampler.init(x)), jumps)
+        return jnp.concatenate([x[None], visited]) if trajectory else last
+
+    return jax.vmap(one)(keys, cond)

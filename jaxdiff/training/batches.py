@@ -1,0 +1,98 @@
+"""Which examples each step sees, and how they reach the devices.
+
+The order is a function of (seed, step) alone: position p = step·batch + j of the endless stream is example
+permutation(seed, p // N)[p mod N] of N. So a resumed run needs no iterator state, on any number of hosts.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int, Num
+
+from jaxdiff.data import Dataset
+from jaxdiff.training.sharding import batch_spec, place
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, n: int) -> Int[np.ndarray, " n"]:
+    return np.random.default_rng([seed, epoch]).permutation(n).astype(np.int32)
+
+
+def indices(seed: int, first_step: int, shape: tuple[int, int], n: int) -> Int[np.ndarray, "steps batch"]:
+    """The examples, of n, that `shape[0]` steps from `first_step` on see, `shape[1]` each: int32 of that shape."""
+    position = first_step * shape[1] + np.arange(shape[0] * shape[1])
+    epochs, offsets = np.divmod(position, n)
+    chosen = np.empty(len(position), np.int32)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        chosen[here] = _permutation(seed, int(epoch), n)[offsets[here]]
+    return chosen.reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dispatch:
+    """The input of one compiled call: `count` steps, the first of which is step `first`, counted from 0."""
+
+    first: int
+    count: int
+    batch: Num[Array, "steps batch ..."]  # examples, or their indices where the data set lies on the devices
+    waited: float  # seconds that the loop waited for it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batches:
+    """The stream of dispatches over a data set.
+
+    `resident` is the whole data set on every device, or None: then each batch is gathered on the host, of which
+    every process gathers only what its own devices need.
+    """
+
+    dataset: Dataset
+    mesh: Mesh
+    seed: int
+    batch_size: int
+    resident: Num[Array, "n ..."] | None
+
+    def stream(self, start: int, stop: int, size: int) -> Iterator[Dispatch]:
+        """Dispatches of `size` steps from step `start` to `stop`, each made while the one before it runs.
+
+        They end at multiples of `size`, so that a start in between makes the first one shorter.
+        """
+        bounds = [start, *range((start // size + 1) * size, stop, size), stop]
+        with ThreadPoolExecutor(1) as pool:
+
+            def submit(i: int) -> Future[Array] | None:
+                return pool.submit(self._batch, bounds[i], bounds[i + 1] - bounds[i]) if bounds[i] < stop else None
+
+            i, following = 0, submit(0)
+            while following is not None:
+                ready, following = following, submit(i + 1)
+                began = time.perf_counter()
+                batch = ready.result()
+                yield Dispatch(first=bounds[i], count=len(batch), batch=batch, waited=time.perf_counter() - began)
+                i += 1
+
+    def _batch(self, first: int, count: int) -> Num[Array, "steps batch ..."]:
+        chosen = indices(self.seed, first, (count, self.batch_size), len(self.dataset.x))
+        spec = batch_spec(leading=1)
+        if self.resident is not None:
+            return place(chosen, self.mesh, spec)
+        examples = self.dataset.x
+        return jax.make_array_from_callback(
+            (*chosen.shape, *self.dataset.shape),
+            NamedSharding(self.mesh, spec),
+            lambda index: examples[chosen[index[:2]]],  # type: ignore[index]
+        )
+
+
+def make_batches(dataset: Dataset, mesh: Mesh, *, seed: int, batch_size: int, on_device: bool) -> Batches:
+    """The stream of batches over `dataset`; with `on_device` the data set is copied to every device once."""
+    resident = place(dataset.x, mesh, P()) if on_device else None
+    return Batches(dataset=dataset, mesh=mesh, seed=seed, batch_size=batch_size, resident=resident)

@@ -1,0 +1,146 @@
+"""What a run reports: `metrics.jsonl`, TensorBoard events, a progress bar; and the watch for NaN.
+
+Metrics stay on the device until they are there: the recorder reads a dispatch's numbers only once they are ready, or
+when it is told to wait (`drain`), so that the devices never idle for a log line.
+
+A line of `metrics.jsonl` is about the steps since the last one: means of `loss` and `grad_norm`, the last
+`learning_rate`, `images_per_second` in all the time that passed (compiling, saving and drawing pictures too), and
+`data_wait`, the part of that time in which the loop waited for data.
+"""
+
+import collections
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from jaxdiff import plots
+from jaxdiff.training.batches import Dispatch
+from jaxdiff.training.step import Metrics
+
+_IN_FLIGHT = 2  # dispatches that may run ahead of the host
+
+
+class DivergenceError(RuntimeError):
+    """The loss or its gradient is no longer finite."""
+
+
+class Recorder:
+    """Reports on one run. Only process 0 of a multi-host run writes; every process watches for NaN."""
+
+    def __init__(self, workdir: Path, *, start: int, steps: int, batch_size: int, every: int) -> None:
+        self._workdir, self._every, self._batch_size, self._steps = workdir, every, batch_size, steps
+        self._writes = jax.process_index() == 0
+        self._alone = jax.process_count() == 1
+        self._queue: collections.deque[tuple[Dispatch, Metrics]] = collections.deque()
+        self._window: list[Metrics] = []
+        self._waited, self._since = 0.0, time.perf_counter()
+        if self._writes:
+            _drop_after(workdir / "metrics.jsonl", start)
+            self._file = (workdir / "metrics.jsonl").open("a")
+            self._board = SummaryWriter(str(workdir), purge_step=start + 1)
+            # None: a bar where there is a terminal, else a line at each log.
+            self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
+
+    def push(self, dispatch: Dispatch, metrics: Metrics) -> None:
+        """Take in the metrics of a dispatch that has just been started."""
+        self._queue.append((dispatch, metrics))
+        # Of several processes each must find a NaN after the same dispatch: none may be left waiting for the others.
+        while len(self._queue) > _IN_FLIGHT or (self._alone and self._queue and _ready(self._queue[0][1])):
+            self._absorb()
+
+    def drain(self) -> None:
+        """Wait for every dispatch so far; on return all their steps were finite."""
+        while self._queue:
+            self._absorb()
+
+    def picture(self, step: int, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Save a picture of the samples at this step, and show it in TensorBoard."""
+        if self._writes:
+            path = self._workdir / "samples" / f"{step:08d}.png"
+            path.parent.mkdir(exist_ok=True)
+            plots.save(path, pixels)
+            self._board.add_image("samples", pixels, step, dataformats="HWC")
+            self._say(f"step {step}: {path}")
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self._writes:
+            self._bar.close()
+            self._board.close()
+            self._file.close()
+
+    def _absorb(self) -> None:
+        dispatch, on_device = self._queue.popleft()
+        metrics = jax.device_get(on_device)
+        finite = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
+        if not finite.all():
+            i = int(np.argmin(finite))
+            raise DivergenceError(
+                f"at step {dispatch.first + i + 1} the loss is {metrics.loss[i]} and its gradient's norm "
+                f"{metrics.grad_norm[i]}; lower optimizer.learning_rate or set optimizer.clip_norm"
+            )
+        self._window.append(metrics)
+        self._waited += dispatch.waited
+        done = dispatch.first + dispatch.count
+        if self._writes:
+            self._bar.update(dispatch.count)
+        if done % self._every == 0 or done == self._steps:
+            self._report(done)
+
+    def _report(self, step: int) -> None:
+        now = time.perf_counter()
+        elapsed = now - self._since
+        window = jax.tree.map(lambda *parts: np.concatenate(parts), *self._window)
+        record: dict[str, Any] = {
+            "step": step,
+            "loss": float(window.loss.mean()),
+            "grad_norm": float(window.grad_norm.mean()),
+            "learning_rate": float(window.learning_rate[-1]),
+            "images_per_second": len(window.loss) * self._batch_size / elapsed,
+            "data_wait": min(self._waited / elapsed, 1.0),
+        }
+        self._window, self._waited, self._since = [], 0.0, now
+        if not self._writes:
+            return
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if name != "step":
+                self._board.add_scalar(name, value, step)
+        self._bar.set_postfix(loss=f"{record['loss']:.4f}", img_s=f"{record['images_per_second']:.0f}")
+        if self._bar.disable:
+            left = (self._steps - step) * elapsed / len(window.loss)
+            self._say(
+                f"step {step}/{self._steps}  loss {record['loss']:.4f}  "
+                f"{record['images_per_second']:.0f} images/s  {_clock(left)} left"
+            )
+
+    def _say(self, line: str) -> None:
+        tqdm.write(line, file=sys.stderr)
+
+
+def _ready(metrics: Metrics) -> bool:
+    return all(value.is_ready() for value in metrics)  # type: ignore[attr-defined]
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Forget what was reported beyond the step that a run resumes from: it will be reported again."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+        partial = path.with_name(path.name + ".part")
+        partial.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+        partial.rename(path)
+
+
+def _clock(seconds: float) -> str:
+    seconds = math.ceil(seconds)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

@@ -1,0 +1,229 @@
+"""Configs: what they accept, what they refuse and how they say so, and their ways through JSON and ConfigDicts."""
+
+import dataclasses
+import importlib.util
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from jaxdiff import config as configs
+from jaxdiff.config import Config, Train
+from jaxdiff.experiment import make_experiment
+
+FILES = sorted((tiny.REPOSITORY / "configs").glob("*.py"))
+SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1)}
+
+
+def get_config(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config
+
+
+def variants() -> list[tuple[Path, tuple[str, ...]]]:
+    """Each file in configs/ with each of its variants: a file that has some lists them when asked for another."""
+    found: list[tuple[Path, tuple[str, ...]]] = [(path, ()) for path in FILES]
+    for path in FILES:
+        if inspect.signature(get_config(path)).parameters:
+            with pytest.raises(ValueError, match="has no variant 'unheard of'; it has ") as error:
+                get_config(path)("unheard of")
+            found += [(path, (name,)) for name in str(error.value).partition("it has ")[2].split(", ")]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "variant"), variants(), ids=lambda value: value.stem if isinstance(value, Path) else "".join(value)
+)
+def test_every_config_file_builds_and_survives_the_command_line_and_json(path, variant):
+    given = get_config(path)(*variant)
+    assert given.is_locked
+    config = Config.from_mapping(given)
+    assert Config.from_mapping(config.to_config_dict()) == config
+    assert Config.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
+    shape = SHAPES.get(config.data.name, (2,))
+    experiment = make_experiment(config, shape, bounded=len(shape) == 3)
+    assert experiment.process.schedule.steps == config.schedule.get("steps")
+
+
+def test_defaults_are_filled_in_down_to_the_model_and_schedule():
+    config = Config.from_mapping(
+        {
+            "data": {"name": "digits"},
+            "model": {"name": "unet"},
+            "schedule": {"name": "cosine"},
+            "train": {"steps": 10, "batch_size": 8},
+        }
+    )
+    assert config.model["down"] == (64, 128, 256)
+    assert config.schedule == {"name": "cosine", "steps": 1000, "offset": 0.008, "beta_max": 0.999}
+    assert config.optimizer.clip_norm == 1.0
+    assert config.every.keep == 3
+    assert "dtype" not in config.model
+
+
+def test_lists_become_tuples_and_whole_numbers_floats():
+    config = tiny.config({"optimizer.learning_rate": 1, "schedule.beta_last": 0, "schedule.beta_first": 0})
+    assert type(config.optimizer.learning_rate) is float
+    assert type(config.schedule["beta_last"]) is float
+    assert tiny.config({"model.down": [4]}, base=tiny.IMAGES).model["down"] == (4,)
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tiny.config().train.steps = 1
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("trian", "trian is no field of a config; did you mean 'train'?"),
+        ("data.nam", "data.nam is no field of a config; did you mean 'name'?"),
+        ("loss.spac", "loss.spac is no field of a config; did you mean 'space'?"),
+        ("optimizer.learningrate", "optimizer.learningrate is no field of a config; did you mean 'learning_rate'?"),
+        ("train.stepz", "train.stepz is no field of a config; did you mean 'steps'?"),
+        ("sampling.stps", "sampling.stps is no field of a config; did you mean 'steps'?"),
+        ("every.checkpoints", "every.checkpoints is no field of a config; did you mean 'checkpoint'?"),
+        ("every.xyz", "every.xyz is no field of a config; the known ones are checkpoint, keep, log, sample"),
+        ("model.widht", "model.widht is no field of model 'mlp'; did you mean 'width'?"),
+        ("model.dtype", "model.dtype is no field of model 'mlp'"),
+        ("schedule.beta_frist", "schedule.beta_frist is no field of schedule 'linear'; did you mean 'beta_first'?"),
+    ],
+)
+def test_an_unknown_key_is_named_by_its_path_with_the_nearest_known_one(path, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        tiny.config({path: 1})
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("train.steps", "10", "train.steps = '10' has the wrong type; it must be int"),
+        ("train.steps", 10.0, "train.steps = 10.0 has the wrong type; it must be int"),
+        ("train.steps", True, "train.steps = True has the wrong type; it must be int"),
+        ("train.steps_per_dispatch", True, "train.steps_per_dispatch = True has the wrong type; it must be int | None"),
+        ("train.ema_decay", True, "train.ema_decay = True has the wrong type; it must be float"),
+        ("train.dtype", "float16", "train.dtype = 'float16' is unknown; did you mean 'bfloat16'?"),
+        ("train", 3, "train = 3; it must be a section with fields of its own"),
+        ("data.on_device", 1, "data.on_device = 1 has the wrong type; it must be bool"),
+        ("data.dir", 1, "data.dir = 1 has the wrong type; it must be str | None"),
+        ("optimizer.clip_norm", "none", "optimizer.clip_norm = 'none' has the wrong type; it must be float | None"),
+        ("optimizer.decay", "cosin", "optimizer.decay = 'cosin' is unknown; did you mean 'cosine'?"),
+        ("predicts", "epsilon", "predicts = 'epsilon' is unknown; did you mean 'eps'?"),
+        ("loss.space", ["eps"], "loss.space = ['eps'] is unknown; did you mean 'eps'?"),
+        ("model", "mlp", "model = 'mlp' has the wrong type; it must be Mapping"),
+        ("model.width", 1.5, "model.width = 1.5 has the wrong type; it must be int"),
+        ("schedule.beta_last", "x", "schedule.beta_last = 'x' has the wrong type; it must be float"),
+        ("model.name", "mpl", "model.name = 'mpl' is unknown; did you mean 'mlp'?"),
+        ("model.name", None, "model.name = None is unknown; the known ones are mlp, unet"),
+        ("schedule", {}, "schedule.name is missing from the config; the known ones are cosine, flow, linear"),
+        ("data", {}, "data.name is missing from the config"),
+        ("train", {"steps": 3}, "train.batch_size is missing from the config"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(path, value, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        tiny.config({path: value})
+
+
+@pytest.mark.parametrize("position", range(3))
+def test_every_item_of_a_sequence_is_checked(position):
+    down = [4, 4, 4]
+    down[position] = "4"
+    message = re.escape(f"model.down = {down} has the wrong type; it must be Sequence[int]")
+    with pytest.raises(ValueError, match=message):
+        tiny.config({"model.down": down}, base=tiny.IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("train.steps", 0, "train.steps = 0; it must be at least 1"),
+        ("train.batch_size", 0, "train.batch_size = 0; it must be at least 1"),
+        ("train.accumulate", 3, "train.batch_size = 16 is not divisible by train.accumulate = 3; make it a multiple"),
+        ("train.steps_per_dispatch", 0, "train.steps_per_dispatch = 0; it must be at least 1"),
+        ("train.ema_decay", 1.0, "train.ema_decay = 1.0; the rule is 0 <= ema_decay < 1"),
+        ("train.ema_decay", float("nan"), "train.ema_decay = nan; the rule is 0 <= ema_decay < 1"),
+        ("train.seed", -1, "train.seed = -1; the rule is 0 <= seed < 2^32"),
+        ("train.seed", 2**32, "train.seed = 4294967296; the rule is 0 <= seed < 2^32"),
+        ("train.fsdp", 0, "train.fsdp = 0; it must be at least 1"),
+        ("optimizer.learning_rate", -0.1, "optimizer.learning_rate = -0.1; it must be at least 0, and finite"),
+        ("optimizer.learning_rate", float("nan"), "optimizer.learning_rate = nan; it must be at least 0, and finite"),
+        ("optimizer.learning_rate", float("inf"), "optimizer.learning_rate = inf; it must be at least 0, and finite"),
+        ("optimizer.warmup_steps", -1, "optimizer.warmup_steps = -1; it must be at least 0"),
+        ("optimizer.weight_decay", -1.0, "optimizer.weight_decay = -1.0; it must be at least 0"),
+        ("optimizer.clip_norm", 0.0, "optimizer.clip_norm = 0.0; it must be above 0, or None"),
+        ("optimizer.clip_norm", -1.0, "optimizer.clip_norm = -1.0; it must be above 0, or None"),
+        ("sampling.n", 0, "sampling.n = 0; it must be at least 1"),
+        ("sampling.steps", 0, "sampling.steps = 0; it must be at least 1"),
+        ("sampling.sampler", "dimd", "sampling.sampler = 'dimd'"),
+        ("sampling.grid", "unifrm", "sampling.grid = 'unifrm' is unknown; did you mean 'uniform'?"),
+        ("every.keep", 0, "every.keep = 0; it must be at least 1"),
+        ("every.log", 7, "every.log = 7 is not a multiple of train.steps_per_dispatch = 5; make it one"),
+        ("every.checkpoint", 7, "every.checkpoint = 7 is not a multiple of train.steps_per_dispatch = 5"),
+        ("every.sample", 7, "every.sample = 7 is not a multiple of train.steps_per_dispatch = 5"),
+    ],
+)
+def test_a_value_that_breaks_a_rule_is_refused(path, value, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        tiny.config({path: value})
+
+
+def test_without_steps_per_dispatch_the_default_of_accelerators_must_divide():
+    message = (
+        "every.log = 5 is not a multiple of train.steps_per_dispatch = 10, its default on accelerators; make it one"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        tiny.config({"train.steps_per_dispatch": None, "every.log": 5})
+
+
+def test_a_section_made_directly_is_checked_too(unchecked):
+    with pytest.raises(ValueError, match=r"^train\.steps = '10' has the wrong type; it must be int$"):
+        Train(steps="10", batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "message"),
+    [
+        ({"schedule.steps": 0}, (2,), "schedule: steps = 0; a discrete schedule needs at least 1"),
+        ({"sampling.steps": 21}, (2,), "sampling: steps = 21, but the schedule has 20 steps"),
+        ({"loss.times": "discrete", "schedule": {"name": "vp"}}, (2,), "loss: times = 'discrete'"),
+        ({"model.width": 0}, (2,), "model: width = 0"),
+        ({}, (8, 8, 1), "model: name = 'mlp' takes examples of 1 axes, but the data has (8, 8, 1)"),
+        ({"model": {"name": "unet"}}, (2,), "model: name = 'unet' takes examples of 3 axes, but the data has (2,)"),
+        ({"model": {"name": "unet"}}, (6, 6, 1), "model: an image of 6×6 can't be halved 2 times"),
+    ],
+)
+def test_what_the_parts_of_an_experiment_refuse_is_told_with_the_section(changes, shape, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        make_experiment(tiny.config(changes), shape, bounded=False)
+
+
+def test_the_config_dict_is_locked_and_sets_fields_that_may_be_none():
+    fields = tiny.config().to_config_dict()
+    with pytest.raises(KeyError):
+        fields.train["stepz"] = 1
+    fields.optimizer.clip_norm = None
+    fields.train.steps_per_dispatch = 10
+    fields.data.dir = "somewhere"
+    config = Config.from_mapping(fields)
+    assert config.optimizer.clip_norm is None
+    assert config.train.steps_per_dispatch == 10
+    assert config.data.dir == "somewhere"
+
+
+def test_differences_are_listed_by_path_and_a_list_is_a_tuple():
+    old, new = tiny.config().to_mapping(), tiny.config({"train.steps": 99, "model.width": 4}).to_mapping()
+    assert configs.differences(old, new) == ["model.width: 16 -> 4", "train.steps: 30 -> 99"]
+    assert configs.differences({"a": [1, [2]]}, {"a": (1, (2,))}) == []
+    assert configs.differences({"a": 1}, {}) == ["a: 1 -> '(none)'"]
+
+
+def test_a_config_dict_and_a_mapping_make_the_same_config():
+    assert Config.from_mapping(ConfigDict(tiny.mapping())) == tiny.config()

@@ -1,0 +1,186 @@
+"""The simple loss in every space, and the times at which a batch is trained."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxdiff import denoiser, losses, schedules, time_sampling
+from jaxdiff.parameterization import KINDS
+from jaxdiff.processes import Gaussian
+from jaxdiff.schedules import Schedule
+from jaxdiff.time_sampling import time_sampler
+from jaxdiff.typing import Prediction
+
+SCHEDULES: dict[str, Schedule] = {name: make() for name, make in schedules.REGISTRY.items()}
+TIMES = (0.02, 0.5, 0.97)  # of the rates, that of a discrete schedule at a step is its left one
+X0 = np.random.default_rng(0).normal(size=(2, 3))
+KEY = jax.random.key(7)
+
+every_schedule = pytest.mark.parametrize("name", SCHEDULES)
+
+
+def wrong_by(error: float, process: Gaussian) -> Any:
+    """A denoiser for X0 whose x̂_0 is off by `error`, with the noise that fits."""
+
+    def predict(x_t: jax.Array, t: jax.Array, cond: Any = None, /) -> Prediction:
+        x0 = jnp.asarray(X0) + error
+        return Prediction(x0, (x_t - process.schedule.alpha(t) * x0) / process.schedule.sigma(t))
+
+    return predict
+
+
+@functools.partial(jax.jit, static_argnames="error")
+def in_every_space(schedule: Schedule, t: jax.Array, error: float) -> Any:
+    """The losses, α, σ and their rates."""
+    process = Gaussian(schedule)
+    denoise = wrong_by(error, process)
+    found = {kind: losses.simple(denoise, process, jnp.asarray(X0), t, key=KEY, space=kind) for kind in KINDS}
+    return found, schedule.alpha(t), schedule.sigma(t), schedules.rates(schedule, t)
+
+
+@every_schedule
+@pytest.mark.parametrize("t", TIMES)
+def test_an_error_of_x0_weighs_in_each_space_as_stated(name: str, t: float, x64: None) -> None:
+    error = 0.3
+    found, alpha, sigma, (d_alpha, d_sigma) = jax.device_get(in_every_space(SCHEDULES[name], jnp.float64(t), error))
+    weights = {
+        "x0": 1.0,
+        "eps": alpha / sigma,
+        "score": alpha / sigma**2,
+        "v": (alpha**2 + sigma**2) / sigma,
+        "velocity": d_alpha - d_sigma * alpha / sigma,
+    }
+    for kind in KINDS:
+        # Targets of size up to 1/σ² = 1e4 are subtracted: 1e-16·1e4 and twice that in the square.
+        assert found[kind] == pytest.approx((weights[kind] * error) ** 2, rel=1e-9), kind
+
+
+@pytest.mark.parametrize("space", KINDS)
+def test_the_loss_is_the_mean_squared_error_in_numpy(space: Any, x64: None) -> None:
+    """With a network that has nothing to do with the data, of another kind than the space."""
+    schedule, t = SCHEDULES["vp"], 0.4
+    process = Gaussian(schedule)
+    model = denoiser(lambda params, x, t: params * x + t[:, None, None], 0.7, process, predicts="v")
+    found = jax.jit(lambda: losses.simple(model, process, jnp.asarray(X0), t, key=KEY, space=space))()
+
+    noise = np.asarray(jax.random.normal(KEY, (2, 3)))
+    integral = 0.1 * t + 19.9 * t**2 / 2
+    a, s = np.exp(-integral / 2), np.sqrt(1 - np.exp(-integral))
+    d_a = -(0.1 + 19.9 * t) / 2 * a
+    d_s = -a * d_a / s
+    x_t = a * X0 + s * noise
+    v = 0.7 * x_t + t
+    x0_hat, noise_hat = a * x_t - s * v, s * x_t + a * v
+    of = {
+        "eps": lambda x0, n: n,
+        "x0": lambda x0, n: x0,
+        "v": lambda x0, n: a * n - s * x0,
+        "score": lambda x0, n: -n / s,
+        "velocity": lambda x0, n: d_a * x0 + d_s * n,
+    }[space]
+    assert found == pytest.approx(np.mean((of(X0, noise) - of(x0_hat, noise_hat)) ** 2), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["linear", "ve", "flow"])
+def test_the_exact_denoiser_of_gaussian_data_has_the_posterior_variance(name: str) -> None:
+    """For x_0 ~ N(m, c) the error of E[x_0|x_t] has variance c σ²/(α² c + σ²), in the space of x_0."""
+    schedule, m, c, n = SCHEDULES[name], 0.5, 0.25, 200_000
+    process = Gaussian(schedule)
+
+    def exact(x_t: jax.Array, t: jax.Array, cond: Any = None, /) -> Prediction:
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        x0 = m + alpha * c * (x_t - alpha * m) / (alpha**2 * c + sigma**2)
+        return Prediction(x0, (x_t - alpha * x0) / sigma)
+
+    @jax.jit
+    def loss(t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        x0 = m + c**0.5 * jax.random.normal(jax.random.key(1), (n,))  # n coordinates of one sample
+        found = losses.simple(exact, process, x0, t, key=jax.random.key(2), space="x0")
+        return found, schedule.alpha(t), schedule.sigma(t)
+
+    for t in (0.1, 0.5, 0.9):
+        found, alpha, sigma = jax.device_get(loss(t))
+        variance = c * sigma**2 / (alpha**2 * c + sigma**2)
+        # The mean of n squares of N(0, variance) has the relative standard error √(2/n) = 0.32 %; 4 of them.
+        assert found == pytest.approx(variance, rel=4 * np.sqrt(2 / n)), t
+
+
+@every_schedule
+def test_a_loss_has_finite_gradients_at_all_trained_times(name: str) -> None:
+    process = Gaussian(SCHEDULES[name])
+
+    @jax.jit
+    def gradients(t: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+        def loss(params: jax.Array, kind: Any) -> jax.Array:
+            model = denoiser(lambda params, x, t: params * x, params, process, predicts=kind)
+            return losses.simple(model, process, jnp.asarray(X0, jnp.float32), t, key=KEY, space=kind)
+
+        return {kind: jax.value_and_grad(loss)(jnp.float32(0.5), kind) for kind in KINDS}
+
+    for t in (2.0**-23, 1e-3, 1.0):  # the first is the smallest that a continuous draw can give
+        for kind, found in gradients(jnp.float32(t)).items():
+            assert np.all(np.isfinite(found)), (kind, t)
+
+
+def test_the_condition_reaches_the_network() -> None:
+    process = Gaussian(SCHEDULES["flow"])
+    model = denoiser(lambda params, x, t, cond: 0 * x + cond["label"][:, None], None, process, predicts="x0")
+    cond = {"label": jnp.float32(3)}
+    loss = jax.jit(lambda x0: losses.simple(model, process, x0, 0.5, key=KEY, cond=cond, space="x0"))
+    assert loss(jnp.full(3, 5.0)) == pytest.approx(4.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 1000])
+def test_discrete_times_are_the_steps_one_to_the_last(steps: int) -> None:
+    draw = time_sampler("auto", schedules.linear(steps, beta_last=0.02))
+    n = 40 * steps
+    times = np.asarray(draw(jax.random.key(3), n))
+    assert times.shape == (n,)
+    assert times.dtype == np.float32
+    k = np.round(times * steps).astype(int)
+    np.testing.assert_allclose(times, k / steps, rtol=2e-7)  # XLA may multiply by 1/T, rounded
+    # A step is missed with probability e^{−40}. Chi-square at the level of 1e-4: weights wrong by 30 % in half of the
+    # steps would add 0.09·n to it, 3600 where 1000 ± 45 is expected.
+    assert sorted(set(k)) == list(range(1, steps + 1))
+    if steps > 1:
+        assert stats.chisquare(np.bincount(k)[1:]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("t_min", [0.0, 1e-3, 0.25])
+def test_continuous_times_are_uniform_above_t_min(t_min: float) -> None:
+    times = np.asarray(time_sampling.continuous(jax.random.key(4), 100_000, t_min=t_min))
+    assert times.min() > t_min
+    assert times.max() <= 1
+    # 20 cells of 5000 at the level of 1e-4, a chi-square of 53; a density 5 % high in half of them and low
+    # in the others adds 250.
+    counts, _ = np.histogram(times, bins=20, range=(t_min, 1))
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_continuous_times_keep_off_t_min_and_reach_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    extremes = jnp.array([0.0, 1 - 2.0**-23])  # the smallest and the largest float32 draws
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: extremes)
+    for t_min in (0.0, 1e-3, 0.1):
+        latest, earliest = time_sampling.continuous(jax.random.key(0), 2, t_min=t_min)
+        assert latest == 1
+        assert t_min < earliest < t_min + 1e-6
+
+
+def test_auto_follows_the_schedule() -> None:
+    assert time_sampler("auto", SCHEDULES["flow"]) is time_sampling.continuous
+    assert time_sampler("continuous", SCHEDULES["linear"]) is time_sampling.continuous
+    explicit, auto = (time_sampler(times, schedules.linear(10))(KEY, 5) for times in ("discrete", "auto"))
+    np.testing.assert_array_equal(explicit, auto)
+
+
+def test_unknown_or_impossible_times_are_refused(unchecked: None) -> None:
+    anything: Any = "antithetic"
+    with pytest.raises(ValueError, match="times = 'antithetic'; the known ones are auto, discrete, continuous"):
+        time_sampler(anything, SCHEDULES["flow"])
+    with pytest.raises(ValueError, match="times = 'discrete', but the schedule is continuous"):
+        time_sampler("discrete", SCHEDULES["flow"])

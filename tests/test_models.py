@@ -1,0 +1,324 @@
+"""Attention against its definition, the U-Net against its PyTorch twin, the MLP on a swiss roll."""
+
+import math
+import types
+import zlib
+from pathlib import Path
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from sklearn.datasets import make_swiss_roll
+
+from jaxdiff.models import MLP, UNet, attend, attention, layers
+
+GOLDEN = Path(__file__).parent / "golden" / "ddpm_unet.npz"
+
+
+def plain(q, k, v):
+    scores = jnp.einsum("...thd,...shd->...hts", q, k) / math.sqrt(q.shape[-1])
+    return jnp.einsum("...hts,...shd->...thd", jax.nn.softmax(scores, axis=-1), v)
+
+
+def numpy_attention(q, k, v):
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    scores = np.einsum("...thd,...shd->...hts", q, k) / math.sqrt(q.shape[-1])
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("...hts,...shd->...thd", weights, v)
+
+
+def qkv(shape, *, keys=None, scale=1.0):
+    kv_shape = (*shape[:-3], keys or shape[-3], *shape[-2:])
+    rngs = jax.random.split(jax.random.key(math.prod(shape)), 3)
+    shapes = (shape, kv_shape, kv_shape)
+    return [scale * jax.random.normal(r, s) for r, s in zip(rngs, shapes, strict=True)]
+
+
+def close(actual, desired, tol=2e-6):
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(
+            np.asarray(x, np.float64), y, rtol=0, atol=tol * float(np.abs(y).max())
+        ),
+        actual,
+        desired,
+    )
+
+
+SHAPES = [(16, 4, 8), (1, 1, 1, 1), (3, 2, 7, 3, 5)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("keys", [None, 5])
+def test_attention_is_softmax_attention(shape, keys):
+    q, k, v = qkv(shape, keys=keys)
+    close(attend(q, k, v), numpy_attention(q, k, v))
+
+
+def test_attention_with_scores_that_overflow_exp():
+    q, k, v = qkv((2, 9, 2, 4), scale=40.0)
+    close(attend(q, k, v), numpy_attention(q, k, v), 1e-5)
+    gradient = jax.grad(lambda *x: attend(*x).sum(), argnums=(0, 1, 2))(q, k, v)
+    assert all(jnp.isfinite(g).all() for g in gradient)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention_gradient(shape):
+    q, k, v = qkv(shape, keys=6)
+    g = jax.random.normal(jax.random.key(7), q.shape)
+    gradients = [
+        jax.jit(jax.grad(lambda *x, f=f: (f(*x) * g).sum(), argnums=(0, 1, 2)))(q, k, v)
+        for f in (attend, plain, jax.checkpoint(attend))
+    ]
+    close(gradients[0], jax.tree.map(lambda x: np.asarray(x, np.float64), gradients[1]), 5e-6)
+    close(gradients[2], gradients[0])
+
+
+@pytest.mark.parametrize("mapped", [(1, 0, 2), (0, None, None)])
+def test_attention_under_vmap(mapped):
+    q, k, v = qkv((4, 4, 4, 2, 3))
+    args = [x if axis is not None else x[0] for x, axis in zip((q, k, v), mapped, strict=True)]
+    mapping = {"in_axes": mapped}
+    close(jax.jit(jax.vmap(attend, **mapping))(*args), jax.vmap(plain, **mapping)(*args))
+    for f in (
+        lambda f: jax.grad(lambda *x: jnp.sin(jax.vmap(f, **mapping)(*x)).sum(), (0, 1, 2)),
+        lambda f: jax.vmap(jax.grad(lambda *x: jnp.sin(f(*x)).sum(), (0, 1, 2)), **mapping),
+    ):
+        close(jax.jit(f(attend))(*args), f(plain)(*args), 1e-5)
+
+
+def test_attention_under_two_vmaps_in_any_grouping(monkeypatch):
+    q, k, v = qkv((3, 4, 5, 2, 3))
+    for cache in (1, 4 * 5 * 5 * 2 * 3, 2**22):
+        monkeypatch.setattr(attention, "_CACHE_BYTES", cache)
+        close(jax.vmap(jax.vmap(attend))(q, k, v), plain(q, k, v))
+
+
+def test_attention_stays_a_loop_under_vmap():
+    q, k, v = qkv((16, 512, 4, 8))
+    loss = jax.vmap(jax.value_and_grad(lambda *x: attend(*x).sum(), (0, 1, 2)))
+    memory = jax.jit(loss).lower(q, k, v).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 16 * 4 * 512 * 512 * 4 / 2
+
+
+def test_attention_in_bfloat16():
+    q, k, v = (x.astype(jnp.bfloat16) for x in qkv((2, 16, 4, 8)))
+    out = attend(q, k, v)
+    assert out.dtype == jnp.bfloat16
+    close(out, numpy_attention(q, k, v), 2**-8)
+
+
+def test_attention_off_the_cpu(monkeypatch):
+    q, k, v = qkv((2, 16, 4, 8))
+    expected = plain(q, k, v)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    close(attend(q, k, v), expected)
+
+
+@pytest.mark.parametrize(
+    ("fits", "shape", "dtype", "platform", "capability"),
+    [
+        (True, (2, 784, 4, 16), jnp.bfloat16, "cuda 12090", "9.0"),
+        (False, (2, 784, 4, 16), jnp.float32, "cuda 12090", "9.0"),
+        (False, (2, 784, 4, 4), jnp.bfloat16, "cuda 12090", "9.0"),
+        (False, (2, 784, 4, 256), jnp.bfloat16, "cuda 12090", "9.0"),
+        (False, (2, 49, 4, 16), jnp.bfloat16, "cuda 12090", "9.0"),
+        (False, (2, 784, 4, 16), jnp.bfloat16, "cuda 12090", "7.5"),
+        (False, (2, 784, 4, 16), jnp.bfloat16, "rocm 60300", "gfx90a"),
+    ],
+)
+def test_which_queries_go_to_cudnn(monkeypatch, fits, shape, dtype, platform, capability):
+    client = types.SimpleNamespace(platform_version=platform)
+    device = types.SimpleNamespace(client=client, compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert attention._fits_cudnn(shape, dtype) == fits
+
+
+def formula(path, shape):
+    """The weights of benchmarks/torch_twin.py: normal numbers that the path alone decides."""
+    normal = np.random.RandomState(zlib.crc32(path.encode())).standard_normal(shape)
+    if path.endswith("kernel"):
+        normal /= math.sqrt(math.prod(shape[:-1]))
+        return normal.astype(np.float32)
+    return (0.1 * normal + path.endswith("scale")).astype(np.float32)
+
+
+def formula_variables(model, x, t):
+    """Weights of no symmetry and no zeros, in place of the initial ones."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x, t)
+    flat = flax.traverse_util.flatten_dict(shapes["params"], sep="/")
+    weights = {path: formula(path, leaf.shape) for path, leaf in flat.items()}
+    return {"params": flax.traverse_util.unflatten_dict(weights, sep="/")}
+
+
+def mapped(model, variables):
+    """The network as jaxdiff calls it: one example at a time, under `jax.vmap`."""
+    return jax.vmap(lambda x, t: model.apply(variables, x[None], t[None])[0])
+
+
+SMALL = {
+    "stem": 8,
+    "down": (8, 16),
+    "middle": (16,),
+    "up": (16, 8),
+    "layers": 1,
+    "attention": (False, True),
+    "heads": 2,
+    "groups": 4,
+    "time_dim": 8,
+}
+
+
+TINY = SMALL | {"down": (8,), "up": (8,), "attention": (True,)}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    x = jax.random.normal(jax.random.key(1), (8, 8, 4, 2))
+    return x, jnp.linspace(0.001, 1.0, 8)
+
+
+def test_unet_has_the_parameters_of_ddpm():
+    x = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
+    t = jax.ShapeDtypeStruct((1,), jnp.float32)
+    params = jax.eval_shape(UNet().init, jax.random.key(0), x, t)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 10_188_081
+
+
+def test_unet_gives_what_its_pytorch_twin_gives():
+    golden, model = np.load(GOLDEN), UNet()
+    x, t = golden["x"], golden["t"]
+    y = jax.jit(mapped(model, formula_variables(model, x, t)))(x, t)
+    close(y, golden["y"], 1e-5)
+
+
+def test_unet_starts_at_zero_with_float32_parameters(batch):
+    x, t = batch
+    key = jax.random.key(0, impl="rbg")  # compiles sooner than the default
+    y, variables = jax.jit(UNet(**TINY).init_with_output)(key, x, t)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert not y.any()
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_unet_of_a_batch_is_unet_of_each_example(batch, patch):
+    x, t = batch
+    model = UNet(**SMALL, patch=patch)
+    assert model.size_multiple == 2 * patch
+    variables = formula_variables(model, x, t)
+    y = jax.jit(model.apply)(variables, x, t)
+    assert y.shape == x.shape
+    assert y.std() > 0.1
+    close(jax.jit(mapped(model, variables))(x, t), y, 1e-6)
+
+
+def test_unet_in_bfloat16(batch):
+    x, t = batch
+    variables = formula_variables(UNet(**SMALL), x, t)
+    y, y_half = (jax.jit(UNet(**SMALL, dtype=dtype).apply)(variables, x, t) for dtype in (jnp.float32, jnp.bfloat16))
+    assert y_half.dtype == jnp.float32
+    close(y_half, y, 0.05)
+
+
+def test_unet_gradient_on_eight_devices(batch):
+    x, t = batch
+    model = UNet(**TINY)
+    variables = formula_variables(model, x, t)
+    gradient = jax.jit(jax.grad(lambda p, x, t: (mapped(model, p)(x, t) ** 2).mean()))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    spread = NamedSharding(mesh, PartitionSpec("data"))
+    sharded = gradient(variables, *jax.device_put((x, t), spread))
+    close(sharded, gradient(variables, x, t), 1e-4)
+    assert all(leaf.any() for leaf in jax.tree.leaves(sharded))
+
+
+def test_patches_are_squares_of_pixels():
+    x = jnp.arange(2.0 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    patches = layers.to_patches(x, 2)
+    np.testing.assert_array_equal(patches[1, 0, 2].reshape(2, 2, 3), x[1, :2, 4:])
+    np.testing.assert_array_equal(layers.from_patches(patches, 2), x)
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "value", "words"),
+    [
+        (UNet, "groups", 3, "stem = .* groups = 3 does not divide"),
+        (UNet, "heads", 5, "down = .* heads = 5 does not divide"),
+        (UNet, "up", (64, 30, 16), "up = .* groups = 8 does not divide"),
+        (UNet, "up", (64, 32), "up = .* 3 levels"),
+        (UNet, "attention", (True,), "attention = .* 3 levels"),
+        (UNet, "layers", 0, "layers = 0; the rule is"),
+        (UNet, "patch", 0, "patch = 0; the rule is"),
+        (UNet, "time_dim", 7, "time_dim = 7; the rule is an even number"),
+        (UNet, "time_steps", 0, "time_steps = 0; the rule is"),
+        (MLP, "width", 0, "width = 0 and depth = 3; the rule is"),
+        (MLP, "depth", 0, "width = 128 and depth = 0; the rule is"),
+        (MLP, "time_dim", 1, "time_dim = 1; the rule is an even number"),
+    ],
+)
+def test_fields_that_do_not_go_together(model, field, value, words):
+    with pytest.raises(ValueError, match=words):
+        model(**{field: value})
+
+
+def test_image_sizes():
+    UNet().check_size(28, 32)
+    with pytest.raises(ValueError, match=r"30×28 .* multiples of 4; pad or resize"):
+        UNet().init(jax.random.key(0), jnp.zeros((1, 30, 28, 1)), jnp.zeros(1))
+    with pytest.raises(ValueError, match="multiples of 8"):
+        UNet(patch=2).check_size(28, 28)
+
+
+@pytest.mark.parametrize(("model", "shape"), [(UNet(), (1, 28, 28, 1)), (MLP(), (1, 2))])
+def test_a_condition_is_refused(model, shape):
+    with pytest.raises(ValueError, match="this network has no labels"):
+        model.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(1), 3)
+
+
+def test_mlp_fits_a_swiss_roll():
+    """Its ε-loss comes within 10 % of the best there is: that of the mean over the data set."""
+    roll, _ = make_swiss_roll(512, random_state=0)
+    data = jnp.asarray(roll[:, [0, 2]] / 8, jnp.float32)
+    model = MLP(width=64, depth=2, time_dim=32)
+
+    def sample(key):
+        keys = jax.random.split(key, 3)
+        t = jax.random.uniform(keys[0], (256,))
+        eps = jax.random.normal(keys[1], (256, 2))
+        x0 = data[jax.random.randint(keys[2], (256,), 0, len(data))]
+        alpha, sigma = jnp.cos(t * jnp.pi / 2)[:, None], jnp.sin(t * jnp.pi / 2)[:, None]
+        return alpha * x0 + sigma * eps, t, eps, alpha, sigma
+
+    def loss(variables, key):
+        x, t, eps, _, _ = sample(key)
+        return ((model.apply(variables, x, t) - eps) ** 2).mean()
+
+    def best_loss(key):
+        x, _, eps, alpha, sigma = sample(key)
+        residual = (x[:, None, :] - alpha[:, :, None] * data[None]) / sigma[:, :, None]
+        weights = jax.nn.softmax(-0.5 * (residual**2).sum(-1), axis=-1)
+        return ((jnp.einsum("nm,nmd->nd", weights, residual) - eps) ** 2).mean()
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, 1000))
+
+    @jax.jit
+    def train(variables):
+        def step(carry, key):
+            variables, state = carry
+            gradient = jax.grad(loss)(variables, key)
+            updates, state = optimizer.update(gradient, state)
+            return (optax.apply_updates(variables, updates), state), None
+
+        keys = jax.random.split(jax.random.key(1), 1000)
+        return jax.lax.scan(step, (variables, optimizer.init(variables)), keys)[0][0]
+
+    x, t, *_ = sample(jax.random.key(0))
+    variables = train(model.init(jax.random.key(0), x, t))
+    keys = jax.random.split(jax.random.key(2), 32)
+    reached = jax.vmap(lambda key: loss(variables, key))(keys).mean()
+    best = jax.lax.map(best_loss, keys).mean()
+    assert 0.99 * best < reached < 1.1 * best

@@ -1,0 +1,309 @@
+"""The sampling loop, the denoisers that it is given, its grids, and samplers made from text."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxdiff as jd
+from jaxdiff import samplers, schedules
+from jaxdiff.processes import Gaussian
+from jaxdiff.samplers import grids
+from jaxdiff.samplers.loop import Sampler, sample_each, sample_keys
+from jaxdiff.schedules import Schedule
+from jaxdiff.typing import Prediction
+
+SCHEDULES: dict[str, Schedule] = {name: make() for name, make in schedules.REGISTRY.items()}
+SAMPLERS: dict[str, Sampler] = {name: make() for name, make in samplers.REGISTRY.items()}
+
+every_schedule = pytest.mark.parametrize("name", SCHEDULES)
+every_registered_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+
+
+def toy(params: Any, x: jax.Array, t: jax.Array, *cond: jax.Array) -> jax.Array:
+    """A network on a batch, in plain JAX: not linear, so that a mixed-up sample shows."""
+    shift = cond[0][:, None] if cond else 0.0
+    return jnp.tanh(x * params["scale"] + params["bias"] + t[:, None] + shift)
+
+
+PARAMS = {"scale": jnp.full((1, 3), 0.7), "bias": jnp.array([[0.1, -0.2, 0.3]])}
+PROCESS = Gaussian(schedules.linear(10, beta_last=0.5))
+TOY = jd.denoiser(toy, PARAMS, PROCESS)
+
+
+def draw(key: jax.Array, denoiser: Any, **options: Any) -> np.ndarray:
+    return np.asarray(jd.sample(key, denoiser, **{"process": PROCESS, "shape": (3,), "steps": 5} | options))
+
+
+@every_registered_sampler
+def test_a_sample_depends_on_its_own_key_alone(sampler: str) -> None:
+    key, times = jax.random.key(3), grids.make("uniform", 5, PROCESS.schedule)
+    many = draw(key, TOY, sampler=SAMPLERS[sampler], n=16)
+    assert many.shape == (16, 3)
+    assert many.dtype == np.float32
+    assert len(np.unique(many[:, 0])) == 16
+    few = draw(key, TOY, sampler=SAMPLERS[sampler], n=3)
+    order = np.array([9, 0, 15])
+    picked = sample_each(sample_keys(key, order), TOY, PROCESS, SAMPLERS[sampler], times=times, shape=(3,))  # as few
+    # A batch of another size is compiled anew: a few roundings a step.
+    np.testing.assert_allclose(few, many[:3], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(picked, many[order], rtol=1e-5, atol=1e-6)
+
+
+def test_the_key_of_sample_i_is_fold_in() -> None:
+    key = jax.random.key(5)
+    keys = sample_keys(key, np.arange(2, 4))
+    assert jax.random.key_data(keys[1]).tolist() == jax.random.key_data(jax.random.fold_in(key, 3)).tolist()
+
+
+def test_keys_sharded_over_devices_give_the_same_samples() -> None:
+    """And the progress is told once a step."""
+    assert jax.device_count() == 8
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    keys, told = sample_keys(jax.random.key(3), np.arange(16)), []
+    call = functools.partial(
+        sample_each, denoiser=TOY, process=PROCESS, sampler=SAMPLERS["ddpm"], times=np.linspace(1, 0, 6), shape=(3,)
+    )
+    sharded = call(jax.device_put(keys, NamedSharding(mesh, P("data"))), on_step=told.append)
+    jax.effects_barrier()
+    assert len(sharded.sharding.device_set) == 8
+    assert not sharded.sharding.is_fully_replicated
+    np.testing.assert_allclose(jax.device_get(sharded), call(keys), rtol=1e-5, atol=1e-6)
+    assert sorted(told) == [1, 2, 3, 4, 5]
+
+
+def test_on_step_hears_of_every_jump_once() -> None:
+    told = []
+    draw(jax.random.key(0), TOY, sampler=samplers.ddpm(), n=4, on_step=told.append)
+    jax.effects_barrier()
+    assert sorted(told) == [1, 2, 3, 4, 5]
+    assert all(type(done) is int for done in told)
+
+
+def test_every_sample_has_its_own_condition() -> None:
+    key, cond = jax.random.key(3), jnp.array([0.0, 1.0, 2.0])
+    together = draw(key, TOY, sampler=samplers.ddim(), n=3, cond=cond)
+    shifted = [PARAMS | {"bias": PARAMS["bias"] + shift} for shift in (0.0, 1.0, 2.0)]
+    for i, params in enumerate(shifted):
+        alone = draw(key, dataclasses.replace(TOY, params=params), sampler=samplers.ddim(), n=3)
+        np.testing.assert_allclose(together[i], alone[i], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "heun"])
+def test_the_trajectory_ends_in_the_sample(sampler: str) -> None:
+    key = jax.random.key(3)
+    path = draw(key, TOY, sampler=SAMPLERS[sampler], n=4, trajectory=True)
+    assert path.shape == (4, 6, 3)
+    np.testing.assert_allclose(path[:, -1], draw(key, TOY, sampler=SAMPLERS[sampler], n=4), rtol=1e-5, atol=1e-6)
+    prior = jax.jit(jax.vmap(lambda key: PROCESS.prior(jax.random.split(key)[0], (3,))))
+    starts = prior(sample_keys(key, np.arange(4)))
+    np.testing.assert_allclose(path[:, 0], starts, rtol=1e-6)
+
+
+def test_the_same_call_is_compiled_once() -> None:
+    """With fresh objects that are equal, other weights, other times and another key."""
+    traces = []
+
+    def network(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
+        traces.append(None)
+        return params * x
+
+    for i in range(3):
+        process = Gaussian(schedules.linear(10, beta_last=0.5 + 0.1 * i))
+        model = jd.denoiser(network, jnp.float32(i), process)
+        grid = [1.0, 0.5 + 0.1 * i, 0.0]
+        jd.sample(jax.random.key(i), model, process, samplers.ddim(eta=0.5), shape=(2,), n=4, grid=grid)
+        if i == 0:
+            first = len(traces)
+            assert first >= 1
+    assert len(traces) == first
+
+
+def test_a_plain_function_is_a_denoiser_also_inside_another() -> None:
+    def denoise(x_t: jax.Array, t: jax.Array, cond: Any = None, /) -> Prediction:
+        return TOY(x_t, t)
+
+    key = jax.random.key(3)
+    np.testing.assert_array_equal(
+        draw(key, denoise, sampler=samplers.ddpm(), n=2), draw(key, TOY, sampler=samplers.ddpm(), n=2)
+    )
+    clipped = jd.clipped(denoise, PROCESS, low=-0.1, high=0.1)
+    assert np.abs(draw(key, clipped, sampler=samplers.ddpm(), n=2)).max() <= 0.1
+
+
+def test_sampling_can_be_differentiated() -> None:
+    @jax.jit
+    @jax.value_and_grad
+    def total(bias: jax.Array) -> jax.Array:
+        model = jd.denoiser(toy, PARAMS | {"bias": bias}, PROCESS)
+        return jd.sample(jax.random.key(0), model, PROCESS, samplers.ddim(), shape=(3,), n=2, steps=5).sum()
+
+    bias, h = np.asarray(PARAMS["bias"]), np.array([[1e-2, 0, 0]], np.float32)
+    slope = np.asarray(total(bias)[1])[0, 0]
+    difference = float(total(bias + h)[0] - total(bias - h)[0])
+    assert slope == pytest.approx(difference / 2e-2, rel=2e-2)  # float32: a few 1e-6/2e-2 of a slope of order 1
+
+
+@every_schedule
+def test_scale_input_gives_the_network_unit_variance(name: str) -> None:
+    process = Gaussian(SCHEDULES[name])
+    seen = jd.denoiser(lambda _, x, t: x, None, process, predicts="x0", scale_input=True)
+    plain = jd.denoiser(lambda _, x, t: x, None, process, predicts="x0")
+    x, t = jnp.array([1.0, -2.0]), 0.75
+    size = np.hypot(*jax.device_get(jax.jit(lambda: (process.schedule.alpha(t), process.schedule.sigma(t)))()))
+    np.testing.assert_allclose(jax.jit(seen)(x, t).x0, x / size, rtol=1e-5)
+    np.testing.assert_array_equal(jax.jit(plain)(x, t).x0, x)
+
+
+def test_clipping_keeps_the_sample_on_the_path() -> None:
+    inner = jd.denoiser(lambda _, x, t: 3 * x, None, PROCESS, predicts="x0")
+    x, t = jnp.array([0.1, -2.0, 0.5]), 0.5
+    x0, noise = jax.jit(jd.clipped(inner, PROCESS, low=-1.0, high=0.5))(x, t)
+    np.testing.assert_allclose(x0, [0.3, -1.0, 0.5], rtol=1e-6)
+    alpha, sigma = PROCESS.schedule.alpha(t), PROCESS.schedule.sigma(t)
+    np.testing.assert_allclose(alpha * x0 + sigma * noise, x, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"low = 1.0, high = -1.0; the rule is low < high"):
+        jd.clipped(inner, PROCESS, low=1.0, high=-1.0)
+
+
+def test_a_bfloat16_network_sees_the_exact_time_and_predicts_in_float32() -> None:
+    def network(_: Any, x: jax.Array, t: jax.Array) -> jax.Array:
+        assert t.dtype == jnp.float32  # 0.999 and 0.998 are the same bfloat16
+        return x.astype(jnp.bfloat16)
+
+    for kind in jd.parameterization.KINDS:
+        model: Any = jd.denoiser(network, None, PROCESS, predicts=kind)
+        for x in (jnp.ones(2), jnp.ones(2, jnp.bfloat16)):
+            prediction = jax.eval_shape(model, x, 0.999)
+            assert prediction.x0.dtype == prediction.noise.dtype == jnp.float32
+
+
+def test_a_network_of_another_shape_is_refused() -> None:
+    model = jd.denoiser(lambda _, x, t: x[:, :1], None, PROCESS)
+    with pytest.raises(ValueError, match=r"returned shape \(1, 1\) for x of shape \(1, 3\)"):
+        model(jnp.zeros(3), 0.5)
+    unknown: Any = "noise"
+    with pytest.raises((ValueError, TypeError), match="noise"):
+        jd.denoiser(toy, PARAMS, PROCESS, predicts=unknown)
+
+
+@pytest.mark.parametrize("rule", grids.REGISTRY)
+def test_a_grid_on_a_discrete_schedule_visits_distinct_steps(rule: str) -> None:
+    schedule = schedules.linear(12)
+    for steps in range(1, 13):
+        times = grids.make(rule, steps, schedule)
+        k = np.round(times * 12)
+        np.testing.assert_array_equal(times, k / 12)
+        assert len(times) == steps + 1
+        assert (k[0], k[-1]) == (12, 0)
+        assert np.all(np.diff(k) < 0)
+    assert k.tolist() == list(range(12, -1, -1))
+
+
+def test_grids_follow_their_rules() -> None:
+    flow, linear = SCHEDULES["flow"], SCHEDULES["linear"]
+    np.testing.assert_allclose(grids.make("uniform", 4, flow), [1, 0.75, 0.5, 0.25, 0])
+    np.testing.assert_allclose(grids.make("quadratic", 4, flow), [1, 0.5625, 0.25, 0.0625, 0])
+    # Where no two times are near, each is moved by at most half a step.
+    for rule in grids.REGISTRY:
+        np.testing.assert_allclose(grids.make(rule, 10, linear), grids.make(rule, 10, flow), atol=0.5e-3 + 1e-12)
+    crowded = (grids.make("quadratic", 10, schedules.linear(20)) * 20).tolist()
+    assert crowded == pytest.approx([20, 16, 13, 10, 7, 5, 4, 3, 2, 1, 0])  # 0.2, 0.8 and 1.8 are pushed apart
+
+
+def test_a_grid_may_be_a_list() -> None:
+    times = [1.0, 0.33333, 0.1, 0.05]
+    for schedule in (SCHEDULES["flow"], schedules.linear(10)):
+        assert grids.make(times, None, schedule).tolist() == times
+        assert grids.make(np.array(times), 3, schedule).tolist() == times
+
+
+@pytest.mark.parametrize(
+    ("grid", "steps", "message"),
+    [
+        ("uniform", 0, "steps = 0; a sampler needs at least 1 step"),
+        ("uniform", None, "steps = None"),
+        ("quadratic", 11, "steps = 11, but the schedule has 10 steps; ask for at most 10"),
+        ("cubic", 5, "grid = 'cubic'; the known ones are quadratic, uniform"),
+        ([1.0, 0.5, 0.0], 3, "steps = 3, but the grid of 3 times makes 2 jumps"),
+        ([1.0, 0.5, 0.5], None, r"grid = \[1.0, 0.5, 0.5\]; times must fall strictly"),
+        ([1.0, np.nan, 0.0], None, "times must fall strictly"),
+        ([1.5, 0.0], None, r"stay within \[0, 1\]"),
+        ([1.0, -0.5], None, r"stay within \[0, 1\]"),
+        ([1.0], None, r"grid has shape \(1,\); give a list of at least two times"),
+    ],
+)
+def test_a_wrong_grid_is_named(grid: Any, steps: int | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        grids.make(grid, steps, schedules.linear(10))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 0}, "n = 0; ask for at least 1 sample"),
+        ({"n": 2, "steps": 11}, "steps = 11, but the schedule has 10 steps"),
+        ({"n": 2, "steps": None, "grid": [0.5, 0.0]}, "the times start at 0.5, but the prior is that of t = 1"),
+        ({"n": 2, "cond": {"label": jnp.zeros(3)}}, r"cond\['label'\] has shape \(3,\); .* leading axis n = 2"),
+        ({"n": 2, "cond": 3}, r"cond has shape \(\)"),
+    ],
+)
+def test_a_wrong_argument_of_sample_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw(jax.random.key(0), TOY, sampler=samplers.ddim(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "sampler"),
+    [
+        ("ddim", samplers.ddim()),
+        ("ddim:eta=0.5", samplers.ddim(eta=0.5)),
+        ("ddim:eta=1", samplers.ddpm(variance="small")),
+        ("ddpm", samplers.ddpm()),
+        ("ddpm:variance=large", samplers.ddpm(variance="large")),
+        ("ddpm:variance=0.3", samplers.ddpm(variance=0.3)),
+        ("fresh", samplers.fresh()),
+        ("euler", samplers.euler()),
+        ("heun", samplers.heun()),
+    ],
+)
+def test_a_sampler_is_made_from_text(text: str, sampler: Sampler) -> None:
+    assert samplers.make(text) == sampler
+    assert hash(samplers.make(text)) == hash(sampler)
+
+
+@pytest.mark.parametrize("name", samplers.REGISTRY)
+def test_every_registered_sampler_is_made_by_its_name(name: str) -> None:
+    assert samplers.make(name) == samplers.REGISTRY[name]()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ddmi", "sampler = 'ddmi'; the known ones are .*ddim, ddpm, .*; did you mean 'dd"),
+        ("", "sampler = ''; the known ones are"),
+        ("ddim:v=1", "sampler = 'ddim:v=1' has no option 'v'; it takes eta, as in NAME:OPTION=VALUE"),
+        ("ddim:eta", "has no option 'eta'; it takes eta, as in NAME:OPTION=VALUE"),
+        ("euler:eta=1", "has no option 'eta'; it takes none"),
+        ("ddim:eta=0.1,eta=0.2", "gives 'eta' twice"),
+        ("ddim:eta=abc", r"sampler = 'ddim:eta=abc': {'eta': 'abc'} does not fit ddim\(eta: float = 0.0\)$"),
+        ("ddim:eta=1.5", "eta = 1.5; the rule is 0 <= eta <= 1"),
+        ("ddim:eta=nan", "ddim:eta=nan"),
+        ("ddpm:variance=medium", "variance = 'medium'; give 'small', 'large' or a number"),
+        ("ddpm:variance=-0.1", "variance = -0.1"),
+        ("ddpm:variance=None", r"{'variance': None} does not fit ddpm\(variance: str \| float = 'small'\)$"),
+    ],
+)
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_wrong_sampler_is_explained(text: str, message: str, checked: bool, request: pytest.FixtureRequest) -> None:
+    """Whether or not annotations are checked."""
+    if not checked:
+        request.getfixturevalue("unchecked")
+    with pytest.raises(ValueError, match=message):
+        samplers.make(text)
