@@ -21,7 +21,7 @@ def _small() -> Config:
             "patch": 2,
             "stem": 32,
             "down": (32, 64),
-            "middle": (64, 64),
+            "middle": (64,),
             "up": (64, 32),
             "attention": (False, True),
             "layers": 1,

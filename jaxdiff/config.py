@@ -11,14 +11,15 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Self, Union, get_args, get_origin
 
 from ml_collections import ConfigDict, config_dict
 
 from jaxdiff import models, samplers, schedules
 from jaxdiff.parameterization import Kind
-from jaxdiff.time_sampling import Times
+from jaxdiff.time_sampling import Times, time_sampler
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,13 +106,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         _check_types(self, "sampling.")
-        try:
+        with _named("sampling"):
             samplers.make(self.sampler)
-        except ValueError as error:
-            raise ValueError(f"sampling.{error}") from None
-        if self.grid not in samplers.grids.REGISTRY:
-            raise ValueError(f"sampling.grid = {self.grid!r} is unknown{nearest(self.grid, samplers.grids.REGISTRY)}")
-        _at_least("sampling.steps", self.steps, 1)
         _at_least("sampling.n", self.n, 1)
 
 
@@ -149,6 +145,15 @@ class Config:
         _check_types(self, "")
         object.__setattr__(self, "model", _component("model", self.model, models.REGISTRY))
         object.__setattr__(self, "schedule", _component("schedule", self.schedule, schedules.REGISTRY))
+        # What can't be made is found out now: all of it costs milliseconds.
+        with _named("model"):
+            build(models.REGISTRY, self.model)
+        with _named("schedule"):
+            schedule = build(schedules.REGISTRY, self.schedule)
+        with _named("sampling"):
+            samplers.grids.make(self.sampling.grid, self.sampling.steps, schedule)
+        with _named("loss"):
+            time_sampler(self.loss.times, schedule)
         dispatch = self.train.steps_per_dispatch or 10
         default = "" if self.train.steps_per_dispatch else ", its default on accelerators"
         for name in ("log", "checkpoint", "sample"):
@@ -194,6 +199,15 @@ def build(registry: Mapping[str, Callable[..., Any]], section: Mapping[str, Any]
     """The object that a `model` or `schedule` section names, made with the section's fields and `extra`."""
     options = {key: _plain(value) for key, value in section.items() if key != "name"}
     return registry[section["name"]](**options, **extra)
+
+
+@contextmanager
+def _named(section: str) -> Iterator[None]:
+    """Say of which section of the config an error is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{section}.{error}") from None
 
 
 def _component(path: str, section: Mapping[str, Any], registry: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:

@@ -41,8 +41,8 @@ class Form:
         return cls(shape=tuple(dataset.shape), levels=dataset.levels)
 
 
-def prepare(workdir: Path, config: Config, form: Form) -> None:
-    """Make the folder a run of this config, or make sure that it is one.
+def prepare(workdir: Path, config: Config) -> None:
+    """Make the folder, and make sure that a run in it is one of this config.
 
     Raises:
       ValueError: where the folder can't be written, or holds a run of another config (the differences are listed).
@@ -54,17 +54,20 @@ def prepare(workdir: Path, config: Config, form: Form) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"workdir = {workdir} can't be written ({error.strerror}); choose another folder") from error
-    if (workdir / "config.json").exists():
-        old, old_form = read(workdir)
-        found = differences(old.to_mapping(), config.to_mapping())
-        found += differences(dataclasses.asdict(old_form), dataclasses.asdict(form), "data.")
-        found = [line for line in found if not line.startswith(_FREE)]
-        if found:
-            listed = "\n  ".join(found)
-            raise ValueError(
-                f"workdir = {workdir} holds a run of another config:\n  {listed}\n"
-                "choose another folder, or set these back to go on with that run"
-            )
+    if not (workdir / "config.json").exists():
+        return
+    old, _ = read(workdir)
+    found = [line for line in differences(old.to_mapping(), config.to_mapping()) if not line.startswith(_FREE)]
+    if found:
+        listed = "\n  ".join(found)
+        raise ValueError(
+            f"workdir = {workdir} holds a run of another config:\n  {listed}\n"
+            "choose another folder, or set these back to go on with that run"
+        )
+
+
+def write(workdir: Path, config: Config, form: Form) -> None:
+    """Write `config.json`, whole or not at all."""
     text = json.dumps({"config": config.to_mapping(), "data": dataclasses.asdict(form)}, indent=2)
     partial = workdir / f"config.json.{os.getpid()}"
     partial.write_text(text + "\n")

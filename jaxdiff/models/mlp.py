@@ -59,9 +59,11 @@ class MLP(nn.Module):
           What the network is trained to predict, in float32.
 
         Raises:
-          ValueError: for a condition.
+          ValueError: for a condition, and for what are no vectors.
         """
         check_no_condition(cond)
+        if x.ndim != 2:
+            raise ValueError(f"an mlp takes vectors, but an example here has shape {x.shape[1:]}; take a unet")
         time = TimeEmbedding(self.time_dim, self.time_steps, self.dtype, name="time")(t)
         h = nn.Dense(self.width, dtype=self.dtype, name="stem")(x)
         for i in range(self.depth):

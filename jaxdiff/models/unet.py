@@ -131,9 +131,11 @@ class UNet(nn.Module):
           What the network is trained to predict, in float32.
 
         Raises:
-          ValueError: for an image size that it can't take, and for a condition.
+          ValueError: for a condition, for what are no images, and for an image size that it can't take.
         """
         check_no_condition(cond)
+        if x.ndim != 4:
+            raise ValueError(f"a unet takes images, but an example here has shape {x.shape[1:]}; take an mlp")
         height, width, channels = x.shape[1:]
         self.check_size(height, width)
         time = TimeEmbedding(self.time_dim, self.time_steps, self.dtype, name="time")(t)

@@ -100,7 +100,7 @@ class Checkpoints:
                 return step, self._read(step, items)
             # Damage shows in many ways, and Orbax promises no type for any of them.
             except Exception as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 _log.warning("the checkpoint of step %d is damaged and is not used: %s", step, reason)
         if steps:
             raise NoCheckpointError(

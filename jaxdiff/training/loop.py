@@ -62,10 +62,12 @@ def train(config: Config, workdir: Path) -> State:
     """
     settings = config.train
     mesh = make_mesh(settings.fsdp, settings.batch_size, settings.accumulate)
+    _prepare(workdir, config)
     dataset = data.load(config.data.name, dir=config.data.dir)
     form = Form.of(dataset)
     experiment = make_experiment(config, form.shape, bounded=form.levels is not None)
-    _prepare(workdir, config, form)
+    if jax.process_index() == 0:
+        folder.write(workdir, config, form)
     abstract = abstract_state(experiment, mesh)
     with closing(Checkpoints(workdir / "checkpoints", keep=config.every.keep)) as checkpoints:
         state = checkpoints.restore(abstract)
@@ -108,12 +110,12 @@ def train(config: Config, workdir: Path) -> State:
     return state
 
 
-def _prepare(workdir: Path, config: Config, form: Form) -> None:
+def _prepare(workdir: Path, config: Config) -> None:
     """`folder.prepare`, by process 0; where it refuses, every process raises."""
     refusal = None
     if jax.process_index() == 0:
         try:
-            folder.prepare(workdir, config, form)
+            folder.prepare(workdir, config)
         except ValueError as error:
             refusal = error
     if jax.process_count() > 1:

@@ -1,0 +1,369 @@
+"""Checkpoints: what is kept, what damage does, and runs that are stopped or killed and go on as if nothing had been."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxdiff.config import Config
+from jaxdiff.experiment import make_experiment
+from jaxdiff.run import load
+from jaxdiff.training import loop
+from jaxdiff.training.checkpoint import Checkpoints, NoCheckpointError, fingerprint
+from jaxdiff.training.step import State, abstract_state
+
+# Where one array can't be read, Orbax leaves the reads of the others to an event loop that it has closed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+WIDE = {"model": {"name": "mlp", "width": 128, "depth": 1, "time_dim": 8}}
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains without drawing, which takes longer than these runs."""
+    monkeypatch.setattr(loop, "_picture", lambda *_: np.zeros((2, 2, 3), np.uint8))
+
+
+def mesh_of(devices: int, fsdp: int = 1) -> Mesh:
+    shape = (devices // fsdp, fsdp)
+    return jax.make_mesh(
+        shape, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=jax.devices()[:devices]
+    )
+
+
+def abstract_of(config: Config, mesh: Mesh) -> State:
+    return abstract_state(make_experiment(config, (2,), bounded=False), mesh)
+
+
+def random_state(abstract: State, seed: int = 0) -> State:
+    """A state of random bits (of finite floats), laid out like `abstract`."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> Any:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.device_put(jax.random.key(seed), leaf.sharding)
+        value = rng.normal(size=leaf.shape) * 100
+        return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
+
+    return jax.tree.map(draw, abstract)
+
+
+def steps_in(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, State]:
+    """A run of 30 steps with checkpoints of steps 10, 20 and 30, and its last state."""
+    workdir = tmp_path_factory.mktemp("finished")
+    picture, loop._picture = loop._picture, lambda *_: np.zeros((2, 2, 3), np.uint8)
+    try:
+        state = loop.train(tiny.config(), workdir)
+    finally:
+        loop._picture = picture
+    return workdir, state
+
+
+@pytest.fixture
+def workdir(finished, tmp_path) -> Path:
+    """A copy of that run."""
+    return shutil.copytree(finished[0], tmp_path / "run")
+
+
+def restore(workdir: Path) -> State | None:
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=3)
+    try:
+        return checkpoints.restore(abstract_of(tiny.config(), mesh_of(8)))
+    finally:
+        checkpoints.close()
+
+
+def test_the_newest_are_kept(tmp_path):
+    loop.train(tiny.config({"train.steps": 20, "every.checkpoint": 5, "every.log": 5, "every.keep": 2}), tmp_path)
+    assert steps_in(tmp_path) == [15, 20]
+
+
+def test_a_state_comes_back_bit_for_bit(finished):
+    tiny.assert_identical(restore(finished[0]), finished[1])
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (8, 4), (4, 2), (8, 1)])
+def test_a_state_comes_back_on_other_devices_and_in_another_layout(tmp_path, devices, fsdp):
+    config = tiny.config(WIDE)
+    saved = random_state(abstract_of(config, mesh_of(8, 2)))
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, saved)
+    abstract = abstract_of(config, mesh_of(devices, fsdp))
+    restored = checkpoints.restore(abstract)
+    checkpoints.close()
+    tiny.assert_identical(restored, saved)
+    for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(abstract), strict=True):
+        assert leaf.sharding == wanted.sharding
+
+
+def test_a_run_of_eight_devices_goes_on_with_weights_spread_over_four(workdir, finished, caplog):
+    state = loop.train(tiny.config({"train.steps": 31, "train.fsdp": 4}), workdir)
+    assert int(state.step) == 31
+    assert tiny.difference(state.params, finished[1].params) < 0.05
+    assert caplog.text == ""
+
+
+def test_a_save_is_untouched_by_the_steps_that_reuse_its_memory(tmp_path):
+    abstract = abstract_of(tiny.config({"model": {"name": "mlp", "width": 512, "depth": 3}}), mesh_of(8))
+    state = random_state(abstract)
+    expected = tiny.arrays(state)
+
+    def overwrite(state: State) -> State:
+        return State(*jax.tree.map(lambda leaf: leaf * 0 + 7, tuple(state[:4])), key=state.key)
+
+    step = jax.jit(overwrite, donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, state)
+    for _ in range(3):
+        state = step(state)
+    restored = checkpoints.restore(abstract)
+    checkpoints.close()
+    assert float(jax.tree.leaves(state.params)[0].max()) == 7
+    for before, after in zip(expected, tiny.arrays(restored), strict=True):
+        np.testing.assert_array_equal(after, before)
+
+
+def largest(folder: Path) -> Path:
+    """The largest file of values."""
+    return max(folder.rglob("d/*"), key=lambda path: path.stat().st_size)
+
+
+def flip(folder: Path) -> None:
+    path = largest(folder)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def truncate(folder: Path) -> None:
+    path = largest(folder)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def delete(folder: Path) -> None:
+    largest(folder).unlink()
+
+
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def lose_index(folder: Path) -> None:
+    (folder / "manifest.ocdbt").unlink()
+
+
+DAMAGES: list[Callable[[Path], None]] = [flip, truncate, delete, empty, lose_index]
+every_damage = pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+
+
+@every_damage
+@pytest.mark.parametrize("item", ["weights", "training"])
+def test_training_reports_a_damaged_checkpoint_and_takes_the_one_before(workdir, damage, item, caplog):
+    damage(workdir / "checkpoints" / "30" / item)
+    state = restore(workdir)
+    assert int(state.step) == 20
+    (message,) = caplog.messages
+    assert message.startswith("the checkpoint of step 30 is damaged and is not used: ")
+    assert len(message) < 300
+    assert steps_in(workdir) == [10, 20]
+    assert [path.name for path in (workdir / "damaged").iterdir()] == ["30-0"]
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    folders = {str(path): (path.stat().st_mtime_ns, b"") for path in folder.rglob("*") if path.is_dir()}
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files} | folders
+
+
+@every_damage
+def test_loading_reports_a_damaged_checkpoint_takes_the_one_before_and_changes_no_file(workdir, damage, caplog):
+    damage(workdir / "checkpoints" / "30" / "weights")
+    before = snapshot(workdir)
+    run = load(workdir)
+    assert run.step == 20
+    assert "the checkpoint of step 30 is damaged and is not used: " in caplog.text
+    assert snapshot(workdir) == before
+
+
+@pytest.mark.parametrize("damage", [empty, shutil.rmtree])
+def test_a_checkpoint_with_nothing_left_in_it_is_passed_over(workdir, damage):
+    damage(workdir / "checkpoints" / "30")
+    assert load(workdir).step == 20
+    assert int(restore(workdir).step) == 20
+
+
+def test_a_run_with_a_damaged_checkpoint_writes_that_step_again(workdir, finished):
+    flip(workdir / "checkpoints" / "30" / "training")
+    flip(workdir / "checkpoints" / "20" / "weights")
+    state = loop.train(tiny.config(), workdir)
+    tiny.assert_identical(state, finished[1])
+    assert steps_in(workdir) == [10, 20, 30]
+    assert sorted(path.name.partition("-")[0] for path in (workdir / "damaged").iterdir()) == ["20", "30"]
+    tiny.assert_identical(restore(workdir), finished[1])
+
+
+def test_where_all_are_damaged_training_and_loading_stop_and_touch_nothing(workdir):
+    for step in steps_in(workdir):
+        flip(workdir / "checkpoints" / str(step) / "weights")
+    before = steps_in(workdir)
+    message = (
+        r"^none of the checkpoints in .* \(steps 30, 20, 10\) is whole; restore one from a copy, or train again in"
+    )
+    for _ in range(2):
+        with pytest.raises(NoCheckpointError, match=message):
+            loop.train(tiny.config(), workdir)
+        with pytest.raises(NoCheckpointError, match=message):
+            load(workdir)
+        assert steps_in(workdir) == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
+def test_one_flipped_bit_anywhere_changes_the_fingerprint(dtype):
+    rng = np.random.default_rng(0)
+    size = jnp.dtype(dtype).itemsize * 8
+    bits = rng.integers(2**size, size=(5, 7), dtype=np.uint64).astype(f"uint{size}")
+    flipped = np.repeat(bits[None], bits.size * size, axis=0)
+    for i in range(len(flipped)):
+        flipped[i].reshape(-1)[i // size] ^= np.array(1 << i % size, bits.dtype)
+    of_one = jax.vmap(lambda leaf: fingerprint({"a": jax.lax.bitcast_convert_type(leaf, jnp.dtype(dtype))}))
+    assert (of_one(flipped) != of_one(bits[None])).all()
+
+
+def test_the_fingerprint_sees_exchanged_elements_and_other_keys():
+    x = jnp.arange(6.0)
+    assert (fingerprint(x) != fingerprint(x[::-1])).all()
+    assert (fingerprint(jax.random.key(0)) != fingerprint(jax.random.key(1))).all()
+
+
+@pytest.mark.parametrize("spec", [P(), P("data"), P(None, "data"), P("fsdp", "data"), P(("data", "fsdp"))])
+def test_the_fingerprint_is_the_same_for_every_sharding(spec):
+    x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
+    index = np.arange(x.size, dtype=np.uint64).reshape(x.shape)
+    expected = int((x.view(np.uint32).astype(np.uint64) * (2 * index + 1)).sum() % 2**32)
+    assert fingerprint(jax.device_put(x, NamedSharding(mesh_of(8, 2), spec))).tolist() == [expected]
+
+
+def test_a_run_that_stopped_and_went_on_is_identical_to_an_unbroken_one(finished, tmp_path):
+    loop.train(tiny.config({"train.steps": 10}), tmp_path)
+    loop.train(tiny.config({"train.steps": 20}), tmp_path)
+    tiny.assert_identical(loop.train(tiny.config(), tmp_path), finished[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_first_and_the_run_goes_on_identically(finished, tmp_path, number, monkeypatch):
+    handlers = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
+    push = loop.Recorder.push
+
+    def push_then_signal(self: loop.Recorder, dispatch: Any, metrics: Any) -> None:
+        push(self, dispatch, metrics)
+        if dispatch.first == 10:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Recorder, "push", push_then_signal)
+        message = f"^stopped by {number.name}; step 15 is saved, run the same command to go on$"
+        with pytest.raises(loop.Interrupted, match=message) as stopped:
+            loop.train(tiny.config(), tmp_path)
+    assert stopped.value.number == number
+    assert {which: signal.getsignal(which) for which in handlers} == handlers
+    assert steps_in(tmp_path) == [10, 15]
+    tiny.assert_identical(loop.train(tiny.config(), tmp_path), finished[1])
+
+
+def test_training_in_a_thread_leaves_signals_alone(tmp_path):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(loop.train(tiny.config({"train.steps": 5}), tmp_path)))
+    thread.start()
+    thread.join()
+    assert int(found[0].step) == 5
+
+
+KILLED = {
+    "train.steps": 150,
+    "train.steps_per_dispatch": 1,
+    "every.log": 1,
+    "every.checkpoint": 4,
+    "every.keep": 2,
+    "every.sample": 10_000,
+}
+
+
+def last_step(workdir: Path) -> int:
+    """Of the last whole line of the metrics; 0 before there is one."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Return as soon as it holds; the process must be running until then."""
+    end = time.monotonic() + 100
+    while not condition():
+        assert process.poll() is None, f"ended early: {process.communicate()}"
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_a_run_killed_and_stopped_at_any_moment_ends_as_an_unbroken_one(tmp_path):
+    config = tiny.write_config(tmp_path, KILLED)
+    workdir, rng = tmp_path / "killed", random.Random()
+
+    def start(workdir: Path) -> subprocess.Popen[str]:
+        return tiny.start("train.py", f"--config={config}", f"--workdir={workdir}", cache=tmp_path / "cache")
+
+    def writing() -> bool:
+        return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
+
+    unbroken = start(tmp_path / "unbroken")
+    for stop in ("kill", "kill while writing", signal.SIGTERM):
+        process, begin = start(workdir), last_step(workdir)
+        wait_for(lambda begin=begin: last_step(workdir) > begin + 5, process)
+        if isinstance(stop, signal.Signals):
+            process.send_signal(stop)
+            code, _, err = tiny.finish(process)
+            assert code == 128 + stop
+            assert f"stopped by {stop.name}; step {steps_in(workdir)[-1]} is saved, run the same command to" in err
+            assert "Traceback" not in err
+        else:
+            if stop == "kill while writing":
+                wait_for(writing, process)
+            else:
+                time.sleep(rng.uniform(0, 0.3))
+            process.kill()
+            assert tiny.finish(process)[0] == -signal.SIGKILL
+    assert last_step(workdir) < KILLED["train.steps"]
+    code, _, err = tiny.finish(start(workdir))
+    assert code == 0, err
+    assert tiny.finish(unbroken)[0] == 0
+    assert "damaged" not in err
+
+    states = []
+    for folder in (tmp_path / "unbroken", workdir):
+        checkpoints = Checkpoints(folder / "checkpoints", keep=2)
+        states.append(checkpoints.restore(abstract_of(tiny.config(KILLED), mesh_of(1))))
+        checkpoints.close()
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(1, 151))
+    assert int(states[0].step) == 150
+    tiny.assert_identical(*states)

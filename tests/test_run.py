@@ -1,0 +1,234 @@
+"""A run's folder, and a run loaded from it: what it samples, and how it refuses."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from tqdm import tqdm
+
+import jaxdiff as jd
+from jaxdiff import folder, samplers
+from jaxdiff.folder import Form
+from jaxdiff.run import Run, load
+from jaxdiff.samplers import batches
+from jaxdiff.training import loop
+from jaxdiff.training.checkpoint import NoCheckpointError
+from jaxdiff.training.step import State
+
+POINTS = Form(shape=(2,), levels=None)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> tuple[Path, State]:
+    """A folder with what must be left of a run on digits, in another place than it was trained in; its last state."""
+    workdir = tmp_path_factory.mktemp("images")
+    state = loop.train(tiny.config(base=tiny.IMAGES), workdir)
+    copy = tmp_path_factory.mktemp("copy")
+    shutil.copytree(workdir / "checkpoints", copy / "checkpoints")
+    shutil.copy(workdir / "config.json", copy)
+    shutil.rmtree(workdir)
+    return copy, state
+
+
+@pytest.fixture(scope="module")
+def run(images) -> Run:
+    return load(str(images[0]))
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory) -> Run:
+    workdir = tmp_path_factory.mktemp("points")
+    loop.train(tiny.config({"train.steps": 10}), workdir)
+    return load(workdir)
+
+
+def test_a_run_is_loaded_from_its_folder_alone(run):
+    assert run.step == 2
+    assert run.config == tiny.config(base=tiny.IMAGES)
+    assert run.process.schedule.steps == 20
+    assert jd.load is load
+
+
+def test_the_weights_are_the_averaged_ones(images, run):
+    tiny.assert_identical(run.params, images[1].ema)
+    assert tiny.difference(images[1].ema, images[1].params) > 1e-4
+
+
+def test_samples_are_float32_images_in_the_range_of_the_data(run):
+    x = run.sample(jax.random.key(0), n=3)
+    assert x.dtype == np.float32
+    assert x.shape == (3, 8, 8, 1)
+    assert -1 <= x.min() < -0.1
+    assert 0.1 < x.max() <= 1
+
+
+def test_the_config_decides_whether_samples_are_clipped(run):
+    key = jax.random.key(0)
+    loose = tiny.config({"sampling.clip": False}, base=tiny.IMAGES)
+    experiment = jd.experiment.make_experiment(loose, (8, 8, 1), bounded=True)
+    x = Run(experiment=experiment, params=run.params, step=0).sample(key, n=8)
+    assert np.abs(x).max() > 1
+
+
+def test_a_sample_depends_on_its_key_alone_whatever_the_batch(points):
+    key = jax.random.key(3)
+    whole = points.sample(key, n=21)
+    for n, batch in [(21, 8), (21, 3), (5, 64), (17, 16)]:
+        np.testing.assert_allclose(points.sample(key, n=n, batch=batch), whole[:n], rtol=1e-5, atol=1e-5)
+    assert np.abs(points.sample(jax.random.key(4), n=21) - whole).max() > 0.1
+    assert len(np.unique(whole[:, 0])) == 21
+
+
+def test_run_sample_is_jaxdiff_sample_with_the_denoiser(points):
+    key = jax.random.key(0)
+    expected = jd.sample(
+        key, points.denoiser, points.process, samplers.ddim(eta=0.5), steps=7, grid="quadratic", shape=(2,), n=5
+    )
+    found = points.sample(key, n=5, sampler="ddim:eta=0.5", steps=7, grid="quadratic")
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    found = points.sample(key, n=5, sampler=samplers.ddim(eta=0.5), steps=7, grid="quadratic")
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_defaults_are_those_of_the_config(points):
+    key = jax.random.key(0)
+    found = points.sample(key, n=4, sampler="ddim", steps=4, grid="uniform")
+    np.testing.assert_array_equal(points.sample(key, n=4), found)
+    assert np.abs(points.sample(key, n=4, steps=8) - found).max() > 1e-4
+
+
+def test_times_can_be_given(points):
+    key = jax.random.key(0)
+    by_name = points.sample(key, n=4, steps=4)
+    np.testing.assert_allclose(points.sample(key, n=4, grid=[1.0, 0.75, 0.5, 0.25, 0.0]), by_name, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": 3}, "labels = 3, but this model is unconditional: it was trained without labels"),
+        ({"labels": 0}, "labels = 0, but this model is unconditional"),
+        ({"steps": 0}, "steps = 0; a sampler needs at least 1 step"),
+        ({"steps": 21}, "steps = 21, but the schedule has 20 steps; ask for at most 20"),
+        ({"sampler": "dimd"}, "sampler = 'dimd'; the known ones are ddim, ddpm"),
+        ({"sampler": ""}, "sampler = ''; the known ones are ddim, ddpm"),
+        ({"grid": "unifrm"}, "grid = 'unifrm'; the known ones are "),
+        ({"n": 0}, "n = 0, batch = 64; both must be at least 1"),
+        ({"batch": 0}, "n = 4, batch = 0; both must be at least 1"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(points, arguments, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        points.sample(jax.random.key(0), **{"n": 4, **arguments})
+
+
+def test_progress_is_shown_to_the_end_and_not_beyond(points, capsys):
+    points.sample(jax.random.key(0), n=17, batch=8, steps=5, progress=True)
+    assert "15/15" in capsys.readouterr().err
+    points.sample(jax.random.key(0), n=17, batch=8, steps=5)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_progress_bar_counts_the_foremost_device():
+    bar = tqdm(total=6, disable=None)
+    counter = batches._Counter(bar)
+    for done in (1, 2, 1, 3, 2, 1, 3):
+        counter(done)
+    assert bar.n == 3
+    counter.next_batch()
+    for done in (1, 1, 2, 3):
+        counter(done)
+    assert bar.n == 6
+    bar.close()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    message = f"workdir = {tmp_path} is no run: it has no config.json; give a folder that train.py wrote"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match="is no run"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_without_a_checkpoint_yet_is_refused(tmp_path, begun):
+    folder.prepare(tmp_path, tiny.config(), POINTS)
+    if begun:
+        (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(NoCheckpointError, match=r"/checkpoints holds no checkpoint yet; train until the first one is"):
+        load(tmp_path)
+    assert (tmp_path / "checkpoints").exists() == begun
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "Expecting value"),
+        (b"[]", "list indices"),
+        (b'{"config": {}}', "'data'"),
+        (b"\xff\xfe", "can't decode"),
+        (None, "train.stepz is no field of a config; did you mean 'steps'?"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_named(tmp_path, content, reason):
+    folder.prepare(tmp_path, tiny.config(), POINTS)
+    path = tmp_path / "config.json"
+    path.write_bytes(path.read_bytes().replace(b'"steps": 30', b'"stepz": 30') if content is None else content)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is damaged or of another version .*") as error:
+        load(tmp_path)
+    assert reason in str(error.value)
+
+
+def test_the_folder_says_what_the_run_is(tmp_path):
+    folder.prepare(tmp_path / "new" / "run", tiny.config(), Form(shape=(8, 8, 1), levels=17))
+    assert folder.read(tmp_path / "new" / "run") == (tiny.config(), Form(shape=(8, 8, 1), levels=17))
+    assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.steps": 40},
+        {"train.fsdp": 2},
+        {"train.steps_per_dispatch": 2},
+        {"data.dir": "elsewhere"},
+        {"data.on_device": False},
+        {"every.log": 5, "every.keep": 1},
+        {"sampling.steps": 3, "sampling.sampler": "ddpm"},
+    ],
+)
+def test_a_run_goes_on_with_what_does_not_change_its_steps(tmp_path, changes):
+    folder.prepare(tmp_path, tiny.config(), POINTS)
+    folder.prepare(tmp_path, tiny.config(changes), POINTS)
+    assert folder.read(tmp_path)[0] == tiny.config(changes)
+
+
+def test_a_run_of_another_config_is_refused_with_every_difference(tmp_path):
+    folder.prepare(tmp_path, tiny.config(), POINTS)
+    before = (tmp_path / "config.json").read_text()
+    other = tiny.config({"model.width": 4, "train.seed": 1, "train.steps": 40, "data.name": "moons"})
+    expected = (
+        f"workdir = {tmp_path} holds a run of another config:\n"
+        "  data.name: 'swissroll' -> 'moons'\n"
+        "  model.width: 16 -> 4\n"
+        "  train.seed: 0 -> 1\n"
+        "choose another folder, or set these back to go on with that run"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        folder.prepare(tmp_path, other, POINTS)
+    with pytest.raises(ValueError, match=r"data\.shape: \(2,\) -> \(3,\)"):
+        folder.prepare(tmp_path, tiny.config(), Form(shape=(3,), levels=None))
+    assert (tmp_path / "config.json").read_text() == before
+    assert json.loads(before)["config"] == json.loads(json.dumps(tiny.config().to_mapping()))
+
+
+def test_a_folder_that_cannot_be_written_is_refused():
+    with pytest.raises(
+        ValueError, match=r"^workdir = /dev/null/x can't be written \(Not a directory\); choose another"
+    ):
+        folder.prepare(Path("/dev/null/x"), tiny.config(), POINTS)

@@ -1,0 +1,415 @@
+"""The training step against plain NumPy and `jax.pmap`, the order of the data, and what a run reports."""
+
+import functools
+import itertools
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from jax.sharding import AxisType, Mesh
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+from jaxdiff import data
+from jaxdiff.config import Config, Optimizer
+from jaxdiff.experiment import Experiment, make_experiment
+from jaxdiff.run import load
+from jaxdiff.training import loop, recorder
+from jaxdiff.training.batches import indices, make_batches
+from jaxdiff.training.recorder import DivergenceError
+from jaxdiff.training.sharding import make_mesh
+from jaxdiff.training.step import Metrics, State, abstract_state, gradient, init_state, learning_rate, make_step, update
+
+STEPS, BATCH = 5, 16
+# Large enough for its matrices to be sharded (128·128 elements), with a learning rate that moves far in a few steps.
+WIDE = {"model": {"name": "mlp", "width": 128, "depth": 1, "time_dim": 8}, "train.batch_size": BATCH}
+# Rounding, where Adam divides a small gradient by its own size. Another order of the data is 100 times as far away.
+ROUNDING = 2e-4
+
+
+class Trained(NamedTuple):
+    """What some steps made of a state."""
+
+    state: State
+    metrics: Metrics
+
+
+def mesh_of(devices: int, fsdp: int = 1) -> Mesh:
+    shape = (devices // fsdp, fsdp)
+    return jax.make_mesh(
+        shape, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=jax.devices()[:devices]
+    )
+
+
+def dataset() -> data.Dataset:
+    return data.load("swissroll")
+
+
+def experiment_of(config: Config) -> Experiment:
+    return make_experiment(config, (2,), bounded=False)
+
+
+def first_state(experiment: Experiment, abstract: State | None = None) -> State:
+    """The state before the first step, on one device or laid out like `abstract`."""
+    shardings = None if abstract is None else jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(functools.partial(init_state, experiment), out_shardings=shardings)()
+
+
+def train(changes: dict[str, Any] | None = None, *, devices: int = 8, steps: int = STEPS, seed: int = 0) -> Trained:
+    """Some steps of the wide network, without a folder."""
+    config = tiny.config({**WIDE, **(changes or {})})
+    mesh, experiment = mesh_of(devices, config.train.fsdp), experiment_of(config)
+    abstract = abstract_state(experiment, mesh)
+    state = first_state(experiment, abstract)
+    batches = make_batches(dataset(), mesh, seed=seed, batch_size=BATCH, on_device=config.data.on_device)
+    step = make_step(experiment, mesh, abstract, None)
+    found = []
+    for dispatch in batches.stream(0, steps, config.train.steps_per_dispatch):
+        state, metrics = step(state, batches.resident, dispatch.batch)
+        found.append(metrics)
+    return Trained(state, jax.tree.map(lambda *parts: np.concatenate(parts), *found))
+
+
+@pytest.fixture(scope="module")
+def reference() -> Trained:
+    """Six steps on eight devices, one to a dispatch."""
+    return train({"train.steps_per_dispatch": 1})
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize(("batch", "n"), [(4, 12), (5, 12), (12, 12), (7, 3), (1, 5)])
+def test_each_epoch_is_a_permutation_and_batches_run_across_epochs(seed, batch, n):
+    stream = indices(seed, 0, (4 * n, batch), n).reshape(-1)
+    epochs = stream.reshape(-1, n)
+    np.testing.assert_array_equal(np.sort(epochs), np.broadcast_to(np.arange(n), epochs.shape))
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+@pytest.mark.parametrize(("batch", "n"), [(5, 12), (7, 3)])
+def test_the_order_of_the_data_is_a_function_of_seed_and_step(batch, n):
+    whole = indices(3, 0, (20, batch), n)
+    for first, count in [(0, 1), (7, 4), (19, 1)]:
+        np.testing.assert_array_equal(indices(3, first, (count, batch), n), whole[first : first + count])
+    assert (indices(4, 0, (20, batch), n) != whole).any()
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "size", "expected"),
+    [
+        (0, 10, 5, [(0, 5), (5, 5)]),
+        (0, 7, 5, [(0, 5), (5, 2)]),
+        (7, 21, 5, [(7, 3), (10, 5), (15, 5), (20, 1)]),
+        (3, 4, 5, [(3, 1)]),
+        (4, 4, 2, []),
+    ],
+)
+def test_dispatches_end_at_multiples_of_their_size_wherever_they_start(start, stop, size, expected):
+    batches = make_batches(dataset(), mesh_of(1), seed=1, batch_size=4, on_device=True)
+    dispatches = list(batches.stream(start, stop, size))
+    assert [(dispatch.first, dispatch.count) for dispatch in dispatches] == expected
+    for dispatch in dispatches:
+        np.testing.assert_array_equal(dispatch.batch, indices(1, dispatch.first, (dispatch.count, 4), 20_000))
+
+
+def test_the_mesh_refuses_what_does_not_divide():
+    with pytest.raises(ValueError, match=r"^train\.batch_size = 12 is not divisible over 8 devices; use 8 or 16$"):
+        make_mesh(1, 12)
+    with pytest.raises(ValueError, match=r"is not divisible over 8 devices x 2 micro-batches; use 16 or 32$"):
+        make_mesh(1, 24, 2)
+    with pytest.raises(ValueError, match=r"batch_size = 4 is not divisible over 8 devices; use 8$"):
+        make_mesh(1, 4)
+    with pytest.raises(ValueError, match=r"^train\.fsdp = 3 does not divide the 8 devices; choose a divisor of 8$"):
+        make_mesh(3, 24)
+    assert dict(make_mesh(2, 16).shape) == {"data": 4, "fsdp": 2}
+
+
+def pmap_steps(experiment: Experiment, devices: int) -> State:
+    """The same training written with `jax.pmap`: each device has its slice of the batch, gradients meet in a pmean."""
+    x, state = dataset().x, first_state(experiment)
+
+    @functools.partial(jax.pmap, axis_name="devices")
+    def step(state: State, batch: Any) -> State:
+        loss, grads = jax.lax.pmean(gradient(experiment, state.params, batch), "devices")
+        return update(experiment, state, loss, grads)[0]
+
+    key = state.key
+    state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (devices, *leaf.shape)), state)
+    for n in range(STEPS):
+        chosen = indices(0, n, (1, BATCH), len(x))[0]
+        times, keys = experiment.draw(jax.random.fold_in(key, n), BATCH)
+        batch = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, *leaf.shape[1:]), (x[chosen], times, keys))
+        state = step(state, batch)
+    return jax.tree.map(lambda leaf: leaf[0], state)
+
+
+def test_the_step_on_eight_devices_is_that_of_pmap(reference):
+    state = pmap_steps(experiment_of(tiny.config(WIDE)), 8)
+    assert tiny.difference(state.params, reference.state.params) < ROUNDING
+    assert tiny.difference(state.ema, reference.state.ema) < ROUNDING
+    assert int(reference.state.step) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices"),
+    [
+        ({"train.steps_per_dispatch": 1}, 1),
+        ({"train.steps_per_dispatch": 1, "train.fsdp": 2}, 8),
+        ({"train.steps_per_dispatch": 1, "train.fsdp": 4}, 8),
+        ({"train.steps_per_dispatch": 1, "train.accumulate": 4}, 4),
+        ({"train.steps_per_dispatch": 5}, 8),
+    ],
+    ids=["1 device", "fsdp=2", "fsdp=4", "accumulate=4", "5 steps a dispatch"],
+)
+def test_how_a_step_is_spread_changes_rounding_only(reference, changes, devices):
+    other = train(changes, devices=devices)
+    assert tiny.difference(other.state[:3], reference.state[:3]) < ROUNDING
+    np.testing.assert_allclose(other.metrics.loss, reference.metrics.loss, rtol=1e-5)
+    np.testing.assert_allclose(other.metrics.grad_norm, reference.metrics.grad_norm, rtol=1e-4)
+
+
+def test_rounding_is_far_below_what_another_order_of_the_data_does(reference):
+    other = train({"train.steps_per_dispatch": 1}, seed=1)
+    assert tiny.difference(other.state.params, reference.state.params) > 100 * ROUNDING
+
+
+def test_batches_fed_from_the_host_train_exactly_as_those_on_the_device(reference):
+    other = train({"train.steps_per_dispatch": 1, "data.on_device": False})
+    tiny.assert_identical(other.state, reference.state)
+
+
+def test_large_weights_and_their_moments_are_sharded_over_fsdp():
+    state = train({"train.fsdp": 4, "train.steps_per_dispatch": 1}, steps=1).state
+    kernel = state.params["params"]["block0_dense1"]["kernel"]
+    moments = optax.tree.get_all_with_path(state.opt_state, "mu")[0][1]["params"]["block0_dense1"]["kernel"]
+    for leaf in (kernel, moments, state.ema["params"]["block0_dense1"]["kernel"]):
+        assert leaf.shape == (128, 128)
+        assert {shard.data.shape for shard in leaf.addressable_shards} == {(32, 128)}
+    assert state.params["params"]["stem"]["kernel"].sharding.is_fully_replicated
+
+
+def test_each_device_works_on_its_part_of_the_batch_and_the_state_is_donated():
+    experiment, mesh = experiment_of(tiny.config(WIDE)), mesh_of(8)
+    abstract = abstract_state(experiment, mesh)
+    state = first_state(experiment, abstract)
+    batches = make_batches(dataset(), mesh, seed=0, batch_size=BATCH, on_device=True)
+    inputs = batches.resident, next(batches.stream(0, 1, 1)).batch
+    step = make_step(experiment, mesh, abstract, None)
+    program = step.lower(state, *inputs).compile().as_text()
+    assert "f32[2,128]" in program
+    assert "f32[16,128]" not in program
+    assert "all-reduce" in program
+    assert "all-gather" not in program
+    step(state, *inputs)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)))
+    assert not batches.resident.is_deleted()
+
+
+def test_the_average_follows_the_weights_with_a_warmed_up_decay():
+    experiment = experiment_of(tiny.config({"train.ema_decay": 0.28}))
+    state = first_state(experiment)
+    average = tiny.arrays(state.ema)
+    grads = jax.tree.map(jnp.ones_like, state.params)
+    step = jax.jit(functools.partial(update, experiment))
+    for n in range(6):
+        state, _ = step(state, jnp.zeros(()), grads)
+        decay = min(0.28, (1 + n) / (10 + n))
+        average = [decay * a + (1 - decay) * p for a, p in zip(average, tiny.arrays(state.params), strict=True)]
+        for expected, found in zip(average, tiny.arrays(state.ema), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_the_learning_rate_warms_up_and_decays(decay, warmup):
+    schedule = learning_rate(Optimizer(learning_rate=0.5, warmup_steps=warmup, decay=decay), 12)
+    for n in range(12):
+        after = 0.5 if decay == "constant" else 0.25 * (1 + np.cos(np.pi * (n - warmup) / (12 - warmup)))
+        expected = 0.5 * (n + 1) / warmup if n < warmup else after
+        np.testing.assert_allclose(schedule(n), expected, rtol=1e-5)
+
+
+def test_the_step_reports_and_uses_the_scheduled_learning_rate(reference):
+    np.testing.assert_allclose(reference.metrics.learning_rate, [0.002, 0.004, 0.006, 0.008, 0.01], rtol=1e-6)
+    still = train({"optimizer.learning_rate": 0, "train.steps_per_dispatch": 1}, steps=2)
+    tiny.assert_identical(still.state.params, first_state(experiment_of(tiny.config(WIDE))).params)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5, 1e6])
+def test_the_gradient_is_clipped_by_its_global_norm(clip_norm):
+    experiment = experiment_of(tiny.config({"optimizer.clip_norm": clip_norm}))
+    state = first_state(experiment)
+    grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.1), state.params)
+    norm = 0.1 * np.sqrt(sum(leaf.size for leaf in jax.tree.leaves(grads)))
+    after, metrics = update(experiment, state, jnp.zeros(()), grads)
+    np.testing.assert_allclose(metrics.grad_norm, norm, rtol=1e-5)
+    scale = min(1.0, (clip_norm or np.inf) / norm)
+    (_, mean), *_ = optax.tree.get_all_with_path(after.opt_state, "mu")
+    for leaf in jax.tree.leaves(mean):
+        np.testing.assert_allclose(leaf, (1 - 0.9) * 0.1 * scale, rtol=1e-4)
+
+
+def test_weight_decay_is_that_of_adamw():
+    experiment = experiment_of(tiny.config({"optimizer.weight_decay": 0.1, "optimizer.warmup_steps": 0}))
+    state = first_state(experiment)
+    after, _ = update(experiment, state, jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+    for old, new in zip(tiny.arrays(state.params), tiny.arrays(after.params), strict=True):
+        np.testing.assert_allclose(new, (1 - 0.01 * 0.1) * old, rtol=1e-6)
+
+
+def test_bfloat16_computes_low_and_keeps_float32_weights(reference):
+    other = train({"train.dtype": "bfloat16", "train.steps_per_dispatch": 1})
+    assert {leaf.dtype for leaf in jax.tree.leaves(other.state[1:3])} == {np.dtype("float32")}
+    assert {leaf.dtype for leaf in other.metrics} == {np.dtype("float32")}
+    assert np.isfinite(other.metrics.loss).all()
+    error = np.abs(other.metrics.loss - reference.metrics.loss).max()
+    assert 1e-6 < error < 0.05
+
+
+def test_every_step_draws_times_and_noise_of_its_own(reference):
+    experiment = experiment_of(tiny.config(WIDE))
+    key = jax.random.key(0)
+    drawn = [experiment.draw(jax.random.fold_in(key, n), BATCH) for n in range(3)]
+    for (times, keys), (other_times, other_keys) in itertools.combinations(drawn, 2):
+        assert (times != other_times).any()
+        assert (jax.random.key_data(keys) != jax.random.key_data(other_keys)).any(axis=1).all()
+
+
+@pytest.fixture
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains without drawing, which takes longer than these runs."""
+    monkeypatch.setattr(loop, "_picture", lambda *_: np.zeros((2, 2, 3), np.uint8))
+
+
+def metrics_of(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(workdir: Path) -> list[dict[str, Any]]:
+    return [
+        {name: line[name] for name in ("step", "loss", "grad_norm", "learning_rate")} for line in metrics_of(workdir)
+    ]
+
+
+def events_of(workdir: Path) -> Iterator[Event]:
+    """Every TensorBoard event: records of a length (8 bytes), its checksum (4), the event, and its checksum (4)."""
+    for path in sorted(workdir.glob("events.out.tfevents.*")):
+        content, position = path.read_bytes(), 0
+        while position < len(content):
+            (length,) = struct.unpack_from("<Q", content, position)
+            yield Event.FromString(content[position + 12 : position + 12 + length])
+            position += 12 + length + 4
+
+
+LONG = {
+    "schedule": {"name": "vp"},
+    "train.steps": 200,
+    "train.batch_size": 64,
+    "train.steps_per_dispatch": 20,
+    "every.log": 20,
+    "every.checkpoint": 40,
+    "every.sample": 200,
+}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    """The folder of a run of 200 steps on points."""
+    workdir = tmp_path_factory.mktemp("unbroken")
+    loop.train(tiny.config(LONG), workdir)
+    return workdir
+
+
+def test_each_log_has_the_loss_and_the_speed(unbroken):
+    lines = metrics_of(unbroken)
+    assert [line["step"] for line in lines] == list(range(20, 201, 20))
+    for line in lines:
+        assert set(line) == {"step", "loss", "grad_norm", "learning_rate", "images_per_second", "data_wait"}
+        assert line["images_per_second"] > 0
+        assert 0 <= line["data_wait"] <= 1
+        np.testing.assert_allclose(line["learning_rate"], 0.01, rtol=1e-6)
+
+
+def test_the_loss_falls(unbroken):
+    losses = [line["loss"] for line in metrics_of(unbroken)]
+    assert np.mean(losses[-3:]) < 0.8 * losses[0]
+
+
+def test_tensorboard_has_the_same_numbers_and_the_picture(unbroken):
+    scalars: dict[str, dict[int, float]] = {}
+    pictures = {}
+    for event in events_of(unbroken):
+        for value in event.summary.value:
+            if value.HasField("image"):
+                pictures[event.step] = (value.tag, value.image.height, value.image.width)
+            else:
+                scalars.setdefault(value.tag, {})[event.step] = value.simple_value
+    for line in metrics_of(unbroken):
+        for name in set(line) - {"step"}:
+            np.testing.assert_allclose(scalars[name][line["step"]], line[name], rtol=1e-6)
+    with Image.open(unbroken / "samples" / "00000200.png") as image:
+        assert pictures == {200: ("samples", image.height, image.width)}
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_resumed_run_repeats_no_line_and_loses_none(unbroken, tmp_path):
+    loop.train(tiny.config({**LONG, "train.steps": 80}), tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:  # what a run killed after its checkpoint of step 80 leaves
+        file.write('{"step": 100, "loss": 1.0}\n{"step": 120, "lo')
+    loop.train(tiny.config(LONG), tmp_path)
+    assert without_times(tmp_path) == without_times(unbroken)
+    purged = {event.step for event in events_of(tmp_path) if event.session_log.status == 1}
+    assert 81 in purged
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_run_extended_from_between_two_dispatches_logs_and_saves_where_it_should(tmp_path, capsys):
+    loop.train(tiny.config({"train.steps": 7, "every.log": 5, "every.checkpoint": 5}), tmp_path)
+    assert [line["step"] for line in metrics_of(tmp_path)] == [5, 7]
+    loop.train(tiny.config({"train.steps": 18, "every.log": 5, "every.checkpoint": 5, "every.keep": 9}), tmp_path)
+    assert [line["step"] for line in metrics_of(tmp_path)] == [5, 7, 10, 15, 18]
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [5, 7, 10, 15, 18]
+    assert "step 18/18  loss " in capsys.readouterr().err
+
+
+def test_a_finished_run_has_nothing_to_do_and_says_so(unbroken, caplog):
+    before = sorted(unbroken.rglob("*"))
+    state = loop.train(tiny.config(LONG), unbroken)
+    assert int(state.step) == 200
+    assert f"{unbroken} is at step 200 of 200 already: nothing to do" in caplog.text
+    assert sorted(unbroken.rglob("*")) == before
+
+
+def test_a_loss_that_is_nan_stops_the_run_at_its_step_with_the_last_good_checkpoint(tmp_path, monkeypatch):
+    points = data.load("swissroll")
+    position = 16 * 22 + 3  # in the batch of step 23
+    bad = indices(0, 0, (30, 16), len(points.x)).reshape(-1)[position]
+    x = points.x.copy()
+    x[bad] = np.nan
+    monkeypatch.setattr(data, "load", lambda *_, **__: data.Dataset(**{**vars(points), "x": x}))
+    with pytest.raises(DivergenceError, match=r"^at step 23 the loss is nan .*; lower optimizer.learning_rate or set"):
+        loop.train(tiny.config(), tmp_path)
+    assert [line["step"] for line in metrics_of(tmp_path)] == [10, 20]
+    run = load(tmp_path)
+    assert run.step == 20
+    assert all(np.isfinite(leaf).all() for leaf in tiny.arrays(run.params))
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    # Adam's first update is the learning rate: past the largest float32 once the decay of the weights is added.
+    changes = {"optimizer.learning_rate": 3e38, "optimizer.weight_decay": 100.0, "optimizer.warmup_steps": 0}
+    dispatch = {"train.steps_per_dispatch": 1, "train.steps": 10, "every.checkpoint": 1}
+    with pytest.raises(DivergenceError, match=r"^after step 1 the weights are no longer finite; lower optimizer"):
+        loop.train(tiny.config({**changes, **dispatch}), tmp_path)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_clock_counts_hours_minutes_and_seconds():
+    assert recorder._clock(3 * 3600 + 7 * 60 + 4.2) == "3:07:05"
