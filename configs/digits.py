@@ -1,4 +1,10 @@
-"""Handwritten digits, 8x8, from scikit-learn."""
+"""Handwritten digits, 8x8, from scikit-learn: nothing to download.
+
+    python train.py --config=configs/digits.py --workdir=runs/digits
+
+Measured on 2 cores of a Xeon, with other work on them: 2,000 steps of 64 images in 4 min 8 s, compilation included, at
+420 to 860 images/s; loss 0.137. Digits are recognisable from the first picture (500 steps) on. 683,649 parameters.
+"""
 
 from ml_collections import ConfigDict
 

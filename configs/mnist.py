@@ -1,4 +1,15 @@
-"""MNIST, 28x28: a small network for any machine, and the 10M-parameter network as `:ddpm`."""
+"""MNIST, 28x28: a small network for any machine, and the 10M-parameter DDPM network as `:ddpm`.
+
+    python train.py --config=configs/mnist.py --workdir=runs/mnist
+    python train.py --config=configs/mnist.py:ddpm --workdir=runs/ddpm
+
+The small network has 685,380 parameters and works at 14x14 and 7x7. Measured on 2 cores of a Xeon at 250 images/s:
+strokes after 500 steps (2 minutes), about half of the samples legible as digits after 2,000 (8.5 minutes, loss 0.062).
+Pictures are drawn every 500 steps; stop when they please. Neither variant has been timed on a GPU yet.
+
+`:ddpm` has 10,188,081 parameters, 64 epochs of 60,000 images in batches of 64, and needs an accelerator: on the same 2
+cores it trains at 13 images/s (`benchmarks/unet.py`).
+"""
 
 from ml_collections import ConfigDict
 
@@ -36,13 +47,14 @@ def _small() -> Config:
 
 
 def _ddpm() -> Config:
+    epochs, examples, batch_size = 64, 60_000, 64
     return Config(
         data=Data(name="mnist"),
         model={"name": "unet"},
         schedule={"name": "linear", "steps": 1000},
         predicts="eps",
         optimizer=Optimizer(learning_rate=1e-4, clip_norm=None),
-        train=Train(steps=64 * 60_000 // 64, batch_size=64),
+        train=Train(steps=epochs * examples // batch_size, batch_size=batch_size),
         sampling=Sampling(sampler="ddpm", steps=1000),
         every=Every(log=100, checkpoint=1000, sample=5000),
     )

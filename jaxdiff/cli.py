@@ -102,6 +102,7 @@ def _run(main: Callable[[], None], *, required: tuple[str, ...]) -> None:
     def guarded(arguments: list[str]) -> None:
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax tells of every file
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+        _silence_abandoned_reads()
         try:
             if arguments[1:]:
                 raise ValueError(f"{arguments[1]!r} is no flag; every setting is written --NAME=VALUE")
@@ -121,6 +122,8 @@ def _run(main: Callable[[], None], *, required: tuple[str, ...]) -> None:
                 raise
             _fail(error)
 
+    for flag in FLAGS.get_flags_for_module(__name__):
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # for --help, which looks in the script
     app.run(guarded, flags_parser=_parse)
 
 
@@ -186,9 +189,24 @@ def _unknown_field(arguments: list[str], config: ConfigDict) -> str | None:
 
 
 def _ours(error: Exception) -> bool:
-    """Whether jaxdiff itself raised it: then the message says all, and a traceback would bury it."""
-    where = traceback.extract_tb(error.__traceback__)[-1].filename
-    return Path(where).is_relative_to(Path(__file__).parent)
+    """Whether a `raise` of jaxdiff's made it: then the message says all, and a traceback would bury it."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(where.filename).is_relative_to(Path(__file__).parent) and (where.line or "").startswith("raise")
+
+
+def _silence_abandoned_reads() -> None:
+    """Where one array of a checkpoint can't be read, Orbax leaves the reads of the others to a closed event loop.
+
+    The checkpoint is reported as damaged; dozens of tracebacks would bury that.
+    """
+    usual = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            usual(unraisable)
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _use_compilation_cache() -> None:

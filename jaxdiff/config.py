@@ -96,12 +96,12 @@ class Train:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """The pictures made while training, and what `sample.py` does unless told otherwise."""
+    """The pictures made while training, and how `sample.py` samples unless told otherwise."""
 
     sampler: str = "ddim"
     steps: int = 50
     grid: str = "uniform"
-    n: int = 64
+    n: int = 64  # of images; points in the plane are always drawn in thousands
     clip: bool = True  # clip x̂_0 to the range of the data, [−1, 1]; data without a range is never clipped
 
     def __post_init__(self) -> None:
@@ -113,7 +113,7 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Every:
-    """How often things are done, in steps: multiples of train.steps_per_dispatch."""
+    """How often things are done, in steps (multiples of train.steps_per_dispatch), and how many are kept."""
 
     log: int = 100
     checkpoint: int = 1000

@@ -104,7 +104,7 @@ def noise_from_x0(
 
 def unknown(kind: str) -> str:
     """The message for a kind that is not one of `KINDS`."""
-    return f"predicts = {kind!r} is no parameterization; the known ones are {', '.join(KINDS)}"
+    return f"{kind!r} is no parameterization; the known ones are {', '.join(KINDS)}"
 
 
 def _divide(numerator: Float[Array, "*shape"], denominator: Float[Array, ""]) -> Float[Array, "*shape"]:

@@ -14,6 +14,7 @@ from PIL import Image
 from jaxdiff import samplers
 from jaxdiff.processes import Process
 from jaxdiff.samplers.jump import jump, posterior_variances
+from jaxdiff.samplers.loop import as_pytree
 from jaxdiff.typing import Denoiser
 
 
@@ -68,11 +69,17 @@ def scatter(points: Float[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "height width
     return _pixels(figure)
 
 
-@jax.jit
 def drift(
-    denoiser: Denoiser, process: Process, points: Float[Array, "n 2"], times: Float[Array, "2"]
+    denoiser: Denoiser, process: Process, points: Float[np.ndarray | Array, "n 2"], times: Float[np.ndarray, "2"]
 ) -> Float[Array, "n 2"]:
     """Where the reverse process pulls: the mean of its jump between two times t > s, less x_t, over t − s."""
+    return _drift(jax.tree.map(as_pytree, denoiser), process, points, times)
+
+
+@jax.jit
+def _drift(
+    denoiser: Denoiser, process: Process, points: Float[Array, "n 2"], times: Float[Array, "2"]
+) -> Float[Array, "n 2"]:
     t, s = times
     _, posterior = posterior_variances(process.schedule, t, s)
 
@@ -144,7 +151,7 @@ def diffusion_in_the_plane(
             arrows = drift(denoiser, process, field, grid[index : index + 2])
             axes[2, column].quiver(*field.T, *np.asarray(arrows).T, angles="xy", color="C2", width=0.006)
         else:
-            axes[2, column].axis("off")  # the process ends here
+            axes[2, column].set_frame_on(False)  # the process ends here
         axes[0, column].set_title(f"t = {t:.2f}")
         for axis in axes[:, column]:
             axis.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")

@@ -64,7 +64,7 @@ class Run:
         """Draw n samples.
 
         Args:
-          key: a typed key. Sample i depends on fold_in(key, i) alone, whatever n and `batch`.
+          key: a typed key. Sample i depends on fold_in(key, i) alone; n and `batch` change its rounding.
           n: how many.
           labels: the classes to draw, of a conditional model.
           sampler: a name with options ("ddim:eta=0.5") or a sampler; the config's if left out.

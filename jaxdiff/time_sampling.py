@@ -1,7 +1,7 @@
 """At which times a batch is trained.
 
 discrete     t = k/T, k uniform in {1, …, T}     (Ho et al. 2020, algorithm 1)
-continuous   t uniform in (t_min, 1]
+continuous   t uniform in (0, 1]
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ def discrete(key: Key[Array, ""], n: int, *, steps: int) -> Float[Array, " n"]:
     return jax.random.randint(key, (n,), 1, steps + 1) / steps
 
 
-def continuous(key: Key[Array, ""], n: int, *, t_min: float = 0.0) -> Float[Array, " n"]:
-    """n independent times uniform in (t_min, 1]; t_min itself, where a target may be infinite, is never drawn."""
-    return 1 - (1 - t_min) * jax.random.uniform(key, (n,))
+def continuous(key: Key[Array, ""], n: int) -> Float[Array, " n"]:
+    """n independent times uniform in (0, 1]; 0, where a target may be infinite, is never drawn."""
+    return 1 - jax.random.uniform(key, (n,))
 
 
 def time_sampler(times: Times, schedule: Schedule) -> TimeSampler:

@@ -6,9 +6,10 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,21 @@ from jaxdiff.training import loop
 from jaxdiff.training.checkpoint import Checkpoints, NoCheckpointError, fingerprint
 from jaxdiff.training.step import State, abstract_state
 
-# Where one array can't be read, Orbax leaves the reads of the others to an event loop that it has closed.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 WIDE = {"model": {"name": "mlp", "width": 128, "depth": 1, "time_dim": 8}}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def abandoned_reads() -> Iterator[None]:
+    """Where one array can't be read, Orbax leaves the reads of the others to a closed event loop: now or tests later."""
+    usual = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            usual(unraisable)
+
+    sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = usual
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +73,11 @@ def random_state(abstract: State, seed: int = 0) -> State:
         return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
 
     return jax.tree.map(draw, abstract)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What jaxdiff logged."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("jaxdiff.")]
 
 
 def steps_in(workdir: Path) -> list[int]:
@@ -120,7 +137,7 @@ def test_a_run_of_eight_devices_goes_on_with_weights_spread_over_four(workdir, f
     state = loop.train(tiny.config({"train.steps": 31, "train.fsdp": 4}), workdir)
     assert int(state.step) == 31
     assert tiny.difference(state.params, finished[1].params) < 0.05
-    assert caplog.text == ""
+    assert said(caplog) == []
 
 
 def test_a_save_is_untouched_by_the_steps_that_reuse_its_memory(tmp_path):
@@ -148,10 +165,12 @@ def largest(folder: Path) -> Path:
     return max(folder.rglob("d/*"), key=lambda path: path.stat().st_size)
 
 
-def flip(folder: Path) -> None:
+def flip(folder: Path, *, every: int = 7) -> None:
+    """Flip a bit of some bytes; one at least of the few that a small network has lies where it matters."""
     path = largest(folder)
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x10
+    for i in range(len(content) // 2, len(content), every):
+        content[i] ^= 0x10
     path.write_bytes(content)
 
 
@@ -183,7 +202,7 @@ def test_training_reports_a_damaged_checkpoint_and_takes_the_one_before(workdir,
     damage(workdir / "checkpoints" / "30" / item)
     state = restore(workdir)
     assert int(state.step) == 20
-    (message,) = caplog.messages
+    (message,) = said(caplog)
     assert message.startswith("the checkpoint of step 30 is damaged and is not used: ")
     assert len(message) < 300
     assert steps_in(workdir) == [10, 20]
@@ -213,6 +232,23 @@ def test_a_checkpoint_with_nothing_left_in_it_is_passed_over(workdir, damage):
     assert int(restore(workdir).step) == 20
 
 
+def test_a_flipped_bit_among_the_values_is_found_by_the_fingerprint(tmp_path, caplog):
+    abstract = abstract_of(tiny.config(WIDE), mesh_of(1))
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    for step in range(1, 4):
+        checkpoints.save(step, random_state(abstract))
+    checkpoints.wait()
+    for step in (2, 3):
+        flip(tmp_path / str(step) / "training", every=10**9)
+    tiny.assert_identical(checkpoints.restore(abstract), random_state(abstract))
+    checkpoints.close()
+    assert said(caplog) == [
+        f"the checkpoint of step {step} is damaged and is not used: "
+        "the values of 'training' are not those that were written"
+        for step in (3, 2)
+    ]
+
+
 def test_a_run_with_a_damaged_checkpoint_writes_that_step_again(workdir, finished):
     flip(workdir / "checkpoints" / "30" / "training")
     flip(workdir / "checkpoints" / "20" / "weights")
@@ -227,9 +263,7 @@ def test_where_all_are_damaged_training_and_loading_stop_and_touch_nothing(workd
     for step in steps_in(workdir):
         flip(workdir / "checkpoints" / str(step) / "weights")
     before = steps_in(workdir)
-    message = (
-        r"^none of the checkpoints in .* \(steps 30, 20, 10\) is whole; restore one from a copy, or train again in"
-    )
+    message = r"^none of the checkpoints in .* \(steps 30, 20, 10\) is whole, or other versions"
     for _ in range(2):
         with pytest.raises(NoCheckpointError, match=message):
             loop.train(tiny.config(), workdir)
@@ -336,7 +370,7 @@ def test_a_run_killed_and_stopped_at_any_moment_ends_as_an_unbroken_one(tmp_path
         return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
 
     unbroken = start(tmp_path / "unbroken")
-    for stop in ("kill", "kill while writing", signal.SIGTERM):
+    for stop in ("kill", "kill while writing", signal.SIGINT):
         process, begin = start(workdir), last_step(workdir)
         wait_for(lambda begin=begin: last_step(workdir) > begin + 5, process)
         if isinstance(stop, signal.Signals):

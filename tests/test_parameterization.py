@@ -171,7 +171,7 @@ def test_noise_is_what_the_clean_sample_leaves() -> None:
 
 def test_an_unknown_kind_is_refused(unchecked: None) -> None:
     schedule, x = SCHEDULES["flow"], jnp.zeros(2)
-    message = "predicts = 'epsilon' is no parameterization; the known ones are eps, x0, v, score, velocity"
+    message = "'epsilon' is no parameterization; the known ones are eps, x0, v, score, velocity"
     assert parameterization.unknown("epsilon") == message
     kind: Any = "epsilon"
     with pytest.raises(ValueError, match=message):

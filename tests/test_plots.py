@@ -1,5 +1,7 @@
 """Pictures: where each image lies in a grid, whole files only, and the figure of a diffusion in the plane."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ def grey(*values: float, size: int = 32, channels: int = 1) -> np.ndarray:
 
 
 def test_images_lie_row_by_row_with_gaps_of_black():
-    canvas = plots.image_grid(grey(-1, 0, 1, 1, 0), columns=3)
+    canvas = plots.image_grid(grey(-1, 0, 1, 1, 0), columns=3, least=32)
     assert canvas.dtype == np.uint8
     assert canvas.shape == (2 * 34 + 2, 3 * 34 + 2, 3)
     expected = np.zeros_like(canvas)
@@ -27,13 +29,13 @@ def test_images_lie_row_by_row_with_gaps_of_black():
 
 @pytest.mark.parametrize(("n", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (5, 2, 3), (9, 3, 3), (10, 3, 4)])
 def test_a_grid_is_about_square(n, rows, columns):
-    assert plots.image_grid(grey(*[0.0] * n)).shape == (rows * 34 + 2, columns * 34 + 2, 3)
+    assert plots.image_grid(grey(*[0.0] * n), least=32).shape == (rows * 34 + 2, columns * 34 + 2, 3)
 
 
 @pytest.mark.parametrize(("size", "scale"), [(8, 4), (28, 2), (32, 1), (33, 1), (64, 1), (1, 32)])
 def test_small_images_are_enlarged_by_a_whole_factor(size, scale):
     image = np.random.default_rng(0).uniform(-1, 1, (1, size, size, 1)).astype(np.float32)
-    canvas = plots.image_grid(image)[2:-2, 2:-2, 0]
+    canvas = plots.image_grid(image, least=32)[2:-2, 2:-2, 0]
     assert canvas.shape == (size * scale, size * scale)
     np.testing.assert_array_equal(canvas, canvas[::scale, ::scale].repeat(scale, 0).repeat(scale, 1))
     np.testing.assert_array_equal(canvas[::scale, ::scale], np.round((image[0, ..., 0] + 1) * 127.5))
@@ -51,7 +53,7 @@ def test_other_numbers_of_channels_are_refused(channels):
 
 
 def test_no_images_are_refused():
-    with pytest.raises(ValueError, match="^images are none; a picture needs at least 1$"):
+    with pytest.raises(ValueError, match=r"^images are none; a picture needs at least 1$"):
         plots.image_grid(np.zeros((0, 8, 8, 1), np.float32))
 
 
@@ -73,46 +75,40 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         np.testing.assert_array_equal(np.asarray(image), first)
 
 
-def exact(schedule: schedules.Schedule):
-    """The denoiser of data that is N(0, I): nothing drifts where variance is preserved."""
+def at_zero(schedule: schedules.Schedule) -> Callable[..., Prediction]:
+    """The denoiser of data that is all at 0, so that all of x_t is noise."""
 
     def denoise(x, t, cond=None, /):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        return Prediction(alpha * x, sigma * x)
+        return Prediction(0 * x, x / schedule.sigma(t))
 
     return denoise
 
 
 def test_the_figure_of_a_diffusion_has_three_rows_of_pixels():
     process = Gaussian(schedules.linear(steps=20))
-    data = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
-    arguments = {"sampler": samplers.ddim(), "steps": 10, "times": (0.0, 0.5, 1.0)}
+    data = np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32)
+    arguments = {"sampler": samplers.ddpm(), "steps": 10, "times": (0.0, 0.5, 1.0)}
     draw = lambda **changes: plots.diffusion_in_the_plane(  # noqa: E731 - one call, twice
-        jax.random.key(0), exact(process.schedule), process, data, **{**arguments, **changes}
+        jax.random.key(0), at_zero(process.schedule), process, data, **{**arguments, **changes}
     )
     pixels = draw()
     assert pixels.dtype == np.uint8
     assert pixels.shape[2] == 3
-    assert 60 < pixels.std()
     for third in np.array_split(pixels, 3):
         coloured = third.max(axis=-1).astype(int) - third.min(axis=-1)
-        assert (coloured > 60).sum() > 50
+        assert (coloured > 20).sum() > 200
     assert draw(rule="quadratic").shape == pixels.shape
     assert (draw(rule="quadratic") != pixels).any()
 
 
 def test_the_drift_is_that_of_the_reverse_process():
-    # Of data at 0 all of x_t is noise: the mean of the posterior is x_t·(α_t/α_s)·σ_s²/σ_t².
+    # For data at 0 the mean of the posterior is x_t·(α_t/α_s)·σ_s²/σ_t².
     schedule = schedules.VP()
     process = Gaussian(schedule)
     points = np.array([[1.0, -2.0], [0.5, 0.0]], np.float32)
     t, s = 0.6, 0.5
-
-    def denoise(x, t, cond=None, /):
-        return Prediction(0 * x, x / schedule.sigma(t))
-
     ratio = schedule.alpha(t) / schedule.alpha(s) * schedule.sigma(s) ** 2 / schedule.sigma(t) ** 2
-    found = plots.drift(denoise, process, points, t, s)
+    found = plots.drift(at_zero(schedule), process, points, np.array([t, s]))
     np.testing.assert_allclose(found, points * (ratio - 1) / (t - s), rtol=1e-4)
 
 

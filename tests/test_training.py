@@ -237,7 +237,7 @@ def test_the_learning_rate_warms_up_and_decays(decay, warmup):
 
 
 def test_the_step_reports_and_uses_the_scheduled_learning_rate(reference):
-    np.testing.assert_allclose(reference.metrics.learning_rate, [0.002, 0.004, 0.006, 0.008, 0.01], rtol=1e-6)
+    np.testing.assert_allclose(reference.metrics.learning_rate, [0.0025, 0.005, 0.0075, 0.01, 0.01], rtol=1e-6)
     still = train({"optimizer.learning_rate": 0, "train.steps_per_dispatch": 1}, steps=2)
     tiny.assert_identical(still.state.params, first_state(experiment_of(tiny.config(WIDE))).params)
 

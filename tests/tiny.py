@@ -19,7 +19,7 @@ POINTS: Mapping[str, Any] = {
     "data": {"name": "swissroll"},
     "model": {"name": "mlp", "width": 16, "depth": 1, "time_dim": 8},
     "schedule": {"name": "linear", "steps": 20},
-    "optimizer": {"learning_rate": 0.01, "warmup_steps": 5},
+    "optimizer": {"learning_rate": 0.01, "warmup_steps": 4},
     "train": {"steps": 30, "batch_size": 16, "ema_decay": 0.9, "steps_per_dispatch": 5},
     "sampling": {"steps": 4, "n": 8},
     "every": {"log": 10, "checkpoint": 10, "sample": 1000},
@@ -31,7 +31,7 @@ IMAGES: Mapping[str, Any] = {
         "name": "unet",
         "stem": 4,
         "down": [4],
-        "middle": [4],
+        "middle": [],
         "up": [4],
         "attention": [False],
         "layers": 1,
@@ -39,6 +39,7 @@ IMAGES: Mapping[str, Any] = {
         "groups": 2,
         "time_dim": 8,
     },
+    "optimizer": {"learning_rate": 0.01},
     "train": {"steps": 2, "batch_size": 16, "ema_decay": 0.9, "steps_per_dispatch": 1},
 }
 

@@ -28,7 +28,7 @@ class MLP(nn.Module):
       depth: number of residual blocks.
       time_dim: size of the time embedding.
       time_steps: t in [0, 1] is embedded as the position t·time_steps − 1.
-      dtype: of the computation. Parameters and output are float32.
+      dtype: of the computation, but for the last layer. Parameters and output are float32.
 
     Raises:
       ValueError: for a field out of its range, when it is made.
@@ -71,5 +71,5 @@ class MLP(nn.Module):
             shift = nn.Dense(self.width, dtype=self.dtype, name=f"block{i}_time")(nn.silu(time))
             branch = nn.silu(branch + shift)
             h = h + nn.Dense(self.width, dtype=self.dtype, name=f"block{i}_dense2")(branch)
-        head = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.zeros, name="head")
-        return head(nn.silu(h)).astype(jnp.float32)
+        head = nn.Dense(x.shape[-1], dtype=jnp.float32, kernel_init=nn.initializers.zeros, name="head")
+        return head(nn.silu(h))

@@ -55,7 +55,7 @@ class UNet(nn.Module):
       time_dim: size of the time embedding.
       time_steps: t in [0, 1] is embedded as the position t·time_steps − 1.
       patch: 2 works on squares of 2×2 pixels as one with 4 times the channels: 28×28 at 14×14.
-      dtype: of the computation. Parameters and output are float32.
+      dtype: of the computation, but for the last layer. Parameters and output are float32.
 
     Raises:
       ValueError: for fields that don't go together, when it is made.
@@ -173,8 +173,8 @@ class UNet(nn.Module):
         h = nn.Conv(
             channels * self.patch**2,
             (3, 3),
-            dtype=self.dtype,
+            dtype=jnp.float32,
             kernel_init=nn.initializers.zeros,
             name="head",
         )(h)
-        return from_patches(h, self.patch).astype(jnp.float32)
+        return from_patches(h, self.patch)

@@ -1,6 +1,8 @@
 """Many samples: batch after batch of one compiled size, spread over the devices."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Integer, Key
 from tqdm import tqdm
 
 from jaxdiff.processes import Process
@@ -52,15 +54,12 @@ def sample_in_batches(
     mesh = mesh or all_devices()
     size = -(-min(n, batch) // mesh.size) * mesh.size
     starts = range(0, n, size)
-    keys_of = jax.jit(partial(sample_keys, key), out_shardings=NamedSharding(mesh, P(mesh.axis_names)))
+    over_devices = NamedSharding(mesh, P(mesh.axis_names))
     parts = []
-    with tqdm(
-        total=len(starts) * (len(times) - 1), unit="jump", disable=None if progress else True, dynamic_ncols=True
-    ) as bar:
-        _counter.bar = bar
+    with _counter.shown_as(len(starts) * (len(times) - 1)) if progress else nullcontext():
         for start in starts:
             x = sample_each(
-                keys_of(np.arange(start, start + size)),
+                _spread_keys(key, np.arange(start, start + size), over_devices),
                 denoiser,
                 process,
                 sampler,
@@ -69,9 +68,17 @@ def sample_in_batches(
                 on_step=_counter if progress else None,
             )
             parts.append(multihost_utils.process_allgather(x, tiled=True))
-            jax.effects_barrier()  # callbacks may come after the result
-            _counter.foremost = 0
+            if progress:
+                jax.effects_barrier()  # callbacks may come after the result
+                _counter.next_batch()
     return np.concatenate(parts)[:n]
+
+
+@partial(jax.jit, static_argnames="sharding")
+def _spread_keys(
+    key: Key[Array, ""], indices: Integer[np.ndarray | Array, " n"], sharding: NamedSharding
+) -> Key[Array, " n"]:
+    return jax.lax.with_sharding_constraint(sample_keys(key, indices), sharding)
 
 
 def all_devices() -> Mesh:
@@ -83,13 +90,24 @@ class _Counter:
     """Moves a progress bar: devices call it once a jump each, in any order; the bar counts the foremost."""
 
     def __init__(self) -> None:
-        self.bar, self.foremost, self._lock = tqdm(disable=True), 0, threading.Lock()
+        self._foremost, self._lock = 0, threading.Lock()
+
+    @contextmanager
+    def shown_as(self, total: int) -> Iterator[None]:
+        """Count on a bar of this length, where there is a terminal."""
+        self._foremost = 0
+        with tqdm(total=total, unit="jump", disable=None, dynamic_ncols=True) as self._bar:
+            yield
 
     def __call__(self, done: int) -> None:
         with self._lock:
-            if done > self.foremost:
-                self.bar.update(done - self.foremost)
-                self.foremost = done
+            if done > self._foremost:
+                self._bar.update(done - self._foremost)
+                self._foremost = done
+
+    def next_batch(self) -> None:
+        """Count from 0 again."""
+        self._foremost = 0
 
 
 _counter = _Counter()  # one for all calls: it is part of what is compiled

@@ -122,7 +122,7 @@ def sample_each(
         raise ValueError(f"the times start at {times[0]}, but the prior is that of t = 1; start them at 1")
     return _sample(
         keys,
-        jax.tree.map(_as_pytree, denoiser),
+        jax.tree.map(as_pytree, denoiser),
         process,
         jnp.asarray(times, jnp.result_type(float)),
         cond,
@@ -133,7 +133,7 @@ def sample_each(
     )
 
 
-def _as_pytree(leaf: Any) -> Any:
+def as_pytree(leaf: Any) -> Any:
     """A plain function, a denoiser itself or held by one, as a pytree that `jax.jit` takes; arrays as they are."""
     return jax.tree_util.Partial(leaf) if callable(leaf) else leaf
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
@@ -96,30 +97,40 @@ class Checkpoints:
     def _newest_whole(self, items: dict[str, PyTree]) -> tuple[int, dict[str, Any]] | None:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
-            try:
-                return step, self._read(step, items)
-            # Damage shows in many ways, and Orbax promises no type for any of them.
-            except Exception as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                _log.warning("the checkpoint of step %d is damaged and is not used: %s", step, reason)
+            found, reason = self._read(step, items)
+            if found is not None:
+                return step, found
+            _log.warning("the checkpoint of step %d is damaged and is not used: %s", step, reason)
         if steps:
             raise NoCheckpointError(
-                f"none of the checkpoints in {self._folder} (steps {', '.join(map(str, steps))}) is whole; "
-                "restore one from a copy, or train again in another folder"
+                f"none of the checkpoints in {self._folder} (steps {', '.join(map(str, steps))}) is whole, or other "
+                "versions of jaxdiff, flax or optax wrote them; restore one from a copy, or train again elsewhere"
             )
         return None
 
-    def _read(self, step: int, items: dict[str, PyTree]) -> dict[str, Any]:
+    def _read(self, step: int, items: dict[str, PyTree]) -> tuple[dict[str, Any] | None, str]:
+        """The items of one checkpoint, or None and the reason; on several processes the same on all."""
         wanted = {
             name: ocp.args.StandardRestore({"values": abstract, "fingerprint": _abstract_fingerprint(abstract)})
             for name, abstract in items.items()
         }
-        restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+        restored: Any = None
+        reason = "another process can't read it"
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+        except MemoryError:
+            raise
+        # Damage shows in many ways, and Orbax promises no type for any of them.
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if not _everywhere(restored is not None):
+            return None, reason
         for name in items:
+            # A computation of all processes: every one of them must have got here.
             saved, now = restored[name]["fingerprint"], fingerprint(restored[name]["values"])
             if not bool(jnp.array_equal(saved, now)):
-                raise ValueError(f"the values of {name!r} are not those that were written")
-        return {name: restored[name]["values"] for name in items}
+                return None, f"the values of {name!r} are not those that were written"
+        return {name: restored[name]["values"] for name in items}, ""
 
     def _set_aside(self, steps: list[int]) -> None:
         if not steps:
@@ -133,6 +144,11 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints put aside")
         self._manager.reload()
+
+
+def _everywhere(ok: bool) -> bool:
+    """Whether it holds on every process."""
+    return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.int32(ok)).all())
 
 
 def _items(state: State) -> dict[str, PyTree]:

@@ -1,0 +1,1 @@
+"""The training run: state and step, batches, checkpoints, reports."""

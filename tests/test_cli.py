@@ -1,0 +1,281 @@
+"""The command line: runs trained and sampled by `python train.py` and `python sample.py`, and every kind of mistake."""
+
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from jaxdiff import folder
+from jaxdiff.experiment import make_experiment
+from jaxdiff.folder import Form
+from jaxdiff.training.checkpoint import Checkpoints
+from jaxdiff.training.sharding import make_mesh
+from jaxdiff.training.step import abstract_state, init_state
+
+# Imports once, then runs each command line that it reads in a fork: `main` is what the script does.
+SERVER = """
+import json, os, sys
+from jaxdiff import cli
+for line in sys.stdin:
+    script, arguments, folder = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv = [script, *arguments]
+        getattr(cli, script.removesuffix(".py"))()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Commands:
+    """Runs command lines on eight devices, in processes that need not import everything again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "PYTHONPATH": str(tiny.REPOSITORY),
+        }
+        self._server = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", SERVER],
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=tiny.REPOSITORY,
+        )
+
+    def run(self, script: str, *arguments: str) -> tuple[int, str, str]:
+        """(exit code, standard output, standard error)."""
+        self._server.stdin.write(json.dumps([script, arguments, str(self._folder)]) + "\n")
+        self._server.stdin.flush()
+        code = int(self._server.stdout.readline())
+        return code, (self._folder / "out").read_text(), (self._folder / "err").read_text()
+
+    def close(self) -> None:
+        self._server.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory) -> Iterator[Commands]:
+    started = Commands(tmp_path_factory.mktemp("commands"))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Path]:
+    """A config file, and the run on points, with checkpoints of steps 5 and 10, that `python train.py` made of it."""
+    folder = tmp_path_factory.mktemp("trained")
+    config, workdir = tiny.write_config(folder, {"every.checkpoint": 5}), folder / "run"
+    arguments = f"--config={config}", f"--workdir={workdir}", "--config.train.steps=10"
+    code, out, err = tiny.finish(tiny.start("train.py", *arguments, cache=folder / "cache"))
+    assert (code, out) == (0, ""), err
+    lines = err.splitlines()
+    assert re.fullmatch(r"step 10/10  loss \d\.\d{4}  \d+ images/s  0:00:00 left", lines[0])
+    assert lines[1:] == [f"step 10: {workdir / 'samples' / '00000010.png'}"]
+    return config, workdir
+
+
+def test_a_trained_run_has_its_config_metrics_picture_and_checkpoints(trained):
+    _, run = trained
+    assert json.loads((run / "config.json").read_text())["config"]["train"]["steps"] == 10
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [10]
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"5", "10"}
+    with Image.open(run / "samples" / "00000010.png") as image:
+        assert image.mode == "RGB"
+
+
+def test_sampling_images_writes_a_picture_and_the_samples(tmp_path):
+    config, form = tiny.config(base=tiny.IMAGES), Form(shape=(8, 8, 1), levels=17)
+    folder.write(tmp_path, config, form)
+    experiment = make_experiment(config, form.shape, bounded=True)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    abstract = abstract_state(experiment, make_mesh(1, 8))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    checkpoints.save(7, jax.jit(functools.partial(init_state, experiment), out_shardings=shardings)())
+    checkpoints.close()
+
+    picture, samples = tmp_path / "new" / "digits.png", tmp_path / "new" / "digits.npz"
+    process = tiny.start("sample.py", f"--workdir={tmp_path}", "--n=5", f"--out={picture}", cache=tmp_path / "cache")
+    assert tiny.finish(process) == (0, f"5 samples of step 7: {picture}, {samples}\n", "")
+    with np.load(samples) as file:
+        assert file["samples"].shape == (5, 8, 8, 1)
+        assert file["samples"].dtype == np.float32
+    with Image.open(picture) as image:
+        assert image.size[0] > image.size[1] > 64
+
+
+def test_the_same_seed_gives_the_same_samples(trained, commands, tmp_path):
+    def sample(name: str, *arguments: str) -> bytes:
+        paths = f"--workdir={trained[1]}", f"--out={tmp_path / name}.png"
+        code, _, err = commands.run("sample.py", *paths, "--n=8", *arguments)
+        assert code == 0, err
+        assert (tmp_path / f"{name}.png").exists()
+        return (tmp_path / f"{name}.npz").read_bytes()
+
+    first = sample("first", "--seed=4")
+    assert sample("second", "--seed=4", "--sampler=ddim", "--steps=4", "--grid=uniform") == first
+    assert sample("seed", "--seed=5") != first
+    assert sample("settings", "--seed=4", "--sampler=ddpm", "--steps=3", "--grid=quadratic") != first
+
+
+TRAIN_MISTAKES = {
+    "--config.train.stepz=3": "--config.train.stepz: 'stepz' is no field; did you mean 'steps'?",
+    "--config.trian.steps=3": "--config.trian.steps: 'trian' is no field; did you mean 'train'?",
+    "--config.train.steps.x=3": "--config.train.steps.x: 'x' is no field; the known ones are none",
+    "--config.model.widht=3": "--config.model.widht: 'widht' is no field; did you mean 'width'?",
+    "--noconfig.data.on_devicee": "--config.data.on_devicee: 'on_devicee' is no field; did you mean 'on_device'?",
+    "--config.train..steps=3": "--config.train..steps: '' is no field; the known ones are ",
+    "--config.train.steps=many": "flag --config.train.steps=many: invalid literal for int() with base 10: 'many'",
+    "--config.train.dtype=float16": "train.dtype = 'float16' is unknown; did you mean 'bfloat16'?",
+    "--config.optimizer.clip_norm=none": "optimizer.clip_norm = 'none' has the wrong type; it must be float | None",
+    "--config.train.batch_size=12": "train.batch_size = 12 is not divisible over 8 devices; use 8 or 16",
+    "--config.train.fsdp=3": "train.fsdp = 3 does not divide the 8 devices; choose a divisor of 8",
+    "--config.every.log=3": "every.log = 3 is not a multiple of train.steps_per_dispatch = 5; make it one",
+    "--config.sampling.steps=21": "sampling.steps = 21, but the schedule has 20 steps; ask for at most 20",
+    "--config.data.name=digit": "name='digit': unknown data set; known are digits, mnist,",
+    "--config.data.name=digits": "an mlp takes vectors, but an example here has shape (8, 8, 1)",
+    "--config.data.dir=somewhere": "dir='somewhere': swissroll is read from no folder. Leave dir out.",
+    "--workdir=/dev/null/x": "workdir = /dev/null/x can't be written (Not a directory); choose another folder",
+    "--wrkdir=x": "Unknown command line flag 'wrkdir'. Did you mean: workdir ?",
+    "train": "'train' is no flag; every setting is written --NAME=VALUE",
+    "--coordinator=localhost:1": "--coordinator is read with --distributed only; give that too, or leave it out",
+    "--distributed": "--distributed can't start with --coordinator=None, --num_processes=None, --process_id=None: ",
+    "--config=nowhere.py": "--config = nowhere.py: there is no such file; give FILE or FILE:VARIANT",
+    "--config=configs/mnist.py:huge": "configs/mnist.py has no variant 'huge'; it has ",
+    "--config=configs/digits.py:huge": "configs/digits.py has no variants; leave out :huge",
+}
+
+
+@pytest.mark.parametrize("mistake", TRAIN_MISTAKES)
+def test_a_mistake_in_training_is_told_in_one_line(commands, tmp_path, mistake):
+    config, workdir = tiny.write_config(tmp_path), tmp_path / "run"
+    given = {"--config": f"--config={config}", "--workdir": f"--workdir={workdir}"}
+    given[mistake.partition("=")[0]] = mistake
+    code, out, err = commands.run("train.py", *given.values())
+    assert err.startswith(f"error: {TRAIN_MISTAKES[mistake]}")
+    assert err.count("\n") == 1
+    assert (code, out) == (1, "")
+    assert not (workdir / "checkpoints").exists()
+
+
+def test_an_image_that_cannot_be_halved_is_told_in_one_line(commands, tmp_path):
+    levels = {"model.down": [4] * 5, "model.up": [4] * 5, "model.attention": [False] * 5}
+    config = tiny.write_config(tmp_path, levels, base=tiny.IMAGES)
+    code, _, err = commands.run("train.py", f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert err.startswith("error: an image of 8×8 can't be halved 4 times")
+    assert (code, err.count("\n")) == (1, 1)
+
+
+@pytest.mark.parametrize("missing", ["config", "workdir"])
+def test_a_missing_flag_is_told_in_one_line(commands, tmp_path, missing):
+    given = {"config": f"--config={tiny.write_config(tmp_path)}", "workdir": f"--workdir={tmp_path}"}
+    del given[missing]
+    code, _, err = commands.run("train.py", *given.values())
+    assert err.startswith(f"error: --{missing} is missing. ")
+    assert (code, err.count("\n")) == (1, 1)
+
+
+def test_missing_data_is_told_with_the_way_on(commands, tmp_path):
+    config = tiny.write_config(tmp_path, {"data.name": "mnist", "data.dir": str(tmp_path / "none")}, base=tiny.IMAGES)
+    code, _, err = commands.run("train.py", f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert err.startswith(f"error: dir='{tmp_path / 'none'}': no such folder; it must hold the MNIST files.")
+    assert (code, err.count("\n")) == (1, 1)
+
+
+def test_another_config_in_the_folder_is_told_with_the_differences(commands, trained):
+    config, run = trained
+    code, _, err = commands.run("train.py", f"--config={config}", f"--workdir={run}", "--config.train.ema_decay=0.5")
+    assert err == (
+        f"error: workdir = {run} holds a run of another config:\n"
+        "  train.ema_decay: 0.9 -> 0.5\n"
+        "choose another folder, or set these back to go on with that run\n"
+    )
+    assert code == 1
+
+
+def test_a_run_that_diverges_is_told_in_one_line(commands, tmp_path):
+    config = tiny.write_config(tmp_path, {"optimizer.learning_rate": 1e38, "optimizer.warmup_steps": 0})
+    code, _, err = commands.run("train.py", f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert re.search(r"^error: at step \d+ the loss is (nan|inf) and .* lower optimizer\.learning_rate or", err, re.M)
+    assert "Traceback" not in err
+    assert code == 1
+
+
+def test_a_crash_in_a_config_file_keeps_its_traceback(commands, tmp_path):
+    config = tiny.write_config(tmp_path)
+    for bug, error in [("undefined", "NameError"), ("1 + ''", "TypeError"), ("Config(steps=1)", "TypeError")]:
+        config.write_text(f"from jaxdiff.config import Config\ndef get_config():\n    {bug}\n")
+        code, _, err = commands.run("train.py", f"--config={config}", f"--workdir={tmp_path / 'run'}")
+        assert code == 1
+        assert "Traceback" in err
+        assert f'config.py", line 3, in get_config\n    {bug}' in err
+        assert f"\n{error}: " in err
+
+
+def test_none_can_be_given_on_the_command_line(commands, tmp_path):
+    config = tiny.write_config(tmp_path)
+    arguments = (f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.optimizer.clip_norm=None")
+    code, _, err = commands.run("train.py", *arguments, "--config.train.steps=5", "--config.train.seed=-1")
+    assert err == "error: train.seed = -1; the rule is 0 <= seed < 2^32\n"
+    assert code == 1
+
+
+SAMPLE_MISTAKES = {
+    "--sampler=dimd": "sampler = 'dimd'; the known ones are ddim, ddpm, ",
+    "--sampler=ddim:eta": "sampler = 'ddim:eta' has no option 'eta'; it takes eta",
+    "--grid=unifrm": "grid = 'unifrm'; the known ones are ",
+    "--steps=0": "steps = 0; a sampler needs at least 1 step",
+    "--steps=21": "steps = 21, but the schedule has 20 steps; ask for at most 20",
+    "--n=0": "n = 0, batch = 64; both must be at least 1",
+    "--label=3": "labels = '3', but this model is unconditional: it was trained without labels",
+    "--seed=-1": "--seed = -1; the rule is 0 <= seed < 2^32",
+    "--out=digits.jpg": "--out = digits.jpg: the picture is a PNG; give a name that ends in .png",
+    "--out=/dev/null/x.png": "--out = /dev/null/x.png can't be written (",
+    "--workdir=configs": "workdir = configs is no run: it has no config.json; give a folder that train.py wrote",
+    "--stepz=3": "Unknown command line flag 'stepz'. Did you mean: steps ?",
+}
+
+
+@pytest.mark.parametrize("mistake", SAMPLE_MISTAKES)
+def test_a_mistake_in_sampling_is_told_in_one_line(commands, trained, tmp_path, mistake):
+    given = {"--workdir": f"--workdir={trained[1]}", "--out": f"--out={tmp_path / 'x.png'}"}
+    given[mistake.partition("=")[0]] = mistake
+    code, out, err = commands.run("sample.py", *given.values())
+    assert err.startswith(f"error: {SAMPLE_MISTAKES[mistake]}")
+    assert err.count("\n") == 1
+    assert (code, out) == (1, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_checkpoint_is_told_in_one_line(commands, trained, tmp_path):
+    run = shutil.copytree(trained[1], tmp_path / "run")
+    (run / "checkpoints" / "10" / "weights" / "manifest.ocdbt").unlink()
+    code, out, err = commands.run("sample.py", f"--workdir={run}", "--n=8", f"--out={tmp_path / 'x.png'}")
+    assert err.startswith("WARNING: the checkpoint of step 10 is damaged and is not used: ")
+    assert (code, err.count("\n")) == (0, 1)
+    assert out.startswith("8 samples of step 5: ")
+
+
+@pytest.mark.parametrize(("script", "flags"), [("train.py", ["config", "workdir"]), ("sample.py", ["sampler", "out"])])
+def test_help_names_the_flags(commands, script, flags):
+    _, out, _ = commands.run(script, "--help")
+    for flag in flags:
+        assert f"--{flag}: " in out
+    assert "--verbosity" not in out

@@ -1,0 +1,99 @@
+"""Two real processes with two devices each, which meet on the loopback interface."""
+
+import json
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+from PIL import Image
+
+from jaxdiff.run import load
+from jaxdiff.training import loop
+
+CONFIG = {
+    "optimizer.learning_rate": 1e-3,
+    "train.steps": 100_000,
+    "train.steps_per_dispatch": 2,
+    "every.log": 2,
+    "every.checkpoint": 10_000,
+    "every.sample": 10_000,
+}
+
+
+def start_two(*arguments: str, cache: Path) -> list[subprocess.Popen[str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    meeting = ("--distributed", f"--coordinator={address}", "--num_processes=2")
+    return [
+        tiny.start("train.py", *arguments, *meeting, f"--process_id={i}", cache=cache / str(i), devices=2)
+        for i in range(2)
+    ]
+
+
+def finish_all(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """The exit codes and standard errors."""
+    try:
+        ended = [tiny.finish(process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(code, err) for code, _, err in ended]
+
+
+def metrics_of(workdir: Path) -> list[dict[str, float]]:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def test_two_processes_stop_together_go_on_and_train_as_one_would(tmp_path):
+    config, workdir = tiny.write_config(tmp_path, CONFIG, base=tiny.IMAGES), tmp_path / "two"
+    arguments = f"--config={config}", f"--workdir={workdir}"
+
+    processes = start_two(*arguments, cache=tmp_path)
+    end = time.monotonic() + 100
+    while not metrics_of(workdir):
+        assert all(process.poll() is None for process in processes), finish_all(processes)
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    ended = finish_all(processes)
+    (saved,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
+    for code, err in ended:
+        assert code == 128 + signal.SIGTERM, err
+        assert f"stopped by SIGTERM; step {saved} is saved, run the same command to go on" in err
+        assert "Traceback" not in err
+
+    last = saved + 4
+    processes = start_two(*arguments, f"--config.train.steps={last}", cache=tmp_path)
+    alone = loop.train(tiny.config({**CONFIG, "train.steps": last}, base=tiny.IMAGES), tmp_path / "one")
+    ended = finish_all(processes)
+    for code, err in ended:
+        assert code == 0, err
+
+    together = load(workdir)
+    assert together.step == last
+    assert tiny.difference(together.params, alone.ema) < 1e-4
+    lines = metrics_of(workdir)
+    assert [line["step"] for line in lines] == list(range(2, last + 1, 2))
+    for line, expected in zip(lines, metrics_of(tmp_path / "one"), strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    assert len(list(workdir.glob("events.out.tfevents.*"))) == 2
+    assert "step " not in ended[1][1]
+    with Image.open(workdir / "samples" / f"{last:08d}.png") as picture:
+        assert picture.getextrema()[0][1] > 0
+
+
+def test_what_one_process_refuses_stops_both(tmp_path):
+    config, workdir = tiny.write_config(tmp_path), tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "config.json").write_text("{}")
+    first, second = finish_all(start_two(f"--config={config}", f"--workdir={workdir}", cache=tmp_path))
+    assert (first[0], second[0]) == (1, 1)
+    assert f"error: {workdir / 'config.json'} is damaged or of another version" in first[1]
+    assert f"error: process 0 refuses workdir = {workdir}; its own message says why" in second[1]
