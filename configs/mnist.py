@@ -3,8 +3,8 @@
     python train.py --config=configs/mnist.py --workdir=runs/mnist
     python train.py --config=configs/mnist.py:ddpm --workdir=runs/ddpm
 
-The small network has 685,380 parameters and works at 14x14 and 7x7. Measured on 2 cores of a Xeon at 250 images/s:
-strokes after 500 steps (2 minutes), about half of the samples legible as digits after 2,000 (8.5 minutes, loss 0.062).
+The small network has 685,380 parameters and works at 14x14 and 7x7. Measured on 2 cores of a Xeon:
+250 images/s, and about half of the samples legible as digits after 2,000 steps (8.5 minutes at that rate; loss 0.062).
 Pictures are drawn every 500 steps; stop when they please. Neither variant has been timed on a GPU yet.
 
 `:ddpm` has 10,188,081 parameters, 64 epochs of 60,000 images in batches of 64, and needs an accelerator: on the same 2
