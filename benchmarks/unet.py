@@ -4,7 +4,8 @@
     python benchmarks/unet.py --device=gpu --dtype=bfloat16 --batch=256
 
 A training step is the mean squared error of ε and Adam at 1e-4, compiled and donated in JAX; the
-network is called as jaxdiff calls it, under a `jax.vmap` of single examples. The repetitions take
+network is called as jaxdiff's trainer calls it: under a `jax.vmap` of single examples, split over
+the devices, with its compiler options. The repetitions take
 turns, so that a machine whose speed drifts is as kind to one as to another. PyTorch runs the twin
 straightforward and tuned (benchmarks/torch_twin.py), and on a GPU also tuned under torch.compile.
 Peak memory and the time to the first step are those of a process of its own. Needs `bench`.
@@ -37,21 +38,29 @@ def jax_runs(args: argparse.Namespace) -> tuple[Run, Run]:
     import jax
     import jax.numpy as jnp
     import optax
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
 
+    from jaxdiff import xla
     from jaxdiff.models import UNet
+    from jaxdiff.training.sharding import batch_spec, make_mesh
 
     jax.config.update("jax_platforms", "cpu" if args.device == "cpu" else "cuda")
+    xla.split_cpu(args.batch)
+    mesh = make_mesh(1, args.batch)
+    jit = functools.partial(jax.jit, compiler_options=xla.compiler_options())
     model = UNet(dtype=jnp.dtype(args.dtype))
     x, eps = jax.random.normal(jax.random.key(0), (2, args.batch, 28, 28, 1))
     t = jnp.linspace(0.001, 1.0, args.batch)
     params = jax.jit(model.init)(jax.random.key(1), x[:1], t[:1])
     optimizer = optax.adam(1e-4)
-    state = [params, optimizer.init(params)]
+    state = list(jax.device_put((params, optimizer.init(params)), NamedSharding(mesh, P())))
+    x, t, eps = jax.device_put((x, t, eps), NamedSharding(mesh, batch_spec()))
 
     def network(params, x, t):
         return jax.vmap(lambda x, t: model.apply(params, x[None], t[None])[0])(x, t)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @functools.partial(jit, donate_argnums=(0, 1))
     def step(params, opt_state, x, t, eps):
         def loss(params):
             return ((network(params, x, t) - eps) ** 2).mean()
@@ -59,7 +68,7 @@ def jax_runs(args: argparse.Namespace) -> tuple[Run, Run]:
         updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
         return optax.apply_updates(params, updates), opt_state
 
-    forward = jax.jit(network)
+    forward = jit(network)
 
     def train() -> object:
         state[:] = step(*state, x, t, eps)

@@ -16,7 +16,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from jaxdiff import plots, run, samplers
+from jaxdiff import plots, run, samplers, xla
 from jaxdiff.config import Config, nearest
 from jaxdiff.training import loop
 from jaxdiff.training.recorder import DivergenceError
@@ -62,6 +62,8 @@ def _train() -> None:
             raise ValueError(f"--distributed can't start with {given}: {error}") from error
     elif unread := [name for name, value in cluster.items() if value is not None]:
         raise ValueError(f"--{unread[0]} is read with --distributed only; give that too, or leave it out")
+    else:
+        xla.split_cpu(config.train.batch_size // config.train.accumulate, config.train.fsdp)
     loop.train(config, Path(FLAGS.workdir))
 
 
@@ -69,6 +71,7 @@ def _sample() -> None:
     out = _writable_picture(Path(FLAGS.out))
     if not 0 <= FLAGS.seed < 2**32:
         raise ValueError(f"--seed = {FLAGS.seed}; the rule is 0 <= seed < 2^32")
+    xla.split_cpu(FLAGS.batch)
     loaded = run.load(FLAGS.workdir)
     samples = loaded.sample(
         jax.random.key(FLAGS.seed),

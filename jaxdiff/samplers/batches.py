@@ -66,6 +66,7 @@ def sample_in_batches(
                 times=times,
                 shape=shape,
                 on_step=_counter if progress else None,
+                outermost=True,
             )
             parts.append(multihost_utils.process_allgather(x, tiled=True))
             if progress:

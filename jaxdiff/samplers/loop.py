@@ -1,7 +1,7 @@
 """The sampling loop: one `lax.scan` over jumps, written for one sample, mapped over keys, compiled once per shape."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
+from jaxdiff import xla
 from jaxdiff.processes import Process
 from jaxdiff.samplers import grids
 from jaxdiff.samplers.grids import Grid
@@ -112,15 +113,18 @@ def sample_each(
     cond: PyTree = None,
     trajectory: bool = False,
     on_step: Callable[[int], None] | None = None,
+    outermost: bool = False,
 ) -> Float[Array, "n *shape"]:
     """`sample` with one key a sample and the times given: keys sharded over devices make a sharded computation.
+
+    `outermost` says that no `jax.jit` is around the call, so that it can have the options of `jaxdiff.xla`.
 
     Raises:
       ValueError: for times that do not start at 1.
     """
     if times[0] != 1:
         raise ValueError(f"the times start at {times[0]}, but the prior is that of t = 1; start them at 1")
-    return _sample(
+    return _compiled(outermost)(
         keys,
         jax.tree.map(as_pytree, denoiser),
         process,
@@ -138,7 +142,16 @@ def as_pytree(leaf: Any) -> Any:
     return jax.tree_util.Partial(leaf) if callable(leaf) else leaf
 
 
-@partial(jax.jit, static_argnames=("sampler", "shape", "trajectory", "on_step"))
+@cache
+def _compiled(outermost: bool) -> Callable[..., Array]:
+    """`_sample` compiled, with the options for this device where JAX takes them."""
+    return jax.jit(
+        _sample,
+        static_argnames=("sampler", "shape", "trajectory", "on_step"),
+        compiler_options=xla.compiler_options() if outermost else None,
+    )
+
+
 def _sample(
     keys: Key[Array, " n"],
     denoiser: Denoiser,

@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Key, Num
 
-from jaxdiff import data
+from jaxdiff import data, xla
 from jaxdiff.config import Optimizer
 from jaxdiff.experiment import Experiment
 from jaxdiff.training.sharding import batch_spec, state_shardings
@@ -159,7 +159,12 @@ def make_step(experiment: Experiment, mesh: Mesh, abstract: State, levels: int |
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P())))
+    @partial(
+        jax.jit,
+        donate_argnums=0,
+        out_shardings=(shardings, NamedSharding(mesh, P())),
+        compiler_options=xla.compiler_options(),
+    )
     def steps(
         state: State, resident: Num[Array, "n ..."] | None, batch: Num[Array, "steps batch ..."]
     ) -> tuple[State, Metrics]:
