@@ -3,17 +3,19 @@
     python train.py --config=configs/mnist.py --workdir=runs/mnist
     python train.py --config=configs/mnist.py:ddpm --workdir=runs/ddpm
 
-The small network has 685,380 parameters and works at 14x14 and 7x7. Measured on 2 cores of a Xeon:
-250 images/s, and about half of the samples legible as digits after 2,000 steps (8.5 minutes at that rate; loss 0.062).
-Pictures are drawn every 500 steps; stop when they please. Neither variant has been timed on a GPU yet.
+The small network has 685,380 parameters and works at 14x14 and 7x7. Measured on 2 cores of a Xeon: 1,500 steps of 64
+images in 5 min 7 s, compilation and three pictures included, at 360 images/s; loss 0.080. Most samples are then
+recognisable as digits; a multilayer perceptron that tells digits from overlaid ones is sure of 47 in 100 (of real
+ones, 98). The loss is that of x_0, which teaches shapes first: with that of v it was sure of 41, with that of eps of
+22. For a better model take more steps, as in --config.train.steps=20000. Neither variant has been timed on a GPU yet.
 
 `:ddpm` has 10,188,081 parameters, 64 epochs of 60,000 images in batches of 64, and needs an accelerator: on the same 2
-cores it trains at 13 images/s (`benchmarks/unet.py`).
+cores it trains at 17 images/s (`benchmarks/unet.py`).
 """
 
 from ml_collections import ConfigDict
 
-from jaxdiff.config import Config, Data, Every, Optimizer, Sampling, Train
+from jaxdiff.config import Config, Data, Every, Loss, Optimizer, Sampling, Train
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -39,9 +41,10 @@ def _small() -> Config:
         },
         schedule={"name": "cosine", "steps": 1000},
         predicts="v",
-        optimizer=Optimizer(learning_rate=2e-3, warmup_steps=100),
-        train=Train(steps=10_000, batch_size=64, ema_decay=0.999),
-        sampling=Sampling(sampler="ddim", steps=50),
+        loss=Loss(space="x0"),
+        optimizer=Optimizer(learning_rate=2e-3, warmup_steps=100, decay="cosine"),
+        train=Train(steps=1500, batch_size=64, ema_decay=0.995),
+        sampling=Sampling(sampler="ddpm", steps=50),
         every=Every(log=100, checkpoint=500, sample=500),
     )
 
