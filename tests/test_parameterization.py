@@ -120,7 +120,7 @@ def test_both_ends_are_finite_with_finite_gradients(name: str, dtype: str, t: fl
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found[kind])), kind
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "vp", "ve", "flow"])
+@pytest.mark.parametrize("name", ["linear", "cosine", "vp", "sigmoid", "ve", "flow"])
 def test_pure_data_is_read_as_the_docstring_says(name: str) -> None:
     """At σ = 0, where α = 1 for all of these."""
     x_t, output = jnp.asarray(X0, jnp.float32), jnp.asarray(OTHER, jnp.float32)
