@@ -17,7 +17,7 @@ from typing import Any, Literal, Self, Union, get_args, get_origin
 
 from ml_collections import ConfigDict, config_dict
 
-from jaxdiff import models, samplers, schedules
+from jaxdiff import models, samplers, schedules, weightings
 from jaxdiff.parameterization import Kind
 from jaxdiff.time_sampling import Times, time_sampler
 
@@ -36,13 +36,17 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
-    """The training loss: see `jaxdiff.losses` and `jaxdiff.time_sampling`."""
+    """The training loss: see `jaxdiff.losses`, `jaxdiff.weightings` and `jaxdiff.time_sampling`."""
 
     space: Kind = "eps"
+    weight: str | None = None  # of a time, "min_snr:gamma=5"; None weighs the error in `space` alike at all times
     times: Times = "auto"
 
     def __post_init__(self) -> None:
         _check_types(self, "loss.")
+        if self.weight is not None:
+            with _named("loss"):
+                weightings.make(self.weight)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

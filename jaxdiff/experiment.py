@@ -9,11 +9,12 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from jaxdiff import config as configs
-from jaxdiff import denoisers, losses, models, schedules
+from jaxdiff import denoisers, losses, models, schedules, weightings
 from jaxdiff.config import Config
 from jaxdiff.processes import Gaussian, Process
 from jaxdiff.time_sampling import TimeSampler, time_sampler
 from jaxdiff.typing import Denoiser, PyTree, Time
+from jaxdiff.weightings import Weighting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Experiment:
     process: Process
     model: nn.Module
     times: TimeSampler
+    weight: Weighting | None
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """The network's first weights."""
@@ -59,7 +61,10 @@ class Experiment:
         denoiser = self.network(params)
 
         def one(x0: Float[Array, "*shape"], t: Time, key: Key[Array, ""]) -> Float[Array, ""]:
-            return losses.simple(denoiser, self.process, x0, t, key=key, space=self.config.loss.space)
+            space = self.config.loss.space
+            if self.weight is None:
+                return losses.simple(denoiser, self.process, x0, t, key=key, space=space)
+            return losses.weighted(denoiser, self.process, x0, t, key=key, weight=self.weight, space=space)
 
         return jax.vmap(one)(x0, t, keys)
 
@@ -68,7 +73,8 @@ def make_experiment(config: Config, shape: tuple[int, ...], *, bounded: bool) ->
     """The objects that a config names, for samples of the given shape.
 
     Raises:
-      ValueError: for a shape that the network can't take; found without running it.
+      ValueError: for a shape that the network can't take, found without running it; for a weight that is infinite at
+        t = 1 on what the loss measures.
     """
     process = Gaussian(configs.build(schedules.REGISTRY, config.schedule))
     experiment = Experiment(
@@ -78,9 +84,23 @@ def make_experiment(config: Config, shape: tuple[int, ...], *, bounded: bool) ->
         process=process,
         model=configs.build(models.REGISTRY, config.model, dtype=compute_dtype(config.train.dtype)),
         times=time_sampler(config.loss.times, process.schedule),
+        weight=_weighting(config, process.schedule),
     )
     jax.eval_shape(experiment.init, jax.random.key(0))
     return experiment
+
+
+def _weighting(config: Config, schedule: schedules.Schedule) -> Weighting | None:
+    if config.loss.weight is None:
+        return None
+    weight = weightings.make(config.loss.weight)
+    last = weightings.in_space(config.loss.space, weight(schedule, 1.0), t=1.0, schedule=schedule)
+    if not jnp.isfinite(last):
+        raise ValueError(
+            f"loss.weight = {config.loss.weight!r} is infinite at t = 1 on loss.space = {config.loss.space!r}, "
+            "where the schedule ends in pure noise; set loss.space to v, velocity or x0"
+        )
+    return weight
 
 
 def compute_dtype(name: str) -> Any:

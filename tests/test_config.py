@@ -13,6 +13,7 @@ import tiny
 from ml_collections import ConfigDict
 
 from jaxdiff import config as configs
+from jaxdiff import schedules
 from jaxdiff.config import Config, Train
 from jaxdiff.experiment import make_experiment
 
@@ -75,6 +76,14 @@ def test_lists_become_tuples_and_whole_numbers_floats():
     assert tiny.config({"model.down": [4]}, base=tiny.IMAGES).model["down"] == (4,)
 
 
+@pytest.mark.parametrize("name", schedules.REGISTRY)
+def test_every_registered_schedule_can_be_named(name):
+    config = tiny.config({"schedule": {"name": name}})
+    schedule = configs.build(schedules.REGISTRY, config.schedule)
+    assert type(schedule) is type(schedules.REGISTRY[name]())
+    assert Config.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
+
+
 def test_a_config_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         tiny.config().train.steps = 1
@@ -117,12 +126,14 @@ def test_an_unknown_key_is_named_by_its_path_with_the_nearest_known_one(path, me
         ("optimizer.decay", "cosin", "optimizer.decay = 'cosin' is unknown; did you mean 'cosine'?"),
         ("predicts", "epsilon", "predicts = 'epsilon' is unknown; did you mean 'eps'?"),
         ("loss.space", ["eps"], "loss.space = ['eps'] is unknown; did you mean 'eps'?"),
+        ("loss.times", "antithetc", "loss.times = 'antithetc' is unknown; did you mean 'antithetic'?"),
+        ("loss.weight", 5, "loss.weight = 5 has the wrong type; it must be str | None"),
         ("model", "mlp", "model = 'mlp' has the wrong type; it must be Mapping"),
         ("model.width", 1.5, "model.width = 1.5 has the wrong type; it must be int"),
         ("schedule.beta_last", "x", "schedule.beta_last = 'x' has the wrong type; it must be float"),
         ("model.name", "mpl", "model.name = 'mpl' is unknown; did you mean 'mlp'?"),
         ("model.name", None, "model.name = None is unknown; the known ones are mlp, unet"),
-        ("schedule", {}, "schedule.name is missing from the config; the known ones are cosine, flow, linear"),
+        ("schedule", {}, "schedule.name is missing from the config; the known ones are cosine, edm, flow, linear"),
         ("data", {}, "data.name is missing from the config"),
         ("train", {"steps": 3}, "train.batch_size is missing from the config"),
     ],
@@ -164,7 +175,10 @@ def test_every_item_of_a_sequence_is_checked(position):
         ("sampling.n", 0, "sampling.n = 0; it must be at least 1"),
         ("sampling.steps", 0, "sampling.steps = 0; a sampler needs at least 1 step"),
         ("sampling.sampler", "dimd", "sampling.sampler = 'dimd'"),
-        ("sampling.grid", "unifrm", "sampling.grid = 'unifrm'; the known ones are quadratic, uniform"),
+        ("sampling.grid", "unifrm", "sampling.grid = 'unifrm'; the known ones are karras, log_snr, quadratic, uniform"),
+        ("loss.weight", "min_srn", "loss.weight = 'min_srn'; the known ones are elbo, min_snr"),
+        ("loss.weight", "p2:q=1", "loss.weight = 'p2:q=1' has no option 'q'; it takes gamma, k"),
+        ("loss.weight", "min_snr:gamma=0", "loss.weight = 'min_snr' with gamma = 0; gamma must be above 0"),
         ("every.keep", 0, "every.keep = 0; it must be at least 1"),
         ("every.log", 7, "every.log = 7 is not a multiple of train.steps_per_dispatch = 5; make it one"),
         ("every.checkpoint", 7, "every.checkpoint = 7 is not a multiple of train.steps_per_dispatch = 5"),

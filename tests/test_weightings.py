@@ -1,0 +1,303 @@
+"""Weightings: each against its formula, the same loss in every space, finite at the ends, and the bound."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from scipy import integrate
+
+from jaxdiff import denoiser, losses, oracles, schedules, weightings
+from jaxdiff.experiment import make_experiment
+from jaxdiff.parameterization import KINDS
+from jaxdiff.processes import Gaussian
+from jaxdiff.schedules import Schedule
+from jaxdiff.typing import Prediction
+
+# One of each kind: with steps, preserving variance, exploding, and with α = 0 at an end.
+SCHEDULES: dict[str, Schedule] = {name: schedules.REGISTRY[name]() for name in ("linear", "vp", "ve", "flow")}
+TEXTS = (
+    "simple",
+    "snr",
+    "truncated_snr",
+    "min_snr:gamma=2",
+    "p2:gamma=0.5,k=3",
+    "elbo",
+    "sigmoid:bias=-1",
+    "elbo:steps=50",
+)
+WEIGHTINGS = {text: weightings.make(text) for text in TEXTS}
+TIMES = (0.0253, 0.5004, 0.9706)  # inside the segments of discrete schedules, where λ is smooth
+X0 = np.random.default_rng(0).normal(size=(2, 3))
+KEY = jax.random.key(7)
+
+every_schedule = pytest.mark.parametrize("name", SCHEDULES)
+
+
+def of_numpy(schedule: Schedule, t: float) -> tuple[dict[str, float], float]:
+    """The weights on eps by their published formulas, and the SNR, in float64; λ' by finite differences."""
+
+    def log_snr(t: float) -> float:
+        return 2 * math.log(schedule.alpha(jnp.float64(t))) - 2 * math.log(schedule.sigma(jnp.float64(t)))
+
+    h, lam = 1e-5, log_snr(t)
+    rate = (8 * (log_snr(t + h) - log_snr(t - h)) - (log_snr(t + 2 * h) - log_snr(t - 2 * h))) / (12 * h)
+    snr = math.exp(lam)
+    return {
+        "simple": 1,
+        "snr": 1,
+        "truncated_snr": max(snr, 1) / snr,
+        "min_snr:gamma=2": min(snr, 2) / snr,
+        "p2:gamma=0.5,k=3": 1 / math.sqrt(3 + snr),
+        "elbo": -rate / 2,
+        "sigmoid:bias=-1": -rate / 2 / (1 + math.exp(1 + lam)),
+        "elbo:steps=50": 25 * (math.exp(log_snr(t - 1 / 50)) / snr - 1),
+    }, snr
+
+
+@every_schedule
+@pytest.mark.parametrize("t", TIMES)
+def test_each_weight_is_its_formula_on_eps_and_on_x0(name: str, t: float, x64: None) -> None:
+    schedule = SCHEDULES[name]
+    formulas, snr = of_numpy(schedule, t)
+    assert list(formulas) == list(WEIGHTINGS)
+    found = jax.device_get(jax.jit(lambda t: {text: w(schedule, t) for text, w in WEIGHTINGS.items()})(jnp.float64(t)))
+    for text, formula in formulas.items():
+        assert found[text].eps == pytest.approx(formula, rel=1e-8), text
+        assert found[text].x0 == pytest.approx(formula * snr, rel=1e-8), text
+
+
+@every_schedule
+def test_the_loss_is_the_same_in_every_space(name: str, x64: None) -> None:
+    """For a denoiser with x̂_0 off by 0.3 in every coordinate, and so n̂ by −0.3 α/σ."""
+    schedule, x0, error = SCHEDULES[name], jnp.asarray(X0), 0.3
+
+    def wrong(x_t: jax.Array, t: jax.Array, cond: Any = None, /) -> Prediction:
+        return Prediction(x0 + error, (x_t - schedule.alpha(t) * (x0 + error)) / schedule.sigma(t))
+
+    @jax.jit
+    def loss(t: jax.Array) -> dict[tuple[str, str], jax.Array]:
+        found = {}
+        for kind in KINDS:
+            measure = functools.partial(
+                losses.weighted, wrong, Gaussian(schedule), jnp.asarray(X0), t, key=KEY, space=kind
+            )
+            one = measure(weight=WEIGHTINGS["simple"])
+            factors = factors_in(kind, t, schedule)
+            found |= {(text, kind): one * factor / factors["simple"] for text, factor in factors.items()}
+            found["min_snr:gamma=2", kind] = measure(weight=WEIGHTINGS["min_snr:gamma=2"])
+        return found
+
+    for t in TIMES:
+        formulas, snr = of_numpy(schedule, t)
+        for (text, kind), found in jax.device_get(loss(jnp.float64(t))).items():
+            assert found == pytest.approx(formulas[text] * snr * error**2, rel=1e-8), (text, kind, t)
+
+
+def factors_in(space: Any, t: Any, schedule: Schedule) -> dict[str, jax.Array]:
+    """Every weight on the squared error in a space."""
+    return {text: weightings.in_space(space, w(schedule, t), t=t, schedule=schedule) for text, w in WEIGHTINGS.items()}
+
+
+def infinite(name: str, text: str, space: str, t: float) -> bool:
+    """Where a weight is documented to be infinite."""
+    late = text.partition(":")[0] in ("truncated_snr", "elbo", "sigmoid")
+    return SCHEDULES[name].alpha(t) == 0 and late and space in ("eps", "score")
+
+
+@every_schedule
+def test_the_loss_and_its_derivative_in_the_output_are_finite_at_all_trained_times(name: str) -> None:
+    process = Gaussian(SCHEDULES[name])
+    times = (2.0**-23, 1e-3, 1.0)  # the first is the smallest that a continuous draw can give
+    pairs = [(kind, space) for kind in KINDS for space in KINDS]
+
+    @jax.jit
+    def parts(t: jax.Array) -> Any:
+        def loss(output: jax.Array, kind: Any, space: Any) -> jax.Array:
+            model = denoiser(lambda params, x, t: params[None], output, process, predicts=kind)
+            return losses.simple(model, process, jnp.asarray(X0, jnp.float32), t, key=KEY, space=space)
+
+        def all_losses(output: jax.Array) -> list[jax.Array]:
+            return [loss(output, *pair) for pair in pairs]
+
+        plain = jax.jvp(all_losses, (jnp.full((2, 3), 0.5),), (jnp.ones((2, 3)),))
+        return plain, {space: factors_in(space, t, process.schedule) for space in KINDS}
+
+    for t in times:
+        plain, factors = jax.device_get(parts(jnp.float32(t)))
+        for pair, *found in zip(pairs, *plain, strict=True):
+            for text, factor in factors[pair[1]].items():
+                with np.errstate(all="ignore"):
+                    finite = np.all(np.isfinite(factor * np.asarray(found)))
+                assert finite != infinite(name, text, pair[1], t), (text, pair, t)
+
+
+@pytest.mark.parametrize("t", [0.3, 0.8])
+def test_infinitely_weak_truncations_are_the_simple_weight_and_the_bound(t: float, x64: None) -> None:
+    schedule = schedules.cosine()
+    np.testing.assert_allclose(weightings.sigmoid(bias=50)(schedule, t), weightings.elbo()(schedule, t), rtol=1e-12)
+    np.testing.assert_array_equal(weightings.min_snr(gamma=1e12)(schedule, t), weightings.simple()(schedule, t))
+
+
+@pytest.mark.parametrize("space", KINDS)
+def test_nothing_is_weighed_where_there_is_no_noise(space: Any) -> None:
+    schedule = SCHEDULES["linear"]
+    for text, weighting in WEIGHTINGS.items():
+        assert weightings.in_space(space, weighting(schedule, 0.0), t=0.0, schedule=schedule) == 0, text
+
+
+def test_the_discrete_bound_has_the_weights_of_ho_et_al(x64: None) -> None:
+    """Equation 12 with σ_t² = β̃_t: β_t²/(2 β̃_t α_t (1 − ᾱ_t)) on eps at each of the T steps, none at the first."""
+    T, beta = 1000, np.linspace(1e-4, 0.02, 1000)
+    bar = np.cumprod(1 - beta)
+    posterior = (1 - bar[:-1]) / (1 - bar[1:]) * beta[1:]
+    expected = beta[1:] ** 2 / (2 * posterior * (1 - beta[1:]) * (1 - bar[1:]))
+    t = jnp.arange(1, T + 1) / T
+    found = jax.jit(jax.vmap(lambda t: weightings.elbo(steps=T)(SCHEDULES["linear"], t).eps))(t)
+    assert found[0] == 0
+    np.testing.assert_allclose(found[1:] / T, expected, rtol=1e-9)
+
+
+@every_schedule
+def test_the_discrete_bound_is_the_divergence_of_two_posteriors(name: str, x64: None) -> None:
+    """KL of q(x_s|x_t, x_0) from q(x_s|x_t, x̂_0), T times, is the weight on x_0 of (x_0 − x̂_0)²."""
+    schedule, T = SCHEDULES[name], 40
+    for k in (1, 2, 21, 40):
+        s, t = jnp.float64((k - 1) / T), jnp.float64(k / T)
+        found = weightings.elbo(steps=T)(schedule, t).x0
+        a_s, s_s, a_t, s_t = (float(f(u)) for u in (s, t) for f in (schedule.alpha, schedule.sigma))
+        if s_s == 0:
+            assert k == 1
+            assert found == 0
+            continue
+        step = s_t**2 - (a_t / a_s) ** 2 * s_s**2  # the variance of x_t given x_s
+        mean, variance = a_s * step / s_t**2, step * s_s**2 / s_t**2
+        assert found == pytest.approx(T * mean**2 / (2 * variance), rel=1e-6), k  # step cancels to 1e-9 at k = 1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GivenNoise(Gaussian):
+    """With this noise instead of a random one."""
+
+    given: Any
+
+    def noise(self, key: Any, shape: tuple[int, ...]) -> Any:
+        return self.given
+
+
+@every_schedule
+def test_the_bound_of_gaussian_data_depends_on_the_ends_alone(name: str, x64: None) -> None:
+    """For x_0 ~ N(m, c) the error of n̂ has variance c SNR/(1 + c SNR), which integrates over ½ dλ to ½ log(1 + c SNR).
+
+    The error is linear in ((x_0 − m)/√c, n) ~ N(0, I), so that the sum of its squares at the two unit vectors is its
+    expectation: no sampling. Between λ = 6 and λ = −4.
+    """
+    schedule, m, c, high, low = SCHEDULES[name], 0.5, 0.3, 6.0, -4.0
+    oracle = oracles.gaussian(np.full(2, m), c, schedule=schedule)
+    process = GivenNoise(schedule, jnp.array([0.0, 1.0]))
+    x0 = m + math.sqrt(c) * jnp.array([1.0, 0.0])
+
+    start, end = (float(schedule.time(jnp.float64(lam))) for lam in (high, low))
+    grid = np.arange(1001) / 1000  # discrete schedules have kinks here
+    edges = np.concatenate([[start], grid[(grid > start) & (grid < end)], [end]])
+    nodes, weights = np.polynomial.legendre.leggauss(5)
+    widths = np.diff(edges)[:, None] / 2
+    times = (edges[:-1, None] + widths * (1 + nodes)).ravel()
+
+    @jax.jit
+    @jax.vmap
+    def loss(t: jax.Array) -> list[jax.Array]:
+        measure = functools.partial(losses.weighted, oracle, process, x0, t, key=KEY)
+        found = [measure(weight=weightings.make(text)) for text in ("elbo", "sigmoid:bias=1")]
+        return [2 * value for value in [*found, measure(weight=weightings.elbo(), space="v")]]  # a mean of two
+
+    bound, cut, in_v = (np.sum(widths * weights * np.reshape(values, (-1, 5))) for values in loss(jnp.asarray(times)))
+    expected = 0.5 * math.log((1 + c * math.exp(high)) / (1 + c * math.exp(low)))
+    assert bound == pytest.approx(expected, rel=1e-8)
+    assert in_v == pytest.approx(expected, rel=1e-8)
+
+    def density(lam: float) -> float:
+        return 0.5 / (1 + math.exp(lam - 1)) * c * math.exp(lam) / (1 + c * math.exp(lam))
+
+    assert cut == pytest.approx(integrate.quad(density, low, high, epsabs=1e-12)[0], rel=1e-8)
+
+
+def test_the_condition_reaches_the_network() -> None:
+    process = Gaussian(SCHEDULES["flow"])
+    model = denoiser(lambda params, x, t, cond: 0 * x + cond[:, None], None, process, predicts="x0")
+    found = losses.weighted(
+        model, process, jnp.full(3, 5.0), 0.25, key=KEY, weight=weightings.min_snr(), cond=jnp.float32(3), space="x0"
+    )
+    assert found == pytest.approx(5 * 2**2, rel=1e-6)  # SNR = 9, cut to 5
+
+
+@pytest.mark.parametrize("weight", [None, "min_snr:gamma=3"])
+def test_an_experiment_weighs_as_its_config_says(weight: str | None) -> None:
+    config = tiny.config({"loss": {"space": "v", "weight": weight}})
+    experiment = make_experiment(config, (2,), bounded=False)
+    params = experiment.init(jax.random.key(0))
+    t, keys = experiment.draw(jax.random.key(1), 4)
+    x0 = jax.random.normal(jax.random.key(2), (4, 2))
+    model, process = experiment.network(params), experiment.process
+
+    def expected(x0: jax.Array, t: jax.Array, key: jax.Array) -> jax.Array:
+        plain = losses.simple(model, process, x0, t, key=key, space="v")
+        if weight is None:
+            return plain
+        alpha, sigma = process.schedule.alpha(t), process.schedule.sigma(t)
+        return jnp.minimum(alpha**2 / sigma**2, 3) * sigma**2 * plain  # the error of x̂_0 is σ times that of v
+
+    found = jax.jit(experiment.loss)(params, x0, t, keys)
+    np.testing.assert_allclose(found, jax.jit(jax.vmap(expected))(x0, t, keys), rtol=1e-5)
+
+
+@pytest.mark.parametrize("space", ["eps", "v"])
+def test_an_experiment_refuses_a_weight_that_is_infinite(space: str) -> None:
+    config = tiny.config({"loss": {"space": space, "weight": "elbo"}, "schedule": {"name": "flow"}})
+    if space == "v":
+        assert make_experiment(config, (2,), bounded=False).weight is not None
+        return
+    message = (
+        r"^loss\.weight = 'elbo' is infinite at t = 1 on loss\.space = 'eps'.* set loss\.space to v, velocity or x0$"
+    )
+    with pytest.raises(ValueError, match=message):
+        make_experiment(config, (2,), bounded=False)
+
+
+def test_every_weighting_is_made_from_its_name_and_tested_here() -> None:
+    assert {text.partition(":")[0] for text in TEXTS} == set(weightings.REGISTRY)
+    for name in weightings.REGISTRY:
+        assert weightings.make(name)(SCHEDULES["vp"], 0.5).eps > 0
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("minsnr", "weight = 'minsnr'; the known ones are elbo, min_snr, .*; did you mean 'min_snr'\\?"),
+        ("min_snr:g=5", "weight = 'min_snr:g=5' has no option 'g'; it takes gamma"),
+        ("simple:gamma=5", "weight = 'simple:gamma=5' has no option 'gamma'; it takes none"),
+        ("min_snr:gamma=five", "weight = 'min_snr:gamma=five': {'gamma': 'five'} does not fit min_snr"),
+        ("min_snr:gamma=0", "weight = 'min_snr' with gamma = 0; gamma must be above 0, and finite"),
+        ("p2:gamma=-1", "weight = 'p2' with gamma = -1; gamma must be above 0, and finite"),
+        ("p2:k=0", "weight = 'p2' with k = 0; k must be above 0, and finite"),
+        ("elbo:steps=0", "weight = 'elbo' with steps = 0; steps must be above 0, and finite"),
+        ("sigmoid:bias=1e999", "weight = 'sigmoid' with bias = inf; bias must be finite"),
+    ],
+)
+def test_a_weighting_that_cannot_be_made_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        weightings.make(text)
+
+
+def test_an_unknown_space_is_refused(unchecked: None) -> None:
+    anything: Any = "noise"
+    schedule = SCHEDULES["vp"]
+    with pytest.raises(ValueError, match="'noise' is no parameterization"):
+        weightings.in_space(anything, weightings.simple()(schedule, 0.5), t=0.5, schedule=schedule)
