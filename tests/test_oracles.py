@@ -1,0 +1,136 @@
+"""The exact denoisers against SciPy's densities, autodiff, and integration by quadrature."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from jaxdiff import oracles, schedules
+
+RNG = np.random.default_rng(0)
+WEIGHTS = np.array([0.2, 0.5, 0.3])
+MEANS = RNG.normal(size=(3, 2))
+ROOTS = RNG.normal(size=(3, 2, 2))
+MATRICES = ROOTS @ ROOTS.swapaxes(1, 2) + 0.1 * np.eye(2)
+X = np.array([[0.3, -0.7], [2.0, 1.0], [-8.0, 3.0]])
+TIMES = [0.0, 0.4, 1.0]
+
+pytestmark = pytest.mark.usefixtures("x64")
+every_schedule = pytest.mark.parametrize("name", ["linear", "vp", "ve", "flow"])
+
+
+def mixture(name: str) -> oracles.Oracle:
+    return oracles.mixture(WEIGHTS, MEANS, MATRICES, schedule=schedules.REGISTRY[name]())
+
+
+def densities(name: str, t: float) -> np.ndarray:
+    """w_j N(x; α m_j, α² C_j + σ² I) for every x and j, by SciPy."""
+    schedule = schedules.REGISTRY[name]()
+    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+    laws = [
+        stats.multivariate_normal(alpha * m, alpha**2 * c + sigma**2 * np.eye(2))
+        for m, c in zip(MEANS, MATRICES, strict=True)
+    ]
+    return np.stack([w * law.pdf(X) for w, law in zip(WEIGHTS, laws, strict=True)], 1)
+
+
+@every_schedule
+@pytest.mark.parametrize("t", TIMES)
+def test_densities_and_posteriors_are_those_of_scipy(name, t):
+    oracle, joint = mixture(name), densities(name, t)
+    log_density = jax.vmap(lambda x: oracle.log_density(x, t))(X)
+    posterior = jax.vmap(lambda x: oracle.log_posterior(x, t))(X)
+    np.testing.assert_allclose(log_density, np.log(joint.sum(1)), rtol=1e-9)
+    np.testing.assert_allclose(np.exp(posterior), joint / joint.sum(1, keepdims=True), rtol=1e-8, atol=1e-12)
+    for j in range(3):
+        given = jax.vmap(lambda x, j=j: oracle.log_density(x, t, jnp.asarray(j)))(X)
+        np.testing.assert_allclose(given, np.log(joint[:, j] / WEIGHTS[j]), rtol=1e-8)
+
+
+@every_schedule
+@pytest.mark.parametrize("t", TIMES)
+def test_the_score_is_the_gradient_of_the_density_and_the_noise_is_its_negative(name, t):
+    oracle = mixture(name)
+    for cond in (None, jnp.asarray(1)):
+        gradient = jax.vmap(jax.grad(lambda x, cond=cond: oracle.log_density(x, t, cond)))(X)
+        score = jax.vmap(lambda x, cond=cond: oracle.score(x, t, cond))(X)
+        x0, noise = jax.vmap(lambda x, cond=cond: oracle(x, t, cond))(X)
+        alpha, sigma = oracle.schedule.alpha(t), oracle.schedule.sigma(t)
+        np.testing.assert_allclose(score, gradient, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(noise, -sigma * gradient, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(alpha * x0 + sigma * noise, X, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("t", [0.05, 0.5, 0.99])
+def test_the_estimate_is_the_posterior_mean(t):
+    """In one dimension, by quadrature of x_0 p(x_0) N(x_t; α x_0, σ²)."""
+    schedule = schedules.VP()
+    oracle = oracles.mixture([0.4, 0.6], [[-1.0], [0.7]], [0.05, 0.2], schedule=schedule)
+    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+
+    def joint(x0: float, power: int) -> float:
+        prior = 0.4 * stats.norm.pdf(x0, -1.0, 0.05**0.5) + 0.6 * stats.norm.pdf(x0, 0.7, 0.2**0.5)
+        return x0**power * prior * stats.norm.pdf(0.3, alpha * x0, sigma)
+
+    moments = [
+        integrate.quad(joint, -8, 8, args=(power,), points=[-1, 0.3 / alpha, 0.7], limit=400)[0] for power in (0, 1)
+    ]
+    found = oracle(jnp.array([0.3]), t).x0
+    np.testing.assert_allclose(found, moments[1] / moments[0], rtol=1e-7)
+
+
+def test_variances_of_coordinates_matrices_and_images_agree():
+    schedule, variances = schedules.cosine(), RNG.uniform(0.1, 1, (2, 2, 3, 1))
+    means, weights = RNG.normal(size=(2, 2, 3, 1)), [1.0, 3.0]
+    x = jnp.asarray(RNG.normal(size=(2, 3, 1)))
+    flat = np.stack([np.diag(v.ravel()) for v in variances])
+    one = oracles.mixture(weights, means, variances, schedule=schedule)
+    other = oracles.mixture(weights, means.reshape(2, 6), flat, schedule=schedule)
+    np.testing.assert_allclose(one(x, 0.3).x0.ravel(), other(x.ravel(), 0.3).x0, rtol=1e-12)
+    np.testing.assert_allclose(one.log_density(x, 0.3), other.log_density(x.ravel(), 0.3), rtol=1e-12)
+    alone = oracles.gaussian(means[0], variances[0], schedule=schedule)
+    np.testing.assert_allclose(alone(x, 0.3).noise, one(x, 0.3, jnp.asarray(0)).noise, rtol=1e-12)
+
+
+@every_schedule
+def test_data_without_variance_are_found(name):
+    """A point mass: x̂_0 is the point at every t, and nothing is divided by zero, in float32 too."""
+    for dtype in (jnp.float64, jnp.float32):
+        oracle = oracles.gaussian([0.5, -1.0], 0.0, schedule=schedules.REGISTRY[name]())
+        for t in (0.0, 0.5, 1.0):
+            x0, noise = oracle(jnp.array([0.1, 0.2], dtype), jnp.asarray(t, dtype))
+            np.testing.assert_allclose(x0, [0.5, -1.0], rtol=1e-5)
+            assert jnp.isfinite(noise).all()
+
+
+def test_draws_have_the_exact_mean_covariance_and_weights():
+    oracle, n = mixture("vp"), 200_000
+    x, classes = jax.device_get(oracle.data.sample_with_classes(jax.random.key(0), n))
+    mean, covariance = np.asarray(oracle.data.mean()), np.asarray(oracle.data.covariance())
+    np.testing.assert_allclose(x.mean(0), mean, atol=4 * np.sqrt(covariance.diagonal().max() / n))
+    centred = x - mean
+    products = centred[:, :, None] * centred[:, None, :]
+    np.testing.assert_array_less(np.abs(products.mean(0) - covariance), 4 * products.std(0) / np.sqrt(n))
+    np.testing.assert_allclose(np.bincount(classes) / n, WEIGHTS, atol=4 * 0.5 / np.sqrt(n))
+    np.testing.assert_array_equal(oracle.data.sample(jax.random.key(0), n), x)
+
+
+@pytest.mark.parametrize(
+    ("weights", "means", "covariances", "message"),
+    [
+        ([1.0, 0.0], [[0.0], [1.0]], [1.0, 1.0], "weights = .* above 0"),
+        ([1.0], [[0.0], [1.0]], [1.0, 1.0], "give .k,. weights"),
+        ([1.0], [[0.0, 1.0]], [-1.0], "eigenvalue of -1.0"),
+        ([1.0], [[0.0, 1.0]], [[[1.0, 0.5], [0.0, 1.0]]], "not symmetric"),
+        ([1.0], [[0.0, 1.0]], [[1.0, 1.0, 1.0]], r"give \(1,\), \(1, 2\) or \(1, 2, 2\)"),
+    ],
+)
+def test_what_is_no_mixture_is_refused(weights, means, covariances, message):
+    with pytest.raises(ValueError, match=message):
+        oracles.mixture(weights, means, covariances, schedule=schedules.VP())
+
+
+def test_samples_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(3,\).*\(2,\)"):
+        mixture("vp")(jnp.zeros(3), 0.5)
