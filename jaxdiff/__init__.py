@@ -1,7 +1,10 @@
 """jaxdiff: diffusion models in JAX and Flax."""
 
-from jaxdiff import data, losses, parameterization, samplers, schedules
+from jaxdiff import data, likelihood, losses, oracles, parameterization, samplers, schedules, time_sampling, weightings
+from jaxdiff.bounds import variational_bound
 from jaxdiff.denoisers import clipped, denoiser
+from jaxdiff.encoding import decode, encode, slerp
+from jaxdiff.likelihood import log_likelihood
 from jaxdiff.processes import Gaussian, Process
 from jaxdiff.run import Run, load
 from jaxdiff.samplers import sample
@@ -15,11 +18,20 @@ __all__ = [
     "Run",
     "clipped",
     "data",
+    "decode",
     "denoiser",
+    "encode",
+    "likelihood",
     "load",
+    "log_likelihood",
     "losses",
+    "oracles",
     "parameterization",
     "sample",
     "samplers",
     "schedules",
+    "slerp",
+    "time_sampling",
+    "variational_bound",
+    "weightings",
 ]

@@ -7,9 +7,11 @@ leaves (α_1 = 6e-3 for the linear schedule of 1000 steps) is neglected, as it i
 """
 
 import dataclasses
+import math
 from typing import Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxdiff.schedules import Schedule
@@ -59,3 +61,8 @@ class Gaussian:
         """σ_1 n."""
         noise = self.noise(key, shape)
         return self.schedule.sigma(1.0) * noise
+
+    def log_prior(self, x1: Float[Array, "*shape"]) -> Float[Array, ""]:
+        """The log-density of the prior at x_1, in nats."""
+        sigma = self.schedule.sigma(1.0)
+        return -0.5 * ((x1 / sigma) ** 2).sum() - x1.size * (jnp.log(sigma) + 0.5 * math.log(2 * math.pi))

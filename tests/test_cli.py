@@ -238,7 +238,7 @@ def test_none_can_be_given_on_the_command_line(commands, tmp_path):
 
 
 SAMPLE_MISTAKES = {
-    "--sampler=dimd": "sampler = 'dimd'; the known ones are ddim, ddpm, ",
+    "--sampler=dimd": "sampler = 'dimd'; the known ones are adaptive, ddim, ddpm, ",
     "--sampler=ddim:eta": "sampler = 'ddim:eta' has no option 'eta'; it takes eta",
     "--grid=unifrm": "grid = 'unifrm'; the known ones are ",
     "--steps=0": "steps = 0; a sampler needs at least 1 step",

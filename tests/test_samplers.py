@@ -24,7 +24,7 @@ from jaxdiff.typing import Prediction
 
 SCHEDULES: dict[str, Schedule] = {name: make() for name, make in schedules.REGISTRY.items()}
 SAMPLERS = {
-    **{name: make() for name, make in samplers.REGISTRY.items()},
+    **{name: samplers.REGISTRY[name]() for name in ("ddim", "ddpm", "fresh", "euler", "midpoint", "heun", "rk4")},
     "ddim:eta=0.5": samplers.ddim(eta=0.5),
     "ddim:eta=1": samplers.ddim(eta=1.0),
     "ddpm:variance=large": samplers.ddpm(variance="large"),
@@ -134,7 +134,7 @@ def test_jumps_in_float32_are_those_in_float64(name: str) -> None:
 def test_jumps_keep_the_marginal(name: str) -> None:
     """With the true (x_0, n) every x_s = α_s x_0 + σ_s (unit noise), but for the large variances and the last jump."""
     _, _, alpha_s, sigma_s = coefficients(name)
-    for sampler in ("ddim", "ddim:eta=0.5", "ddim:eta=1", "ddpm", "fresh", "euler", "heun"):
+    for sampler in ("ddim", "ddim:eta=0.5", "ddim:eta=1", "ddpm", "fresh", "euler", "midpoint", "heun", "rk4"):
         of_x0, _ = mean_and_std(name, "x0")[sampler]
         of_noise, of_fresh = mean_and_std(name, "noise")[sampler]
         np.testing.assert_allclose(of_x0, alpha_s, rtol=1e-9, err_msg=sampler)

@@ -1,26 +1,35 @@
 """Samplers: how one sample moves from t to s < t, and the loop that runs them."""
 
-import ast
-import difflib
-import inspect
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
+from jaxdiff import registry
 from jaxdiff.samplers import grids
+from jaxdiff.samplers.adaptive import adaptive
 from jaxdiff.samplers.jump import ddim, ddpm, fresh
 from jaxdiff.samplers.loop import Sampler, sample
-from jaxdiff.samplers.ode import euler, heun
+from jaxdiff.samplers.multistep import dpmpp
+from jaxdiff.samplers.ode import euler, heun, midpoint, rk4
+from jaxdiff.samplers.stochastic import edm, langevin, predictor_corrector, reverse_sde
 
 __all__ = [
     "REGISTRY",
     "Sampler",
+    "adaptive",
     "ddim",
     "ddpm",
+    "dpmpp",
+    "edm",
     "euler",
     "fresh",
     "grids",
     "heun",
+    "langevin",
     "make",
+    "midpoint",
+    "predictor_corrector",
+    "reverse_sde",
+    "rk4",
     "sample",
 ]
 
@@ -29,7 +38,17 @@ REGISTRY: dict[str, Callable[..., Sampler]] = {
     "ddpm": ddpm,
     "fresh": fresh,
     "euler": euler,
+    "midpoint": midpoint,
     "heun": heun,
+    "rk4": rk4,
+    "dpm++2m": dpmpp,
+    "dpm++3m": partial(dpmpp, 3),
+    "dpm++2m_sde": partial(dpmpp, stochastic=True),
+    "edm": edm,
+    "reverse_sde": reverse_sde,
+    "predictor_corrector": predictor_corrector,
+    "langevin": langevin,
+    "adaptive": adaptive,
 }
 
 
@@ -40,26 +59,4 @@ def make(text: str) -> Sampler:
       ValueError: for a name that is not in `REGISTRY`, an option that the sampler does not have or that is given
         twice, and a value that the sampler does not take.
     """
-    name, _, options = text.partition(":")
-    if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"sampler = {name!r}; the known ones are {', '.join(sorted(REGISTRY))}{hint}")
-    signature = inspect.signature(REGISTRY[name]).replace(return_annotation=inspect.Signature.empty)
-    known = list(signature.parameters)
-    values: dict[str, Any] = {}
-    for option in filter(None, options.split(",")):
-        field, equals, value = option.partition("=")
-        if not equals or field not in known:
-            takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise ValueError(f"sampler = {text!r} has no option {field!r}; {takes}, as in NAME:OPTION=VALUE")
-        if field in values:
-            raise ValueError(f"sampler = {text!r} gives {field!r} twice; give it once")
-        try:
-            values[field] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            values[field] = value
-    try:
-        return REGISTRY[name](**values)
-    except TypeError as error:
-        raise ValueError(f"sampler = {text!r}: {values} does not fit {name}{signature}") from error
+    return registry.make("sampler", text, REGISTRY)

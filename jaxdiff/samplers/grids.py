@@ -2,6 +2,11 @@
 
     uniform     t_i = 1 − i/N
     quadratic   t_i = (1 − i/N)²       (Song, Meng & Ermon 2021, "Denoising Diffusion Implicit Models", appendix D.2)
+    log_snr     λ at equal spacing     (Lu et al. 2022, "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic …")
+    karras      (σ/α)^{1/ρ} at equal spacing, ρ = 7     (Karras et al. 2022, equation 5)
+
+The last two space t_0 … t_{N−1} between t = 1 and a last time before the data, 1/T on a discrete schedule and 1e-3 on a
+continuous one, and then jump to 0, where λ may be infinite. Where it is so at t = 1 (α_1 = 0), they start from 0.999.
 
 On a discrete schedule of T steps each of these times is moved to the nearest k/T, distinct and with the ends kept.
 Times given as a list are taken as they are: between its steps a discrete schedule interpolates.
@@ -9,6 +14,7 @@ Times given as a list are taken as they are: between its steps a discrete schedu
 
 from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -17,19 +23,51 @@ from jaxdiff.schedules import Schedule
 Grid = str | Sequence[float] | Float[np.ndarray, " times"]
 
 
-def uniform(steps: int) -> Float[np.ndarray, " {steps}+1"]:
+_EDGE = 1e-3  # how near to an end of the path, where λ may be infinite, a continuous schedule is visited
+
+
+def uniform(steps: int, schedule: Schedule) -> Float[np.ndarray, " {steps}+1"]:
     """Falling times with equal spacing."""
     return np.linspace(1, 0, steps + 1)
 
 
-def quadratic(steps: int) -> Float[np.ndarray, " {steps}+1"]:
+def quadratic(steps: int, schedule: Schedule) -> Float[np.ndarray, " {steps}+1"]:
     """Falling times, closer together near the data."""
     return np.linspace(1, 0, steps + 1) ** 2
 
 
-REGISTRY: dict[str, Callable[[int], Float[np.ndarray, " times"]]] = {
+def log_snr(steps: int, schedule: Schedule) -> Float[np.ndarray, " {steps}+1"]:
+    """Falling times at which the log-SNR has equal spacing, and 0."""
+    first, last = _ends(schedule)
+    return _at(np.linspace(first, last, steps), schedule)
+
+
+def karras(steps: int, schedule: Schedule, rho: float = 7.0) -> Float[np.ndarray, " {steps}+1"]:
+    """Falling times at which (σ/α)^{1/ρ} has equal spacing, and 0."""
+    first, last = _ends(schedule)
+    roots = np.linspace(np.exp(-first / (2 * rho)), np.exp(-last / (2 * rho)), steps)
+    return _at(-2 * rho * np.log(roots), schedule)
+
+
+def _ends(schedule: Schedule) -> tuple[float, float]:
+    """The log-SNR at the noisy and at the clean end of the spacing."""
+    last = 1 / schedule.steps if schedule.steps else _EDGE
+    noisiest = float(schedule.log_snr(1.0))
+    return noisiest if np.isfinite(noisiest) else float(schedule.log_snr(1 - _EDGE)), float(schedule.log_snr(last))
+
+
+def _at(log_snrs: Float[np.ndarray, " steps"], schedule: Schedule) -> Float[np.ndarray, " {len(log_snrs)}+1"]:
+    """The times of these log-SNRs, with the ends at 1 and 0."""
+    times = np.append(np.asarray(schedule.time(jnp.asarray(log_snrs, float)), np.float64), 0.0)
+    times[0] = 1.0
+    return times
+
+
+REGISTRY: dict[str, Callable[[int, Schedule], Float[np.ndarray, " times"]]] = {
     "uniform": uniform,
     "quadratic": quadratic,
+    "log_snr": log_snr,
+    "karras": karras,
 }
 
 
@@ -57,7 +95,7 @@ def make(grid: Grid, steps: int | None, schedule: Schedule) -> Float[np.ndarray,
             raise ValueError(
                 f"steps = {steps}, but the schedule has {schedule.steps} steps; ask for at most {schedule.steps}"
             )
-        times = REGISTRY[grid](steps)
+        times = REGISTRY[grid](steps, schedule)
         return times if schedule.steps is None else _snap(times, schedule.steps)
     times = np.asarray(grid, np.float64)
     if times.ndim != 1 or len(times) < 2:

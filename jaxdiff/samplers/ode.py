@@ -1,64 +1,53 @@
-"""The probability-flow ODE in the variables in which it is simplest.
+"""The probability-flow ODE in the variables in which it is simplest, and explicit Runge–Kutta methods for it.
 
     d(x/α) = d(σ/α) n̂(x, t)        and, the same ODE,        d(x/σ) = d(α/σ) x̂_0(x, t)
 
-Euler's method on either is deterministic DDIM, x_s = α_s x̂_0 + σ_s n̂; a better solver is a better sampler. Heun's
-method, the trapezoid rule, averages the slope at t and at Euler's x'_s; the other half follows from x_t:
+Euler's method on either is deterministic DDIM, x_s = α_s x̂_0 + σ_s n̂; a better solver is a better sampler. A
+Runge–Kutta method with nodes c_i, weights b_i and stages a_ij evaluates the slope k_i at times t_i between t and s, at
+which α/σ (or σ/α) has gone the share c_i of its way, and goes to each from x_t with an average k̄ of the slopes so far:
 
-    slope n̂      n̄ = ½ (n̂(x_t, t) + n̂(x'_s, s)),        x̄_0 = (x_t − σ_t n̄)/α_t,    x_s = α_s x̄_0 + σ_s n̄
-    slope x̂_0    x̄_0 = ½ (x̂_0(x_t, t) + x̂_0(x'_s, s)),  n̄ = (x_t − α_t x̄_0)/σ_t,    x_s likewise
+    slope x̂_0    x̄_0 = k̄,                       n̄ = (x_t − α_t x̄_0)/σ_t,    x = α x̄_0 + σ n̄ at t_i, and at s
+    slope n̂      x̄_0 = (x_t − σ_t k̄)/α_t,       n̄ = k̄,                      likewise
 
-The first (Karras et al. 2022, where α = 1) corrects Euler's step by more, by the factor (σ_t/α_t)/(σ_s/α_s). That is
+The second (Karras et al. 2022, where α = 1) corrects Euler's step by more, by the factor (σ_t/α_t)/(σ_s/α_s). That is
 near 1 on a grid of many σ/α; on one of few t it is 10³ in the first step of a cosine schedule, which it ruins. So the
-second is the default. Where α_t = 0 the first does not exist, and at s = 0 no network was trained: both are Euler's
+first is the default. Where α_t = 0 the second does not exist, and at s = 0 no network was trained: all are Euler's
 step there.
 
 Sources: Song, Meng & Ermon 2021, "Denoising Diffusion Implicit Models" (equation 14); Karras et al. 2022, "Elucidating
 the Design Space of Diffusion-Based Generative Models" (algorithm 1); Lu et al. 2022, "DPM-Solver++: Fast Solver for
-Guided Sampling of Diffusion Probabilistic Models" (why the second form).
+Guided Sampling of Diffusion Probabilistic Models" (why the slope x̂_0); Kutta 1901.
 """
 
 import dataclasses
 from typing import Literal, get_args
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxdiff.processes import Process
-from jaxdiff.typing import Denoiser, Time
+from jaxdiff.schedules import Schedule
+from jaxdiff.typing import Denoiser, Prediction, Time
 
 Slope = Literal["x0", "noise"]
+Row = tuple[float, ...]
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Euler:
-    """Euler's method: one network call a step, first order."""
+class RungeKutta:
+    """An explicit Runge–Kutta method: a network call a stage. Make one with `euler`, `midpoint`, `heun` or `rk4`.
 
-    def init(self, x: Float[Array, "*shape"]) -> None:
-        """It carries no state."""
+    Fields:
+      stages: a_ij for the second stage and those after it. Its row's sum is the node c_i.
+      weights: b_i.
+      slope: which of the two forms is solved.
+    """
 
-    def step(
-        self,
-        key: Key[Array, ""],
-        x_t: Float[Array, "*shape"],
-        state: None,
-        *,
-        t: Time,
-        s: Time,
-        denoise: Denoiser,
-        process: Process,
-    ) -> tuple[Float[Array, "*shape"], None]:
-        x0, noise = denoise(x_t, t)
-        return process.corrupt(x0, noise, s), None
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Heun:
-    """Heun's method: two network calls a step (one in the last), second order."""
-
-    slope: Slope
+    stages: tuple[Row, ...]
+    weights: Row
+    slope: Slope = "x0"
 
     def init(self, x: Float[Array, "*shape"]) -> None:
         """It carries no state."""
@@ -77,27 +66,55 @@ class Heun:
         schedule = process.schedule
         first = denoise(x_t, t)
         euler = process.corrupt(first.x0, first.noise, s)
+        if not self.stages:
+            return euler, None
 
-        def heun() -> Float[Array, "*shape"]:
-            x0, noise = jax.tree.map(lambda a, b: (a + b) / 2, first, denoise(euler, s))
+        def move(slopes: list[Prediction], row: Row, to: Time) -> Float[Array, "*shape"]:
+            share = [a / sum(row) for a in row]
+            x0, noise = jax.tree.map(lambda *k: sum(a * k_i for a, k_i in zip(share, k, strict=True)), *slopes)
             if self.slope == "x0":
                 noise = (x_t - schedule.alpha(t) * x0) / schedule.sigma(t)
             else:
                 x0 = (x_t - schedule.sigma(t) * noise) / schedule.alpha(t)
-            return process.corrupt(x0, noise, s)
+            return process.corrupt(x0, noise, to)
+
+        def runge_kutta() -> Float[Array, "*shape"]:
+            slopes = [first]
+            for row in self.stages:
+                to = between(schedule, t, s, sum(row), self.slope)
+                slopes.append(denoise(move(slopes, row, to), to))
+            return move(slopes, self.weights, s)
 
         # A branch on scalars that no vmap maps: only the one that holds is run.
         exists = (s > 0) & ((self.slope == "x0") | (schedule.alpha(t) > 0))
-        return jax.lax.cond(exists, heun, lambda: euler), None
+        return jax.lax.cond(exists, runge_kutta, lambda: euler), None
 
 
-def euler() -> Euler:
-    """Euler's method on the probability-flow ODE: the same as `ddim(eta=0)`."""
-    return Euler()
+def between(schedule: Schedule, t: Time, s: Time, share: float, slope: Slope) -> Time:
+    """The time at which α/σ (slope "x0") or σ/α ("noise") is a share of the way from t to s."""
+    if share == 1:
+        return s
+    sign = 1 if slope == "x0" else -1
+    start, end = (jnp.exp(0.5 * sign * schedule.log_snr(time)) for time in (t, s))
+    return schedule.time(2 * sign * jnp.log(start + share * (end - start)))
 
 
-def heun(slope: Slope = "x0") -> Heun:
-    """Heun's method on the probability-flow ODE, second order.
+def euler() -> RungeKutta:
+    """Euler's method on the probability-flow ODE, first order: the same as `ddim(eta=0)`."""
+    return RungeKutta(stages=(), weights=(1.0,))
+
+
+def midpoint(slope: Slope = "x0") -> RungeKutta:
+    """The midpoint method on the probability-flow ODE: second order, two network calls a step (one in the last).
+
+    Raises:
+      ValueError: for a slope that is neither "x0" nor "noise" (see `jaxdiff.samplers.ode`).
+    """
+    return RungeKutta(stages=((0.5,),), weights=(0.0, 1.0), slope=_checked(slope))
+
+
+def heun(slope: Slope = "x0") -> RungeKutta:
+    """Heun's method on the probability-flow ODE: second order, two network calls a step (one in the last).
 
     Args:
       slope: "x0" averages x̂_0, which is stable on any grid; "noise" averages n̂, as Karras et al. 2022 do on theirs.
@@ -105,6 +122,20 @@ def heun(slope: Slope = "x0") -> Heun:
     Raises:
       ValueError: for any other slope.
     """
+    return RungeKutta(stages=((1.0,),), weights=(0.5, 0.5), slope=_checked(slope))
+
+
+def rk4(slope: Slope = "x0") -> RungeKutta:
+    """The classical Runge–Kutta method on the probability-flow ODE: fourth order, four network calls a step.
+
+    Raises:
+      ValueError: for a slope that is neither "x0" nor "noise" (see `jaxdiff.samplers.ode`).
+    """
+    stages = ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0))
+    return RungeKutta(stages=stages, weights=(1 / 6, 1 / 3, 1 / 3, 1 / 6), slope=_checked(slope))
+
+
+def _checked(slope: Slope) -> Slope:
     if slope not in get_args(Slope):
         raise ValueError(f"slope = {slope!r}; the known ones are {', '.join(get_args(Slope))}")
-    return Heun(slope=slope)
+    return slope

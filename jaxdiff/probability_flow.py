@@ -1,0 +1,161 @@
+"""The probability-flow ODE solved to a tolerance, in either direction, by any solver of diffrax.
+
+    d(x/α) = d(σ/α) n̂(x, t)
+
+is, for y = x/r with r² = α² + σ² and the angle φ = atan2(σ, α) in [0, π/2],
+
+    dy/dφ = cos φ n̂ − sin φ x̂_0
+
+which is finite at both ends of every schedule: α_1 = 0 is φ = π/2, and σ_0 = 0 is φ = 0. (The right-hand side is v of
+Salimans & Ho 2022.) From t = 0 to t = 1 it takes data to their latents, back it makes samples.
+
+Sources: Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations" (section 4.3);
+Salimans & Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Models" (appendix D); Kidger 2022, "On
+Neural Differential Equations" (diffrax).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdiff.processes import Gaussian, Process
+from jaxdiff.schedules import Schedule
+from jaxdiff.typing import Denoiser, PyTree, Time
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Solver:
+    """How the ODE is solved.
+
+    Fields:
+      method: any solver of diffrax with an error estimate; the fifth-order pair of Tsitouras by default.
+      rtol, atol: the relative and absolute error that a step may make.
+      max_steps: give up after as many.
+
+    Raises:
+      ValueError: for tolerances that are not above 0, and max_steps < 1.
+    """
+
+    method: diffrax.AbstractAdaptiveSolver = dataclasses.field(default_factory=diffrax.Tsit5)
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    max_steps: int = 4096
+
+    def __post_init__(self) -> None:
+        if not (self.rtol > 0 and self.atol > 0):
+            raise ValueError(f"rtol = {self.rtol}, atol = {self.atol}; both must be above 0")
+        if not isinstance(self.method, diffrax.AbstractAdaptiveSolver):
+            raise ValueError(f"method = {self.method!r} estimates no error; take one of diffrax that does: Tsit5()")
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps = {self.max_steps}; the rule is 1 or more")
+
+    def check_dtype(self, dtype: Any) -> None:
+        """Raises a ValueError where no step in this dtype can be as exact as asked."""
+        eps = float(jnp.finfo(dtype).eps)
+        if self.rtol < 10 * eps:
+            raise ValueError(
+                f"rtol = {self.rtol}, but {jnp.dtype(dtype).name} rounds at {eps:.1e}: ask for at least "
+                f"{10 * eps:.0e}, or compute in float64 (jax.config.update('jax_enable_x64', True))"
+            )
+
+    def refuse(self, successful: Bool[Array | np.ndarray, ""], t: Float[Array | np.ndarray, ""]) -> None:
+        """Raises a ValueError for a solution that was given up at time t."""
+        if not successful:
+            raise ValueError(
+                f"the ODE could not be solved past t = {float(t):.4g} with rtol = {self.rtol}, atol = {self.atol} in "
+                f"{self.max_steps} steps; loosen the tolerances or raise max_steps"
+            )
+
+
+def angle(schedule: Schedule, t: Time) -> Float[Array, ""]:
+    """φ = atan2(σ_t, α_t)."""
+    return jnp.arctan2(schedule.sigma(t), schedule.alpha(t))
+
+
+def radius(schedule: Schedule, t: Time) -> Float[Array, ""]:
+    """r = √(α_t² + σ_t²)."""
+    return jnp.hypot(schedule.alpha(t), schedule.sigma(t))
+
+
+def velocity(
+    denoise: Denoiser, schedule: Schedule, phi: Float[Array, ""], y: Float[Array, "*shape"], cond: PyTree = None
+) -> Float[Array, "*shape"]:
+    """dy/dφ."""
+    t = schedule.time(-2 * jnp.log(jnp.tan(phi)))
+    x0, noise = denoise(radius(schedule, t) * y, t, cond)
+    return jnp.cos(phi) * noise - jnp.sin(phi) * x0
+
+
+def integrate(
+    slope: Callable[[Any, PyTree], PyTree],  # of φ, a scalar array, and the state
+    schedule: Schedule,
+    state: PyTree,
+    *,
+    t: Time,
+    s: Time,
+    solver: Solver,
+) -> tuple[PyTree, Int[Array, ""]]:
+    """The state carried from time t to time s along dstate/dφ = slope(φ, state), and the number of steps taken.
+
+    Raises:
+      ValueError: where the dtype can't meet the tolerance.
+      jax.errors.JaxRuntimeError: from the compiled program, where the solver gives up: at which t, and which tolerance.
+    """
+    dtype = jnp.result_type(*jax.tree.leaves(state))
+    solver.check_dtype(dtype)
+    solution: Any = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda phi, y, _: slope(phi, y)),
+        solver.method,
+        t0=jnp.asarray(angle(schedule, t), dtype),
+        t1=jnp.asarray(angle(schedule, s), dtype),
+        dt0=None,
+        y0=state,
+        stepsize_controller=diffrax.PIDController(rtol=solver.rtol, atol=solver.atol),
+        max_steps=solver.max_steps,
+        throw=False,
+    )
+    reached = schedule.time(-2 * jnp.log(jnp.tan(solution.ts[-1])))
+    io_callback(solver.refuse, None, solution.result == diffrax.RESULTS.successful, reached)
+    return jax.tree.map(lambda leaf: leaf[-1], solution.ys), jnp.asarray(solution.stats["num_steps"])
+
+
+def carry(
+    denoise: Denoiser,
+    process: Process,
+    x: Float[Array, "*shape"],
+    *,
+    t: Time,
+    s: Time,
+    solver: Solver,
+    cond: PyTree = None,
+) -> Float[Array, "*shape"]:
+    """One sample carried along the ODE from time t to time s, either of which may be the earlier.
+
+    Raises:
+      As `integrate`, and a ValueError for a process that is not Gaussian.
+    """
+    schedule = gaussian(process).schedule
+    y, _ = integrate(
+        lambda phi, y: velocity(denoise, schedule, phi, y, cond),
+        schedule,
+        x / radius(schedule, t),
+        t=t,
+        s=s,
+        solver=solver,
+    )
+    return radius(schedule, s) * y
+
+
+def gaussian(process: Process) -> Gaussian:
+    """The process itself; raises a ValueError for one that has no probability-flow ODE."""
+    if not isinstance(process, Gaussian):
+        raise ValueError(f"process = {process!r}: only a Gaussian process has a probability-flow ODE")
+    return process

@@ -1,0 +1,141 @@
+"""Orders of convergence and limits of the samplers, with the exact denoiser of a mixture, in float64."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff import oracles, samplers, schedules
+from jaxdiff.processes import Gaussian
+from jaxdiff.samplers.loop import sample_each, sample_keys
+from jaxdiff.schedules import Schedule
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+WEIGHTS = np.array([0.3, 0.7])
+MEANS, VARIANCES = np.array([[-1.0, 0.5], [1.0, -0.3]]), np.array([[0.1, 0.2], [0.15, 0.1]])
+END = 0.01  # the last jump, to t = 0, is of first order for every method
+
+
+def oracle(schedule: Schedule) -> oracles.Oracle:
+    return oracles.mixture(WEIGHTS, MEANS, VARIANCES, schedule=schedule)
+
+
+def uniform_in_log_snr(schedule: Schedule, steps: int) -> np.ndarray:
+    ends = schedule.log_snr(jnp.array([1.0, END]))
+    times = np.array(schedule.time(jnp.linspace(*ends, steps + 1)))
+    times[0] = 1.0
+    return times
+
+
+def uniform_in_t(schedule: Schedule, steps: int) -> np.ndarray:
+    return np.linspace(1, END, steps + 1)
+
+
+@functools.cache
+def exact(case: str) -> np.ndarray:
+    """What the ODE makes of the starts of `solve` in a case of `CASES`."""
+    return solve(CASES[case][0], samplers.adaptive(1e-10, 1e-10), np.array([1.0, END]))
+
+
+def solve(schedule: Schedule, sampler: Any, times: np.ndarray, n: int = 16) -> np.ndarray:
+    keys = sample_keys(jax.random.key(0), np.arange(n))
+    return np.asarray(sample_each(keys, oracle(schedule), Gaussian(schedule), sampler, times=times, shape=(2,)))
+
+
+# The schedule, the grid and the numbers of steps where the method is in its asymptotic regime: flow starts at α = 0,
+# where the steps in λ of the others would not shrink.
+CASES = {
+    "vp": (schedules.VP(), uniform_in_log_snr),
+    "ve": (schedules.VE(), uniform_in_log_snr),
+    "flow": (schedules.Flow(), uniform_in_t),
+}
+METHODS: dict[str, tuple[Callable[[], Any], int, int]] = {
+    "ddim": (samplers.ddim, 1, 128),
+    "euler": (samplers.euler, 1, 128),
+    "heun": (samplers.heun, 2, 128),
+    "midpoint": (samplers.midpoint, 2, 128),
+    "rk4": (samplers.rk4, 4, 128),
+    "dpm++2m": (samplers.dpmpp, 2, 128),
+    "dpm++3m": (lambda: samplers.dpmpp(3), 3, 128),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_error_falls_with_the_order_of_the_method(method, case):
+    """The slope of log error against log steps is within 0.2 of the order."""
+    schedule, grid = CASES[case]
+    make, order, steps = METHODS[method]
+    counts = (steps, 2 * steps)
+    errors = [np.sqrt(((solve(schedule, make(), grid(schedule, n)) - exact(case)) ** 2).mean()) for n in counts]
+    slope = np.log2(errors[0] / errors[1])
+    assert abs(slope - order) < 0.2, f"errors {errors}, slope {slope:.2f}"
+
+
+def test_the_error_of_an_adaptive_solver_falls_with_the_tolerance():
+    errors = [
+        np.abs(solve(CASES["vp"][0], samplers.adaptive(tol, tol), np.array([1.0, END])) - exact("vp")).max()
+        for tol in (1e-3, 1e-5, 1e-7)
+    ]
+    assert errors[0] < 1e-1
+    assert errors[1] < errors[0] / 10
+    assert errors[2] < errors[1] / 10
+
+
+def test_solvers_agree_with_the_exact_flow_of_normal_data():
+    """For N(m, v) the ODE's solution is x_s = α_s m + √(V_s/V_t) (x_t − α_t m), V = α² v + σ²."""
+    schedule = schedules.VP()
+    mean, variance = np.array([0.4, -0.2]), np.array([0.3, 0.05])
+    data = oracles.gaussian(mean, variance, schedule=schedule)
+    keys = sample_keys(jax.random.key(0), np.arange(8))
+    path = np.asarray(
+        sample_each(
+            keys,
+            data,
+            Gaussian(schedule),
+            samplers.adaptive(1e-11, 1e-11),
+            times=np.array([1.0, 0.3, END]),
+            shape=(2,),
+            trajectory=True,
+        )
+    )
+    for index, s in ((1, 0.3), (2, END)):
+        (a_t, a_s), (s_t, s_s) = (np.asarray(f(jnp.array([1.0, s]))) for f in (schedule.alpha, schedule.sigma))
+        spread = np.sqrt((a_s**2 * variance + s_s**2) / (a_t**2 * variance + s_t**2))
+        np.testing.assert_allclose(
+            path[:, index], a_s * mean + spread * (path[:, 0] - a_t * mean), rtol=1e-8, atol=1e-9
+        )
+
+
+STOCHASTIC: dict[str, tuple[Any, int]] = {
+    "ddpm": (samplers.ddpm(), 400),
+    "ddpm:variance=large": (samplers.ddpm("large"), 400),
+    "reverse_sde": (samplers.reverse_sde(), 800),
+    "dpm++2m_sde": (samplers.dpmpp(stochastic=True), 100),
+    "edm": (samplers.edm(gamma=0.2), 60),
+    "predictor_corrector": (samplers.predictor_corrector(), 400),
+    "langevin": (samplers.langevin(corrections=4, snr=0.3), 400),
+}
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_stochastic_samplers_draw_the_mixture(name):
+    """Mean, covariance and weight within 4 standard errors of the truth, or 1.5 % where steps are still felt."""
+    sampler, steps = STOCHASTIC[name]
+    schedule, n = (schedules.VE() if name == "langevin" else schedules.VP()), 8192
+    times = np.concatenate([uniform_in_log_snr(schedule, steps - 1), [0.0]])
+    x = solve(schedule, sampler, times, n)
+    data = oracle(schedule).data
+    mean, covariance = np.asarray(data.mean()), np.asarray(data.covariance())
+    products = np.einsum("ni,nj->nij", x - mean, x - mean)
+    slack = 0.015
+    assert np.all(np.abs(x.mean(0) - mean) < 4 * x.std(0) / np.sqrt(n) + slack), x.mean(0) - mean
+    assert np.all(np.abs(products.mean(0) - covariance) < 4 * products.std(0) / np.sqrt(n) + slack)
+    weight = (x[:, 0] < 0).mean()
+    truth = (np.asarray(data.sample(jax.random.key(9), 400_000))[:, 0] < 0).mean()
+    assert abs(weight - truth) < 4 * 0.5 / np.sqrt(n) + slack / 2

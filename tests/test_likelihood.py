@@ -1,0 +1,157 @@
+"""Likelihoods, latents and interpolation against closed forms, in float64."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff import encoding, likelihood, oracles, processes, schedules
+from jaxdiff.probability_flow import Solver
+from jaxdiff.schedules import Schedule
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+# Priors that the data have reached: what is left of the mean m in x_1 changes log p by about |m| α_1/σ_1 < 1e-4.
+SCHEDULES: dict[str, Schedule] = {
+    "vp": schedules.VP(beta_max=50.0),
+    "ve": schedules.VE(sigma_max=1e5),
+    "flow": schedules.Flow(),
+}
+EXACT = Solver(rtol=1e-7, atol=1e-7)
+
+every_schedule = pytest.mark.parametrize("name", SCHEDULES)
+
+
+def mixture(schedule: Schedule, d: int) -> oracles.Oracle:
+    """Two normal laws with full covariances."""
+    rng = np.random.default_rng(0)
+    means, roots = 0.5 * rng.normal(size=(2, d)), 0.5 * rng.normal(size=(2, d, d)) / math.sqrt(d)
+    return oracles.mixture([0.3, 0.7], means, roots @ roots.swapaxes(1, 2) + 0.05 * np.eye(d), schedule=schedule)
+
+
+def truth(data: oracles.Oracle, x: jax.Array) -> np.ndarray:
+    return np.asarray(jax.vmap(lambda x: data.log_density(x, 0.0))(x))
+
+
+@every_schedule
+@pytest.mark.parametrize("d", [2, 64])
+def test_the_exact_trace_gives_the_true_density(name, d):
+    """To 1e-3 nats."""
+    data = mixture(SCHEDULES[name], d)
+    x = data.data.sample(jax.random.key(1), 4)
+    found = likelihood.log_likelihood(data, processes.Gaussian(SCHEDULES[name]), x, solver=EXACT)
+    np.testing.assert_allclose(found.log_density, truth(data, x), rtol=0, atol=1e-3)
+    np.testing.assert_array_equal(found.standard_error, 0)
+
+
+@pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
+def test_hutchinsons_estimate_is_within_three_standard_errors(probe):
+    """And the standard error is that of the estimates: 32 squared deviations average to 1 within 4·√(2/32)."""
+    schedule = SCHEDULES["flow"]
+    data = mixture(schedule, 64)
+    x = data.data.sample(jax.random.key(2), 32)
+    found = likelihood.log_likelihood(
+        data, processes.Gaussian(schedule), x, key=jax.random.key(3), probes=64, probe=probe
+    )
+    deviations = (np.asarray(found.log_density) - truth(data, x)) / np.asarray(found.standard_error)
+    assert abs(deviations.mean()) < 3 / math.sqrt(32)
+    assert abs((deviations**2).mean() - 1) < 4 * math.sqrt(2 / 32)
+
+
+def test_a_condition_reaches_the_density():
+    schedule = SCHEDULES["flow"]
+    data = mixture(schedule, 2)
+    x, cond = data.data.sample(jax.random.key(1), 4), jnp.array([0, 1, 1, 0])
+    found = likelihood.log_likelihood(data, processes.Gaussian(schedule), x, cond=cond, solver=EXACT)
+    expected = jax.vmap(lambda x, cond: data.log_density(x, 0.0, cond))(x, cond)
+    np.testing.assert_allclose(found.log_density, expected, rtol=0, atol=1e-3)
+
+
+@every_schedule
+def test_encoding_and_decoding_are_inverse_and_exact_for_normal_data(name):
+    schedule = SCHEDULES[name]
+    mean, variance = np.array([0.4, -0.2]), np.array([0.3, 0.05])
+    data, process = oracles.gaussian(mean, variance, schedule=schedule), processes.Gaussian(schedule)
+    x0 = data.data.sample(jax.random.key(0), 8)
+    solver = Solver(rtol=1e-9, atol=1e-9)
+    x1 = encoding.encode(data, process, x0, solver=solver)
+    alpha, sigma = float(schedule.alpha(1.0)), float(schedule.sigma(1.0))
+    spread = np.sqrt((alpha**2 * variance + sigma**2) / variance)
+    np.testing.assert_allclose(x1, alpha * mean + spread * (np.asarray(x0) - mean), rtol=1e-6)
+    np.testing.assert_allclose(encoding.decode(data, process, x1, solver=solver), x0, rtol=1e-6)
+
+
+def test_slerp_stays_on_the_sphere_at_equal_angles():
+    a, b = jnp.array([[3.0, 0.0], [0.0, 0.0]]), jnp.array([[0.0, 3.0], [0.0, 0.0]])
+    for share in (0.0, 0.25, 0.5, 1.0):
+        angle = share * math.pi / 2
+        expected = np.array([[3 * math.cos(angle), 3 * math.sin(angle)], [0, 0]])
+        np.testing.assert_allclose(encoding.slerp(a, b, share), expected, atol=1e-12)
+    np.testing.assert_allclose(encoding.slerp(a, a, 0.3), a, atol=1e-12)
+
+
+def test_dequantised_levels_and_bits_per_dim():
+    """A uniform density on [−1, 1]^d costs exactly `bits` bits a dimension."""
+    levels = jnp.arange(256).reshape(1, 16, 16)
+    x = np.asarray(likelihood.dequantise(jax.random.key(0), levels))
+    np.testing.assert_array_equal(np.floor((x + 1) * 128), levels)
+    assert x.min() >= -1
+    assert x.max() < 1
+    np.testing.assert_allclose(likelihood.bits_per_dim(jnp.array([-3 * math.log(2)]), 3), 8.0)
+    np.testing.assert_allclose(likelihood.bits_per_dim(jnp.array([-3 * math.log(2)]), 3, bits=4), 4.0)
+
+
+@jax.tree_util.register_static
+class Reversed:
+    """A process that is not Gaussian."""
+
+    schedule = schedules.VP()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_has_no_likelihood_is_refused():
+    schedule = schedules.VP()
+    data, x, process = mixture(schedule, 2), jnp.zeros((1, 2)), processes.Gaussian(schedule)
+    for mistake, message in (
+        ({"probes": -1}, "probes = -1"),
+        ({"probes": 3}, "key is None"),
+        ({"probes": 3, "key": jax.random.key(0), "probe": "cauchy"}, "rademacher, gaussian"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            likelihood.log_likelihood(data, process, x, **mistake)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_process_without_an_ode_is_refused():
+    x = jnp.zeros((1, 2))
+    with pytest.raises(ValueError, match="only a Gaussian process"):
+        likelihood.log_likelihood(mixture(schedules.VP(), 2), Reversed(), x)
+    with pytest.raises(ValueError, match="only a Gaussian process"):
+        encoding.encode(mixture(schedules.VP(), 2), Reversed(), x)
+
+
+def test_a_solver_that_gives_up_says_where_and_with_which_tolerance():
+    schedule = schedules.VP()
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"past t = 0\.\d+ with rtol = 1e-05, .* in 2 steps"):
+        encoding.encode(
+            mixture(schedule, 2), processes.Gaussian(schedule), jnp.ones((1, 2)), solver=Solver(max_steps=2)
+        ).block_until_ready()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"rtol": 0.0}, "rtol = 0.0"), ({"atol": -1.0}, "atol = -1.0"), ({"max_steps": 0}, "max_steps = 0")],
+)
+def test_what_is_no_tolerance_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Solver(**options)
+
+
+def test_a_tolerance_that_float32_cannot_reach_is_refused():
+    schedule = schedules.VP()
+    with jax.enable_x64(False):
+        data, x = mixture(schedule, 2), jnp.ones((1, 2))
+        with pytest.raises(ValueError, match=r"rtol = 1e-08, but float32 rounds .* float64"):
+            encoding.encode(data, processes.Gaussian(schedule), x, solver=Solver(rtol=1e-8))
