@@ -80,6 +80,11 @@ def angle(schedule: Schedule, t: Time) -> Float[Array, ""]:
     return jnp.arctan2(schedule.sigma(t), schedule.alpha(t))
 
 
+def time(schedule: Schedule, phi: Float[Array, ""]) -> Float[Array, ""]:
+    """The t of an angle. π/2 may be rounded up, where the cosine is negative and the tangent far from infinite."""
+    return schedule.time(2 * (jnp.log(jnp.maximum(jnp.cos(phi), 0)) - jnp.log(jnp.sin(phi))))
+
+
 def radius(schedule: Schedule, t: Time) -> Float[Array, ""]:
     """r = √(α_t² + σ_t²)."""
     return jnp.hypot(schedule.alpha(t), schedule.sigma(t))
@@ -89,7 +94,7 @@ def velocity(
     denoise: Denoiser, schedule: Schedule, phi: Float[Array, ""], y: Float[Array, "*shape"], cond: PyTree = None
 ) -> Float[Array, "*shape"]:
     """dy/dφ."""
-    t = schedule.time(-2 * jnp.log(jnp.tan(phi)))
+    t = time(schedule, phi)
     x0, noise = denoise(radius(schedule, t) * y, t, cond)
     return jnp.cos(phi) * noise - jnp.sin(phi) * x0
 
@@ -122,7 +127,7 @@ def integrate(
         max_steps=solver.max_steps,
         throw=False,
     )
-    reached = schedule.time(-2 * jnp.log(jnp.tan(solution.ts[-1])))
+    reached = time(schedule, solution.ts[-1])
     io_callback(solver.refuse, None, solution.result == diffrax.RESULTS.successful, reached)
     return jax.tree.map(lambda leaf: leaf[-1], solution.ys), jnp.asarray(solution.stats["num_steps"])
 

@@ -83,6 +83,18 @@ def test_encoding_and_decoding_are_inverse_and_exact_for_normal_data(name):
     np.testing.assert_allclose(encoding.decode(data, process, x1, solver=solver), x0, rtol=1e-6)
 
 
+@every_schedule
+def test_float32_reaches_both_ends(name):
+    """π/2 in float32 is beyond π/2: a schedule with α_1 = 0 must not notice."""
+    with jax.enable_x64(False):
+        data = oracles.gaussian([0.4, -0.2], 0.1, schedule=SCHEDULES[name])
+        process, x0 = processes.Gaussian(SCHEDULES[name]), data.data.sample(jax.random.key(0), 4)
+        found = likelihood.log_likelihood(data, process, x0)
+        expected = jax.vmap(lambda x: data.log_density(x, 0.0))(x0)
+        np.testing.assert_allclose(found.log_density, expected, rtol=0, atol=2e-3)
+        np.testing.assert_allclose(encoding.decode(data, process, found.latent), x0, rtol=0, atol=1e-3)
+
+
 def test_slerp_stays_on_the_sphere_at_equal_angles():
     a, b = jnp.array([[3.0, 0.0], [0.0, 0.0]]), jnp.array([[0.0, 3.0], [0.0, 0.0]])
     for share in (0.0, 0.25, 0.5, 1.0):
@@ -93,14 +105,16 @@ def test_slerp_stays_on_the_sphere_at_equal_angles():
 
 
 def test_dequantised_levels_and_bits_per_dim():
-    """A uniform density on [−1, 1]^d costs exactly `bits` bits a dimension."""
-    levels = jnp.arange(256).reshape(1, 16, 16)
-    x = np.asarray(likelihood.dequantise(jax.random.key(0), levels))
-    np.testing.assert_array_equal(np.floor((x + 1) * 128), levels)
-    assert x.min() >= -1
-    assert x.max() < 1
-    np.testing.assert_allclose(likelihood.bits_per_dim(jnp.array([-3 * math.log(2)]), 3), 8.0)
-    np.testing.assert_allclose(likelihood.bits_per_dim(jnp.array([-3 * math.log(2)]), 3, bits=4), 4.0)
+    """Levels are found again, fill their width evenly, and under a uniform density cost log₂ n bits each."""
+    for n in (2, 17, 256):
+        levels = np.tile(np.arange(n), 20_000 // n)
+        x = np.asarray(likelihood.dequantise(jax.random.key(0), jnp.asarray(2 * levels / (n - 1) - 1), n))
+        position = (x + 1) * (n - 1) / 2 - levels
+        assert np.abs(position).max() <= 0.5
+        assert abs(position.mean()) < 4 * math.sqrt(1 / 12 / len(x))
+        assert position.std() == pytest.approx(math.sqrt(1 / 12), rel=0.03)
+        uniform = -3 * math.log(2 + 2 / (n - 1))  # of three coordinates, on all that the levels fill
+        np.testing.assert_allclose(likelihood.bits_per_dim(jnp.array([uniform]), 3, n), math.log2(n), rtol=1e-12)
 
 
 @jax.tree_util.register_static

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import types
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import tiny
 from tqdm import tqdm
 
 import jaxdiff as jd
-from jaxdiff import folder, samplers
+from jaxdiff import folder, oracles, samplers, schedules
 from jaxdiff.experiment import make_experiment
 from jaxdiff.folder import Form
 from jaxdiff.run import Run, load
@@ -56,6 +57,31 @@ def test_a_run_is_loaded_from_its_folder_alone(run):
     assert jd.load is load
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_images_cost_the_bits_of_their_law_by_the_ode_and_little_more_by_the_bound():
+    """A run whose network is exact for N(0, 0.1): −log₂ p(x) − log₂ w a coordinate, with levels finer than the law."""
+    alpha_bar, levels, n = 1 / (1 + np.exp(-np.linspace(9, -9, 200))), 256, 512
+    schedule = schedules.discrete(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]))
+    oracle = oracles.gaussian(np.zeros((2, 2, 1)), 0.1, schedule=schedule)
+    experiment = types.SimpleNamespace(shape=(2, 2, 1), process=jd.Gaussian(schedule), network=lambda params: oracle)
+    x0 = np.asarray(oracle.data.sample(jax.random.key(5), n))
+    x0 = jd.data.normalize(np.round((x0 + 1) * (levels - 1) / 2), levels)
+    costs = Run(experiment=experiment, params=None, step=0, levels=levels).bits_per_dim(x0)
+    truth = -jax.vmap(lambda x: oracle.log_density(x, 0.0))(x0) / (4 * np.log(2)) - np.log2(2 / (levels - 1))
+    assert list(costs) == ["bound", "ode"]
+    assert costs["ode"][0] == pytest.approx(float(truth.mean()), abs=0.01)
+    assert costs["ode"][1] == pytest.approx(float(truth.std(ddof=1)) / np.sqrt(n), rel=0.05)
+    assert 0 < costs["bound"][0] - costs["ode"][0] < 0.5
+    assert 0 < costs["bound"][1] < 0.1
+
+
+def test_points_have_no_bits(points, run):
+    with pytest.raises(ValueError, match="images of so many levels"):
+        points.bits_per_dim(np.zeros((2, 2), np.float32))
+    with pytest.raises(ValueError, match="probes = 0"):
+        run.bits_per_dim(np.zeros((2, 8, 8, 1), np.float32), probes=0)
+
+
 def test_the_weights_are_the_averaged_ones(images, run):
     tiny.assert_identical(run.params, images[1].ema)
     assert tiny.difference(images[1].ema, images[1].params) > 1e-4
@@ -73,7 +99,7 @@ def test_the_config_decides_whether_samples_are_clipped(run):
     key = jax.random.key(0)
     loose = tiny.config({"sampling.clip": False}, base=tiny.IMAGES)
     experiment = make_experiment(loose, (8, 8, 1), bounded=True)
-    x = Run(experiment=experiment, params=run.params, step=0).sample(key, n=8)
+    x = Run(experiment=experiment, params=run.params, step=0, levels=17).sample(key, n=8)
     assert np.abs(x).max() > 1
 
 
