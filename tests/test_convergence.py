@@ -56,7 +56,6 @@ CASES = {
 }
 METHODS: dict[str, tuple[Callable[[], Any], int, int]] = {
     "ddim": (samplers.ddim, 1, 128),
-    "euler": (samplers.euler, 1, 128),
     "heun": (samplers.heun, 2, 128),
     "midpoint": (samplers.midpoint, 2, 128),
     "rk4": (samplers.rk4, 4, 128),
