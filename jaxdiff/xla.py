@@ -2,9 +2,8 @@
 
 Measured on 2 cores of a Xeon with AVX-512 and JAX 0.10, in images/s of `configs/mnist.py` in training:
 
-    as JAX comes                                                        259
-    + convolutions and products by Eigen, sums by YNNPACK               307
-    + a device for each core, so that no operation waits for threads    360
+    as JAX comes                                                                                259
+    convolutions and products by Eigen, sums by YNNPACK, and a device a core with one thread    360
 
 A core that waits for its share of an operation sleeps, and waking it takes about 0.2 ms on a virtual machine: as long
 as the operation. Cores that each have examples of their own meet once a step.

@@ -116,7 +116,7 @@ def dpmpp(order: int = 2, *, stochastic: bool = False) -> DPMSolver:
     """DPM-Solver++ multistep, one network call a step: second order ("2M") or third ("3M").
 
     Args:
-      order: 1 (DDIM), 2 or 3; the best at few steps is 2, at many 3.
+      order: 1 (DDIM), 2 or 3.
       stochastic: the SDE form, of order 2 at most; a draw for each step.
 
     Raises:
