@@ -5,9 +5,10 @@
 
 A training step is the mean squared error of ε and Adam at 1e-4, compiled and donated in JAX; the
 network is called as jaxdiff's trainer calls it: under a `jax.vmap` of single examples, split over
-the devices, with its compiler options. The repetitions take turns, so that a machine whose speed drifts is as kind to one as to another. PyTorch runs the twin
-straightforward and tuned (benchmarks/torch_twin.py), and on a GPU also tuned under torch.compile.
-Peak memory and the time to the first step are those of a process of its own. Needs `bench`.
+the devices, with its compiler options. The repetitions take turns, so that a machine whose speed
+drifts is as kind to one as to another. PyTorch runs the twin straightforward and tuned
+(benchmarks/torch_twin.py), and on a GPU also tuned under torch.compile. Peak memory and the time to
+the first step are those of a process of its own. Needs `bench`.
 """
 
 import argparse

@@ -4,9 +4,9 @@
     python train.py --config=configs/mnist.py:ddpm --workdir=runs/ddpm
 
 The small network has 685,380 parameters and works at 14x14 and 7x7. Measured on 2 cores of a Xeon: 1,500 steps of 64
-images in 5 min 7 s, compilation and three pictures included, at 360 images/s; loss 0.080. About two
-thirds of the samples are then recognisable by eye. The loss is that of x_0, which taught shapes sooner than that of v
-or eps did. Neither variant has been timed on a GPU yet.
+images in 5 min 7 s, compilation and three pictures included, at 360 images/s; loss 0.080. About two thirds of the
+samples are then recognisable by eye. The loss is that of x_0, which taught shapes sooner than that of v or eps did.
+Neither variant has been timed on a GPU yet.
 
 `:ddpm` has 10,188,081 parameters, 64 epochs of 60,000 images in batches of 64, and needs an accelerator: on the same 2
 cores it trains at 17 images/s (`benchmarks/unet.py`).
