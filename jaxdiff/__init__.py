@@ -2,7 +2,7 @@
 
 from jaxdiff import data, likelihood, losses, oracles, parameterization, samplers, schedules, time_sampling, weightings
 from jaxdiff.bounds import variational_bound
-from jaxdiff.denoisers import clipped, denoiser
+from jaxdiff.denoisers import clipped, denoiser, thresholded
 from jaxdiff.encoding import decode, encode, slerp
 from jaxdiff.likelihood import log_likelihood
 from jaxdiff.processes import Gaussian, Process
@@ -31,6 +31,7 @@ __all__ = [
     "samplers",
     "schedules",
     "slerp",
+    "thresholded",
     "time_sampling",
     "variational_bound",
     "weightings",

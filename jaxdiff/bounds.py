@@ -5,7 +5,8 @@ For one sample of d numbers and the steps k = 1 … T at t = k/T, s = (k − 1)/
     −log p(x_0) ≤ L_T + Σ_{k=2}^{T} L_{k−1} + L_0
 
     L_T      = KL(q(x_1|x_0) ‖ p(x_1)) = α_1² |x_0|²/(2 σ_1²)                     p(x_1) = N(0, σ_1² I), the prior
-    L_{k−1}  = KL(q(x_s|x_t, x_0) ‖ p(x_s|x_t)) = ½ (SNR_s − SNR_t) |x_0 − x̂_0|²    p has the posterior's variance
+    L_{k−1}  = KL(q(x_s|x_t, x_0) ‖ p(x_s|x_t)) = ½ (SNR_s − SNR_t) |x_0 − x̂_0|²    p has the posterior's variance,
+                                                                                   or a learned one: `losses.step_kl`
     L_0      = −log p(x_0|x_{1/T}),    p = N(x̂_0, σ²_{t|s} I)
 
 At k = 1 the posterior's variance is 0, so that this term is no KL but a decoder: for data of continuous values its
@@ -28,10 +29,11 @@ from jax.scipy import special, stats
 from jaxtyping import Array, Float, Key
 
 from jaxdiff import probability_flow
+from jaxdiff.losses import step_kl
 from jaxdiff.processes import Gaussian, Process
 from jaxdiff.samplers.jump import posterior_variances
 from jaxdiff.samplers.loop import as_pytree
-from jaxdiff.typing import Denoiser, PyTree, Time
+from jaxdiff.typing import Denoiser, Prediction, PyTree, Time
 
 
 class Bound(NamedTuple):
@@ -93,21 +95,21 @@ def _variational_bound(
     assert schedule.steps is not None
     times = jnp.arange(schedule.steps + 1, dtype=x0.dtype) / schedule.steps
 
-    def estimate(x0: Float[Array, "*shape"], key: Key[Array, ""], cond: PyTree, t: Time) -> Float[Array, "*shape"]:
-        return denoiser(process.corrupt(x0, process.noise(key, x0.shape), t), t, cond).x0
+    def estimate(x0: Float[Array, "*shape"], key: Key[Array, ""], cond: PyTree, t: Time) -> Prediction:
+        return denoiser(process.corrupt(x0, process.noise(key, x0.shape), t), t, cond)
 
     def term(index: Array) -> Float[Array, " n"]:
         t, s = times[index], times[index - 1]
-        weight = (jnp.exp(schedule.log_snr(s)) - jnp.exp(schedule.log_snr(t))) / 2
 
         def one(x0: Float[Array, "*shape"], key: Key[Array, ""], cond: PyTree) -> Float[Array, ""]:
-            return weight * ((x0 - estimate(x0, jax.random.fold_in(key, index), cond, t)) ** 2).sum()
+            prediction = estimate(x0, jax.random.fold_in(key, index), cond, t)
+            return step_kl(x0, prediction, t=t, s=s, schedule=schedule).sum()
 
         return jax.vmap(one)(x0, keys, cond)
 
     def ends(x0: Float[Array, "*shape"], key: Key[Array, ""], cond: PyTree) -> tuple[Array, Array]:
         variance, _ = posterior_variances(schedule, times[1], times[0])
-        mean = estimate(x0, jax.random.fold_in(key, 1), cond, times[1])
+        mean = estimate(x0, jax.random.fold_in(key, 1), cond, times[1]).x0
         prior = jnp.exp(schedule.log_snr(1.0)) * (x0**2).sum() / 2
         return prior, -log_decoder(x0, mean, jnp.sqrt(variance), levels).sum()
 

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_dict
 
 from jaxdiff import models, samplers, schedules, weightings
 from jaxdiff.parameterization import Kind
+from jaxdiff.samplers.jump import Jump
 from jaxdiff.time_sampling import Times, time_sampler
 
 
@@ -106,7 +107,9 @@ class Sampling:
     steps: int = 50
     grid: str = "uniform"
     n: int = 64  # of images; points in the plane are always drawn in thousands
-    clip: bool = True  # clip x̂_0 to the range of the data, [−1, 1]; data without a range is never clipped
+    # How x̂_0 is held in the range of the data, [−1, 1]: `jaxdiff.clipped` or `jaxdiff.thresholded`. Data without a
+    # range is left alone.
+    clip: Literal["static", "dynamic", "none"] = "static"
 
     def __post_init__(self) -> None:
         _check_types(self, "sampling.")
@@ -140,6 +143,7 @@ class Config:
     train: Train
     predicts: Kind = "eps"
     scale_input: bool = False  # see `jaxdiff.denoiser`
+    learned_variance: bool = False  # the network predicts the reverse step's variance too: `jaxdiff.losses.hybrid`
     loss: Loss = dataclasses.field(default_factory=Loss)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
@@ -156,8 +160,14 @@ class Config:
             schedule = build(schedules.REGISTRY, self.schedule)
         with _named("sampling"):
             samplers.grids.make(self.sampling.grid, self.sampling.steps, schedule)
+            self.check_sampler(samplers.make(self.sampling.sampler))
         with _named("loss"):
             time_sampler(self.loss.times, schedule)
+        if self.learned_variance and schedule.steps is None:
+            raise ValueError(
+                f"learned_variance = True, but schedule {self.schedule['name']!r} has no steps, of which the variance "
+                "is learned; take a discrete schedule"
+            )
         dispatch = self.train.steps_per_dispatch or 10
         default = "" if self.train.steps_per_dispatch else ", its default on accelerators"
         for name in ("log", "checkpoint", "sample"):
@@ -166,6 +176,14 @@ class Config:
                     f"every.{name} = {getattr(self.every, name)} is not a multiple of "
                     f"train.steps_per_dispatch = {dispatch}{default}; make it one, or set train.steps_per_dispatch"
                 )
+
+    def check_sampler(self, sampler: samplers.Sampler) -> None:
+        """Raises a ValueError for a sampler that asks of the network what it does not predict."""
+        if isinstance(sampler, Jump) and sampler.v is None and not self.learned_variance:
+            raise ValueError(
+                "sampler = 'ddpm:variance=learned', but the network is trained without learned_variance = True; "
+                "train it with that, or ask for variance=small, large or a number in [0, 1]"
+            )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any] | ConfigDict) -> Self:
@@ -221,11 +239,11 @@ def _component(path: str, section: Mapping[str, Any], registry: Mapping[str, Cal
     name = section["name"]
     if not isinstance(name, str) or name not in registry:
         raise ValueError(f"{path}.name = {name!r} is unknown{nearest(str(name), registry)}")
-    # dtype is decided by train.dtype; parent and name are Flax's own.
+    # dtype is decided by train.dtype, outputs by learned_variance; parent and name are Flax's own.
     parameters = {
         key: parameter
         for key, parameter in inspect.signature(registry[name]).parameters.items()
-        if key not in ("dtype", "parent", "name")
+        if key not in ("dtype", "outputs", "parent", "name")
     }
     hints = typing.get_type_hints(registry[name] if inspect.isfunction(registry[name]) else registry[name].__init__)
     given = {key: value for key, value in section.items() if key != "name"}

@@ -24,6 +24,7 @@ class NetworkDenoiser:
     process: Process
     predicts: Kind = dataclasses.field(metadata={"static": True})
     scale_input: bool = dataclasses.field(metadata={"static": True})
+    learned_variance: bool = dataclasses.field(metadata={"static": True})
 
     def __call__(self, x_t: Float[Array, "*shape"], t: Time, cond: PyTree = None, /) -> Prediction:
         schedule = self.process.schedule
@@ -34,12 +35,19 @@ class NetworkDenoiser:
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (x_in, t, cond))
         inputs = batch if cond is not None else batch[:2]
         output = self.apply(self.params, *inputs)
-        if output.shape != (1, *x_t.shape):
+        expected, rule = (1, *x_t.shape), "x's shape"
+        if self.learned_variance:
+            expected, rule = (*expected[:-1], 2 * expected[-1]), "twice the channels of x, as learned_variance asks"
+        if output.shape != expected:
             raise ValueError(
-                f"the network returned shape {output.shape} for x of shape {(1, *x_t.shape)}; it must return x's shape"
+                f"the network returned shape {output.shape} for x of shape {(1, *x_t.shape)}; it must return {rule}"
             )
         output = output[0].astype(t.dtype)
-        return to_prediction(self.predicts, output, x_t, t=t, schedule=schedule)
+        if not self.learned_variance:
+            return to_prediction(self.predicts, output, x_t, t=t, schedule=schedule)
+        output, raw = jnp.split(output, 2, axis=-1)
+        # 0, what an untrained network says, is the geometric mean of the two variances.
+        return to_prediction(self.predicts, output, x_t, t=t, schedule=schedule)._replace(variance_mix=(raw + 1) / 2)
 
 
 def denoiser(
@@ -49,6 +57,7 @@ def denoiser(
     *,
     predicts: Kind = "eps",
     scale_input: bool = False,
+    learned_variance: bool = False,
 ) -> NetworkDenoiser:
     """A network as a denoiser: `(x_t, t, cond) -> Prediction(x0, noise)`, for one sample.
 
@@ -61,6 +70,9 @@ def denoiser(
       predicts: what it predicts: "eps", "x0", "v", "score" or "velocity" (see `jaxdiff.parameterization`).
       scale_input: whether the network is given x_t/√(α_t² + σ_t²) instead of x_t: unit variance at every t for data
         of unit variance. It changes nothing where variance is preserved; a variance-exploding schedule needs it.
+      learned_variance: whether the network predicts the variance of the reverse step too. It then returns twice as
+        many channels (the last axis), of which the second half r gives log variance = (1 + r)/2 log σ²_{t|s} +
+        (1 − r)/2 log β̃ for any jump from t to s (Nichol & Dhariwal 2021, equation 15, with v = (1 + r)/2).
 
     Returns:
       A denoiser that is a pytree: it passes through `jax.jit` as an argument. Called, it raises a ValueError where
@@ -71,7 +83,14 @@ def denoiser(
     """
     if predicts not in parameterization.KINDS:
         raise ValueError(parameterization.unknown(predicts))
-    return NetworkDenoiser(apply=apply, params=params, process=process, predicts=predicts, scale_input=scale_input)
+    return NetworkDenoiser(
+        apply=apply,
+        params=params,
+        process=process,
+        predicts=predicts,
+        scale_input=scale_input,
+        learned_variance=learned_variance,
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -85,8 +104,9 @@ class Clipped:
     high: float = dataclasses.field(metadata={"static": True})
 
     def __call__(self, x_t: Float[Array, "*shape"], t: Time, cond: PyTree = None, /) -> Prediction:
-        x0 = jnp.clip(self.inner(x_t, t, cond).x0, self.low, self.high)
-        return Prediction(x0, noise_from_x0(x0, x_t, t, self.process.schedule))
+        prediction = self.inner(x_t, t, cond)
+        x0 = jnp.clip(prediction.x0, self.low, self.high)
+        return prediction._replace(x0=x0, noise=noise_from_x0(x0, x_t, t, self.process.schedule))
 
 
 def clipped(inner: Denoiser, process: Process, *, low: float = -1.0, high: float = 1.0) -> Clipped:
@@ -100,3 +120,34 @@ def clipped(inner: Denoiser, process: Process, *, low: float = -1.0, high: float
     if not low < high:
         raise ValueError(f"low = {low}, high = {high}; the rule is low < high")
     return Clipped(inner=inner, process=process, low=low, high=high)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Thresholded:
+    """A denoiser with dynamic thresholding. Make one with `thresholded`."""
+
+    inner: Denoiser
+    process: Process
+    quantile: float = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, x_t: Float[Array, "*shape"], t: Time, cond: PyTree = None, /) -> Prediction:
+        prediction = self.inner(x_t, t, cond)
+        reach = jnp.maximum(jnp.quantile(jnp.abs(prediction.x0), self.quantile), 1)
+        x0 = jnp.clip(prediction.x0, -reach, reach) / reach
+        return prediction._replace(x0=x0, noise=noise_from_x0(x0, x_t, t, self.process.schedule))
+
+
+def thresholded(inner: Denoiser, process: Process, *, quantile: float = 0.995) -> Thresholded:
+    """Dynamic thresholding of x̂_0, for data in [−1, 1]: clip it to [−r, r], then divide by r.
+
+    r is the quantile of |x̂_0| over the sample's coordinates, and 1 at least. Where guidance drives x̂_0 beyond the
+    range of the data it saturates less than clipping does (Saharia et al. 2022, "Photorealistic Text-to-Image Diffusion
+    Models with Deep Language Understanding", section 2.3). It biases the sampler, as `clipped` does.
+
+    Raises:
+      ValueError: for a quantile outside (0, 1].
+    """
+    if not 0 < quantile <= 1:
+        raise ValueError(f"quantile = {quantile}; the rule is 0 < quantile <= 1")
+    return Thresholded(inner=inner, process=process, quantile=quantile)

@@ -1,6 +1,8 @@
 """From a config to the things it names: the process, the network, its denoiser, the loss."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -42,12 +44,15 @@ class Experiment:
             self.process,
             predicts=self.config.predicts,
             scale_input=self.config.scale_input,
+            learned_variance=self.config.learned_variance,
         )
 
     def sampling_denoiser(self, params: PyTree) -> Denoiser:
-        """The denoiser as it samples: clipped where the config says so."""
-        network = self.network(params)
-        return denoisers.clipped(network, self.process) if self.config.sampling.clip and self.bounded else network
+        """The denoiser as it samples: with x̂_0 held in the data's range as the config says."""
+        network, clip = self.network(params), self.config.sampling.clip
+        if clip == "none" or not self.bounded:
+            return network
+        return (denoisers.clipped if clip == "static" else denoisers.thresholded)(network, self.process)
 
     def draw(self, key: Key[Array, ""], n: int) -> tuple[Float[Array, " n"], Key[Array, " n"]]:
         """The times of a batch of n examples, and a key for the noise of each."""
@@ -58,13 +63,15 @@ class Experiment:
         self, params: PyTree, x0: Float[Array, "n *shape"], t: Float[Array, " n"], keys: Key[Array, " n"]
     ) -> Float[Array, " n"]:
         """The loss of each example of a batch, at its time and with its key's noise."""
+        loss: Callable[..., Float[Array, ""]] = losses.simple
+        if self.config.learned_variance:
+            loss = partial(losses.hybrid, weight=self.weight)
+        elif self.weight is not None:
+            loss = partial(losses.weighted, weight=self.weight)
         denoiser = self.network(params)
 
         def one(x0: Float[Array, "*shape"], t: Time, key: Key[Array, ""]) -> Float[Array, ""]:
-            space = self.config.loss.space
-            if self.weight is None:
-                return losses.simple(denoiser, self.process, x0, t, key=key, space=space)
-            return losses.weighted(denoiser, self.process, x0, t, key=key, weight=self.weight, space=space)
+            return loss(denoiser, self.process, x0, t, key=key, space=self.config.loss.space)
 
         return jax.vmap(one)(x0, t, keys)
 
@@ -82,7 +89,12 @@ def make_experiment(config: Config, shape: tuple[int, ...], *, bounded: bool) ->
         shape=shape,
         bounded=bounded,
         process=process,
-        model=configs.build(models.REGISTRY, config.model, dtype=compute_dtype(config.train.dtype)),
+        model=configs.build(
+            models.REGISTRY,
+            config.model,
+            dtype=compute_dtype(config.train.dtype),
+            outputs=2 if config.learned_variance else 1,
+        ),
         times=time_sampler(config.loss.times, process.schedule),
         weight=_weighting(config, process.schedule),
     )

@@ -79,7 +79,7 @@ def from_prediction(kind: Kind, prediction: Prediction, *, t: Time, schedule: Sc
     Raises:
       ValueError: for an unknown `kind`.
     """
-    x0, noise = prediction
+    x0, noise = prediction.x0, prediction.noise
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     if kind == "eps":
         return noise

@@ -95,8 +95,8 @@ def velocity(
 ) -> Float[Array, "*shape"]:
     """dy/dφ."""
     t = time(schedule, phi)
-    x0, noise = denoise(radius(schedule, t) * y, t, cond)
-    return jnp.cos(phi) * noise - jnp.sin(phi) * x0
+    prediction = denoise(radius(schedule, t) * y, t, cond)
+    return jnp.cos(phi) * prediction.noise - jnp.sin(phi) * prediction.x0
 
 
 def integrate(

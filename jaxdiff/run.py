@@ -50,7 +50,7 @@ class Run:
 
     @property
     def denoiser(self) -> Denoiser:
-        """The model as it samples: with x̂_0 clipped where `config.sampling.clip` says so."""
+        """The model as it samples: x̂_0 held in the range of the data as `config.sampling.clip` says."""
         return self.experiment.sampling_denoiser(self.params)
 
     def sample(
@@ -81,13 +81,15 @@ class Run:
           float32, images in [−1, 1] of shape (n, height, width, channels), points of shape (n, 2).
 
         Raises:
-          ValueError: for labels of an unconditional model, an unknown sampler, and steps that the schedule lacks.
+          ValueError: for labels of an unconditional model, an unknown sampler or one that wants a variance which the
+            network does not predict, and steps that the schedule lacks.
         """
         if labels is not None:
             raise ValueError(f"labels = {labels!r}, but this model is unconditional: it was trained without labels")
         defaults = self.config.sampling
         if isinstance(sampler, str) or sampler is None:
             sampler = samplers.make(defaults.sampler if sampler is None else sampler)
+        self.config.check_sampler(sampler)
         if steps is None and (grid is None or isinstance(grid, str)):
             steps = defaults.steps
         return sample_in_batches(

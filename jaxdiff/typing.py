@@ -15,11 +15,14 @@ class Prediction(NamedTuple):
     """The hub: what any network's output is converted into, once.
 
     `x0` estimates the clean sample and `noise` the standardised noise, so that
-    x_t = α_t·x0 + σ_t·noise holds wherever the path lets both be known.
+    x_t = α_t·x0 + σ_t·noise holds wherever the path lets both be known. A network that learns the variance of the
+    reverse step says with `variance_mix` where it lies, in logarithms, between the smallest (0, the posterior's) and
+    the largest (1, the transition's): see `jaxdiff.samplers.jump`.
     """
 
     x0: Float[Array, "*shape"]
     noise: Float[Array, "*shape"]
+    variance_mix: Float[Array, "*shape"] | None = None
 
 
 @runtime_checkable

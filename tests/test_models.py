@@ -262,8 +262,8 @@ def test_patches_are_squares_of_pixels():
         (UNet, "patch", 0, "patch = 0; the rule is"),
         (UNet, "time_dim", 7, "time_dim = 7; the rule is an even number"),
         (UNet, "time_steps", 0, "time_steps = 0; the rule is"),
-        (MLP, "width", 0, "width = 0 and depth = 3; the rule is"),
-        (MLP, "depth", 0, "width = 128 and depth = 0; the rule is"),
+        (MLP, "width", 0, "width = 0; the rule is 1 or more"),
+        (MLP, "depth", 0, "depth = 0; the rule is 1 or more"),
         (MLP, "time_dim", 1, "time_dim = 1; the rule is an even number"),
     ],
 )

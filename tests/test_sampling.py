@@ -165,12 +165,26 @@ def test_scale_input_gives_the_network_unit_variance(name: str) -> None:
 def test_clipping_keeps_the_sample_on_the_path() -> None:
     inner = jd.denoiser(lambda _, x, t: 3 * x, None, PROCESS, predicts="x0")
     x, t = jnp.array([0.1, -2.0, 0.5]), 0.5
-    x0, noise = jax.jit(jd.clipped(inner, PROCESS, low=-1.0, high=0.5))(x, t)
+    x0, noise, _ = jax.jit(jd.clipped(inner, PROCESS, low=-1.0, high=0.5))(x, t)
     np.testing.assert_allclose(x0, [0.3, -1.0, 0.5], rtol=1e-6)
     alpha, sigma = PROCESS.schedule.alpha(t), PROCESS.schedule.sigma(t)
     np.testing.assert_allclose(alpha * x0 + sigma * noise, x, rtol=1e-5)
     with pytest.raises(ValueError, match=r"low = 1.0, high = -1.0; the rule is low < high"):
         jd.clipped(inner, PROCESS, low=1.0, high=-1.0)
+
+
+def test_dynamic_thresholding_divides_by_a_quantile_where_it_is_above_1() -> None:
+    inner = jd.denoiser(lambda _, x, t: 3 * x, None, PROCESS, predicts="x0")
+    t, x = 0.5, jnp.linspace(-1, 0.5, 101)
+    x0, noise, _ = jax.jit(jd.thresholded(inner, PROCESS, quantile=0.9))(x, t)
+    reach = np.quantile(np.abs(3 * np.asarray(x)), 0.9)
+    np.testing.assert_allclose(x0, np.clip(3 * np.asarray(x), -reach, reach) / reach, rtol=1e-6, atol=1e-6)
+    alpha, sigma = PROCESS.schedule.alpha(t), PROCESS.schedule.sigma(t)
+    np.testing.assert_allclose(alpha * x0 + sigma * noise, x, rtol=1e-5, atol=1e-6)
+    small = x / 10
+    np.testing.assert_array_equal(jax.jit(jd.thresholded(inner, PROCESS))(small, t).x0, 3 * small)
+    with pytest.raises(ValueError, match=r"quantile = 0; the rule is 0 < quantile <= 1"):
+        jd.thresholded(inner, PROCESS, quantile=0)
 
 
 def test_a_bfloat16_network_sees_the_exact_time_and_predicts_in_float32() -> None:

@@ -28,6 +28,7 @@ class MLP(nn.Module):
       depth: number of residual blocks.
       time_dim: size of the time embedding.
       time_steps: t in [0, 1] is embedded as the position t·time_steps − 1.
+      outputs: how many numbers it predicts for each number of x; they lie behind one another on the last axis.
       dtype: of the computation, but for the last layer. Parameters and output are float32.
 
     Raises:
@@ -38,16 +39,20 @@ class MLP(nn.Module):
     depth: int = 3
     time_dim: int = 128
     time_steps: int = 1000
+    outputs: int = 1
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width < 1 or self.depth < 1:
-            raise ValueError(f"width = {self.width} and depth = {self.depth}; the rule is 1 or more of both")
+        for name in ("width", "depth", "outputs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}; the rule is 1 or more")
         check_time(self.time_dim, self.time_steps)
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n dim"], t: Float[Array, " n"], cond: PyTree = None) -> Float[Array, "n dim"]:
+    def __call__(
+        self, x: Float[Array, "n dim"], t: Float[Array, " n"], cond: PyTree = None
+    ) -> Float[Array, "n predicted"]:
         """One call on a batch.
 
         Args:
@@ -71,5 +76,5 @@ class MLP(nn.Module):
             shift = nn.Dense(self.width, dtype=self.dtype, name=f"block{i}_time")(nn.silu(time))
             branch = nn.silu(branch + shift)
             h = h + nn.Dense(self.width, dtype=self.dtype, name=f"block{i}_dense2")(branch)
-        head = nn.Dense(x.shape[-1], dtype=jnp.float32, kernel_init=nn.initializers.zeros, name="head")
+        head = nn.Dense(self.outputs * x.shape[-1], dtype=jnp.float32, kernel_init=nn.initializers.zeros, name="head")
         return head(nn.silu(h))

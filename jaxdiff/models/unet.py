@@ -55,6 +55,7 @@ class UNet(nn.Module):
       time_dim: size of the time embedding.
       time_steps: t in [0, 1] is embedded as the position t·time_steps − 1.
       patch: 2 works on squares of 2×2 pixels as one with 4 times the channels: 28×28 at 14×14.
+      outputs: how many numbers it predicts for each number of x; they lie behind one another on the last axis.
       dtype: of the computation, but for the last layer. Parameters and output are float32.
 
     Raises:
@@ -72,6 +73,7 @@ class UNet(nn.Module):
     time_dim: int = 128
     time_steps: int = 1000
     patch: int = 1
+    outputs: int = 1
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
@@ -83,7 +85,7 @@ class UNet(nn.Module):
                     f"{name} = {tuple(getattr(self, name))} needs one entry for each of the "
                     f"{levels} levels of down = {tuple(self.down)}"
                 )
-        for name in ("layers", "patch", "heads", "groups"):
+        for name in ("layers", "patch", "heads", "groups", "outputs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}; the rule is 1 or more")
         check_time(self.time_dim, self.time_steps)
@@ -119,7 +121,7 @@ class UNet(nn.Module):
         x: Float[Array, "n height width channels"],
         t: Float[Array, " n"],
         cond: PyTree = None,
-    ) -> Float[Array, "n height width channels"]:
+    ) -> Float[Array, "n height width predicted"]:
         """One call on a batch.
 
         Args:
@@ -171,7 +173,7 @@ class UNet(nn.Module):
             h = level(h, features, self.attention[-1 - i], f"up{i}")
         h = nn.silu(group_norm(self.groups, self.dtype, "norm")(h))
         h = nn.Conv(
-            channels * self.patch**2,
+            self.outputs * channels * self.patch**2,
             (3, 3),
             dtype=jnp.float32,
             kernel_init=nn.initializers.zeros,

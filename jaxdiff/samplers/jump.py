@@ -7,7 +7,7 @@ with, for α_{t|s} = α_t/α_s, σ²_{t|s} = σ_t² − α²_{t|s} σ_s² (β_t 
     DDIM(η)                     δ² = τ² = η² β̃          η = 0 is deterministic
     DDPM, small variance        δ² = τ² = β̃             the ancestral posterior; DDIM(1)
     DDPM, large variance        δ² = β̃, τ² = σ²_{t|s}
-    DDPM, between               δ² = β̃, τ² = β̃^{1−v} (σ²_{t|s})^v
+    DDPM, between               δ² = β̃, τ² = β̃^{1−v} (σ²_{t|s})^v       v fixed, or said by the network
     fresh noise                 δ² = τ² = σ_s²           no n̂ at all
 
 The jump to t = 0 adds no noise: it returns the mean. Where α_t = 0, α_{t|s} is 0 for every s.
@@ -41,7 +41,7 @@ def jump(
     s: Time,
     *,
     removed: Float[Array, ""],
-    added: Float[Array, ""],
+    added: Float[Array, ""] | Float[Array, "*shape"],
     z: Float[Array, "*shape"],
 ) -> Float[Array, "*shape"]:
     """x_s from the hub: `removed` is δ² and `added` is τ² in the module's equation, `z` the fresh noise."""
@@ -53,10 +53,10 @@ def jump(
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Jump:
-    """δ² = η² β̃, τ² = η² β̃^{1−v} (σ²_{t|s})^v. Make one with `ddim` or `ddpm`."""
+    """δ² = η² β̃, τ² = η² β̃^{1−v} (σ²_{t|s})^v, v the network's where None. Make one with `ddim` or `ddpm`."""
 
     eta: float
-    v: float
+    v: float | None
 
     def init(self, x: Float[Array, "*shape"]) -> None:
         """It carries no state."""
@@ -72,13 +72,20 @@ class Jump:
         denoise: Denoiser,
         process: Process,
     ) -> tuple[Float[Array, "*shape"], None]:
+        prediction = denoise(x_t, t)
         transition, posterior = posterior_variances(process.schedule, t, s)
+        v = prediction.variance_mix if self.v is None else self.v
+        if v is None:
+            raise ValueError(
+                "variance = 'learned', but this network does not predict it; "
+                "train one with learned_variance, or ask for 'small', 'large' or a number in [0, 1]"
+            )
         x_s = jump(
-            denoise(x_t, t),
+            prediction,
             process,
             s,
             removed=self.eta**2 * posterior,
-            added=self.eta**2 * posterior ** (1 - self.v) * transition**self.v,
+            added=self.eta**2 * posterior ** (1 - v) * transition**v,
             z=process.noise(key, x_t.shape),
         )
         return x_s, None
@@ -123,14 +130,17 @@ def ddpm(variance: str | float = "small") -> Jump:
     """The ancestral sampler of Ho et al. 2020, for any grid of steps.
 
     Args:
-      variance: "small" for β̃, "large" for σ²_{t|s} (β_t for neighbours), or v in [0, 1] for β̃^{1−v} (σ²_{t|s})^v.
+      variance: "small" for β̃, "large" for σ²_{t|s} (β_t for neighbours), v in [0, 1] for β̃^{1−v} (σ²_{t|s})^v, or
+        "learned" for a v that the network says for every coordinate. Sampling raises a ValueError where it does not.
 
     Raises:
       ValueError: for anything else.
     """
+    if variance == "learned":
+        return Jump(eta=1.0, v=None)
     v = {"small": 0.0, "large": 1.0}.get(variance, variance) if isinstance(variance, str) else variance
     if isinstance(v, str) or not 0 <= v <= 1:
-        raise ValueError(f"variance = {variance!r}; give 'small', 'large' or a number in [0, 1]")
+        raise ValueError(f"variance = {variance!r}; give 'small', 'large', 'learned' or a number in [0, 1]")
     return Jump(eta=1.0, v=float(v))
 
 

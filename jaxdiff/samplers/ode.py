@@ -71,7 +71,8 @@ class RungeKutta:
 
         def move(slopes: list[Prediction], row: Row, to: Time) -> Float[Array, "*shape"]:
             share = [a / sum(row) for a in row]
-            x0, noise = jax.tree.map(lambda *k: sum(a * k_i for a, k_i in zip(share, k, strict=True)), *slopes)
+            pairs = [(k.x0, k.noise) for k in slopes]
+            x0, noise = jax.tree.map(lambda *k: sum(a * k_i for a, k_i in zip(share, k, strict=True)), *pairs)
             if self.slope == "x0":
                 noise = (x_t - schedule.alpha(t) * x0) / schedule.sigma(t)
             else:
