@@ -152,21 +152,20 @@ def test_any_sub_sequence_keeps_the_law_of_normal_data(name: str, x64: None) -> 
     times = np.array([1.0, 0.999, 0.64, 0.35, 0.349, 0.02, 0.001, 0.0])
     alphas, sigmas = jax.device_get(alpha_and_sigma(schedule, times))
     # Three samples, of x_0, of n and of fresh noise alone: a jump of all three gives its coefficients.
-    unit_x0, unit_noise, process = jnp.eye(3)[0], jnp.eye(3)[1], FixedNoise(schedule, jnp.eye(3)[2])
-    for sampler in ("ddim", "ddim:eta=0.5", "ddim:eta=1", "fresh"):
+    given, process = Prediction(jnp.eye(3)[0], jnp.eye(3)[1]), FixedNoise(schedule, jnp.eye(3)[2])
+
+    @jax.jit
+    @jax.vmap
+    def coefficients_of(t: jax.Array, s: jax.Array) -> dict[str, jax.Array]:
+        step = {"t": t, "s": s, "denoise": lambda *_: given, "process": process}
+        walked = ("ddim", "ddim:eta=0.5", "ddim:eta=1", "fresh")
+        return {name: SAMPLERS[name].step(jax.random.key(0), jnp.zeros(3), None, **step)[0] for name in walked}
+
+    for sampler, found in coefficients_of(times[:-1], times[1:]).items():
         mean = np.array([m, alphas[0] * m])
         covariance = np.array([[v, alphas[0] * v], [alphas[0] * v, alphas[0] ** 2 * v + sigmas[0] ** 2]])
         for i, (alpha, sigma) in enumerate(zip(alphas[1:], sigmas[1:], strict=True)):
-            x_s, _ = SAMPLERS[sampler].step(
-                jax.random.key(0),
-                alphas[i] * unit_x0 + sigmas[i] * unit_noise,
-                None,
-                t=jnp.asarray(times[i]),
-                s=jnp.asarray(times[i + 1]),
-                denoise=lambda *_: Prediction(unit_x0, unit_noise),
-                process=process,
-            )
-            of_x0, of_noise, added = np.asarray(x_s)
+            of_x0, of_noise, added = np.asarray(found[i])
             gain = np.array([[1, 0], [of_x0 - of_noise * alphas[i] / sigmas[i], of_noise / sigmas[i]]])
             mean = gain @ mean
             covariance = gain @ covariance @ gain.T + np.diag([0, added**2])
@@ -181,13 +180,16 @@ def test_ddim_1_is_the_papers_ancestral_sampler_with_the_same_keys(x64: None) ->
     alpha_bar = np.concatenate([[1.0], np.cumprod(1 - betas)])
     process = Gaussian(schedules.discrete(betas))
     denoise = jd.denoiser(lambda _, x, t: jnp.tanh(x) * t[:, None], None, process, predicts="eps")
+
+    @jax.jit
+    def both(key: jax.Array, x: jax.Array, t: jax.Array, s: jax.Array) -> list[jax.Array]:
+        pair = (samplers.ddim(eta=1.0), samplers.ddpm("small"))
+        return [sampler.step(key, x, None, t=t, s=s, denoise=denoise, process=process)[0] for sampler in pair]
+
     x = expected = np.array([0.3, -1.2])
-    other = x
     for k in range(8, 0, -1):
         key, beta = jax.random.key(k), betas[k - 1]
-        step = {"t": jnp.array(k / 8), "s": jnp.array((k - 1) / 8), "denoise": denoise, "process": process}
-        x = samplers.ddim(eta=1.0).step(key, jnp.asarray(x), None, **step)[0]
-        other = samplers.ddpm("small").step(key, jnp.asarray(other), None, **step)[0]
+        x, other = both(key, x, k / 8, (k - 1) / 8)
         variance = beta * (1 - alpha_bar[k - 1]) / (1 - alpha_bar[k])
         eps = np.tanh(expected) * k / 8
         expected = (expected - beta / np.sqrt(1 - alpha_bar[k]) * eps) / np.sqrt(1 - beta)
