@@ -61,6 +61,7 @@ METHODS: dict[str, tuple[Callable[[], Any], int, int]] = {
     "rk4": (samplers.rk4, 4, 128),
     "dpm++2m": (samplers.dpmpp, 2, 128),
     "dpm++3m": (lambda: samplers.dpmpp(3), 3, 128),
+    "unipc": (samplers.unipc, 3, 128),
 }
 
 

@@ -145,6 +145,59 @@ def test_jumps_keep_the_marginal(name: str) -> None:
         assert np.all(total[last] <= sigma_s[last] ** 2 * (1 + 1e-12))
 
 
+@pytest.mark.parametrize("name", ["linear", "flow"])
+def test_any_sub_sequence_keeps_the_law_of_normal_data(name: str, x64: None) -> None:
+    """With the true x_0 ~ N(m, v), mean and covariance of (x_0, x_t) are at every time those of the forward process."""
+    schedule, m, v = SCHEDULES[name], 0.8, 0.3
+    times = np.array([1.0, 0.999, 0.64, 0.35, 0.349, 0.02, 0.001, 0.0])
+    alphas, sigmas = jax.device_get(alpha_and_sigma(schedule, times))
+    # Three samples, of x_0, of n and of fresh noise alone: a jump of all three gives its coefficients.
+    given, process = Prediction(jnp.eye(3)[0], jnp.eye(3)[1]), FixedNoise(schedule, jnp.eye(3)[2])
+
+    @jax.jit
+    @jax.vmap
+    def coefficients_of(t: jax.Array, s: jax.Array) -> dict[str, jax.Array]:
+        step = {"t": t, "s": s, "denoise": lambda *_: given, "process": process}
+        walked = ("ddim", "ddim:eta=0.5", "ddim:eta=1", "fresh")
+        return {name: SAMPLERS[name].step(jax.random.key(0), jnp.zeros(3), None, **step)[0] for name in walked}
+
+    for sampler, found in coefficients_of(times[:-1], times[1:]).items():
+        mean = np.array([m, alphas[0] * m])
+        covariance = np.array([[v, alphas[0] * v], [alphas[0] * v, alphas[0] ** 2 * v + sigmas[0] ** 2]])
+        for i, (alpha, sigma) in enumerate(zip(alphas[1:], sigmas[1:], strict=True)):
+            of_x0, of_noise, added = np.asarray(found[i])
+            gain = np.array([[1, 0], [of_x0 - of_noise * alphas[i] / sigmas[i], of_noise / sigmas[i]]])
+            mean = gain @ mean
+            covariance = gain @ covariance @ gain.T + np.diag([0, added**2])
+            forward = [[v, alpha * v], [alpha * v, alpha**2 * v + sigma**2]]
+            np.testing.assert_allclose(mean, [m, alpha * m], rtol=1e-9, err_msg=f"{sampler}, jump {i}")
+            np.testing.assert_allclose(covariance, forward, rtol=1e-9, err_msg=f"{sampler}, jump {i}")
+
+
+def test_ddim_1_is_the_papers_ancestral_sampler_with_the_same_keys(x64: None) -> None:
+    """x_{k−1} = (x_k − β_k ε/√(1−ᾱ_k))/√(1−β_k) + √β̃_k z (Ho et al. 2020, algorithm 2), for k = 8 … 1."""
+    betas = np.linspace(0.01, 0.4, 8)
+    alpha_bar = np.concatenate([[1.0], np.cumprod(1 - betas)])
+    process = Gaussian(schedules.discrete(betas))
+    denoise = jd.denoiser(lambda _, x, t: jnp.tanh(x) * t[:, None], None, process, predicts="eps")
+
+    @jax.jit
+    def both(key: jax.Array, x: jax.Array, t: jax.Array, s: jax.Array) -> list[jax.Array]:
+        pair = (samplers.ddim(eta=1.0), samplers.ddpm("small"))
+        return [sampler.step(key, x, None, t=t, s=s, denoise=denoise, process=process)[0] for sampler in pair]
+
+    x = expected = np.array([0.3, -1.2])
+    for k in range(8, 0, -1):
+        key, beta = jax.random.key(k), betas[k - 1]
+        x, other = both(key, x, k / 8, (k - 1) / 8)
+        variance = beta * (1 - alpha_bar[k - 1]) / (1 - alpha_bar[k])
+        eps = np.tanh(expected) * k / 8
+        expected = (expected - beta / np.sqrt(1 - alpha_bar[k]) * eps) / np.sqrt(1 - beta)
+        expected = expected + np.sqrt(variance) * np.asarray(jax.random.normal(key, (2,)))
+        np.testing.assert_allclose(x, expected, rtol=1e-12, atol=1e-13)
+        np.testing.assert_array_equal(x, other)
+
+
 @every_schedule
 def test_fresh_noise_forgets_the_old_and_ddim_0_adds_none(name: str) -> None:
     assert np.all(mean_and_std(name, "noise")["fresh"][0] == 0)

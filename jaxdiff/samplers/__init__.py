@@ -8,7 +8,7 @@ from jaxdiff.samplers import grids
 from jaxdiff.samplers.adaptive import adaptive
 from jaxdiff.samplers.jump import ddim, ddpm, fresh
 from jaxdiff.samplers.loop import Sampler, sample
-from jaxdiff.samplers.multistep import dpmpp
+from jaxdiff.samplers.multistep import dpmpp, unipc
 from jaxdiff.samplers.ode import euler, heun, midpoint, rk4
 from jaxdiff.samplers.stochastic import edm, langevin, predictor_corrector, reverse_sde
 
@@ -31,6 +31,7 @@ __all__ = [
     "reverse_sde",
     "rk4",
     "sample",
+    "unipc",
 ]
 
 REGISTRY: dict[str, Callable[..., Sampler]] = {
@@ -44,6 +45,7 @@ REGISTRY: dict[str, Callable[..., Sampler]] = {
     "dpm++2m": dpmpp,
     "dpm++3m": partial(dpmpp, 3),
     "dpm++2m_sde": partial(dpmpp, stochastic=True),
+    "unipc": unipc,
     "edm": edm,
     "reverse_sde": reverse_sde,
     "predictor_corrector": predictor_corrector,

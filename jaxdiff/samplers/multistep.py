@@ -1,4 +1,4 @@
-"""DPM-Solver++: exponential integrators that remember the last estimates of x̂_0.
+"""DPM-Solver++ and UniPC: exponential integrators that remember the last estimates of x̂_0.
 
 With ℓ = log(α/σ) = λ/2 and h = ℓ_s − ℓ_t, the probability-flow ODE has the exact solution
 
@@ -17,11 +17,18 @@ The stochastic form solves the reverse SDE of which every ℓ adds noise, 2M:
 
     x_s = (σ_s/σ_t) e^{−h} x_t + α_s (1 − e^{−2h}) (D + ½ h D¹) + σ_s √(1 − e^{−2h}) z
 
+UniPC of second order, with B_2(h) of its paper, predicts x_s as 2M does. The next network call, at that prediction,
+gives the estimate of x̂_0 with which the step is taken once more, from where it began: I_0 D + I_1 D¹ + I_2 D² with the
+polynomial through both its ends and the start of the step before. The next step begins there. So it is of third order
+at a call a step. The last step, and every x_s that is seen on the way, is a prediction.
+
 Steps for which h is infinite (α_t = 0, or σ_s = 0) are of order 1, and the first steps of the order that what is
 remembered allows. The third order is derived here: the published code has half of I_2, with which it is of order 2.
 
-Source: Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models" (equation 9
-and algorithm 2); the stochastic form is that of the code published with it.
+Sources: Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models" (equation 9
+and algorithm 2); the stochastic form is that of the code published with it. Zhao et al. 2023, "UniPC: A Unified
+Predictor-Corrector Framework for Fast Sampling of Diffusion Models" (algorithms 1 and 2; the first correction, for
+which there are two estimates, has their ρ = ½).
 """
 
 import dataclasses
@@ -29,9 +36,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.processes import Process
+from jaxdiff.schedules import Schedule
 from jaxdiff.typing import Denoiser, Time
 
 
@@ -41,6 +49,13 @@ class History(NamedTuple):
     x0: Float[Array, "past *shape"]
     half_log_snr: Float[Array, " past"]
     known: Int[Array, ""]  # how many of them there are
+
+    def with_newest(
+        self, x0: Float[Array, "*shape"], half_log_snr: Float[Array, ""]
+    ) -> tuple[Float[Array, "more *shape"], Float[Array, " more"]]:
+        """The estimates of x̂_0 and ℓ, with one more of each, the newest, in front."""
+        times = jnp.concatenate([half_log_snr[None], self.half_log_snr])
+        return jnp.concatenate([x0[None], self.x0]), times
 
 
 @jax.tree_util.register_static
@@ -69,31 +84,90 @@ class DPMSolver:
     ) -> tuple[Float[Array, "*shape"], History]:
         schedule = process.schedule
         x0 = denoise(x_t, t).x0
-        start, end = schedule.log_snr(t) / 2, schedule.log_snr(s) / 2
-        finite = jnp.isfinite(start) & jnp.isfinite(end)
-        h = jnp.where(finite, end - start, 1.0)
-        ratio, alpha_s, sigma_s = schedule.sigma(s) / schedule.sigma(t), schedule.alpha(s), schedule.sigma(s)
-
-        x0s = jnp.concatenate([x0[None], state.x0])
-        times = jnp.concatenate([start[None], state.half_log_snr])
-        slope, curvature = _differences(x0s, times, jnp.where(finite, state.known, 0))
+        x0s, times = state.with_newest(x0, schedule.log_snr(t) / 2)
+        slope, curvature = _differences(x0s, times, state.known)
         if self.stochastic:
+            h, finite = _width(schedule, t, s)
+            alpha_s, sigma_s, sigma_t = schedule.alpha(s), schedule.sigma(s), schedule.sigma(t)
             gone = jnp.where(finite, -jnp.expm1(-2 * h), 1.0)
             noise = process.noise(key, x_t.shape)
-            x_s = ratio * jnp.where(finite, jnp.exp(-h), 0.0) * x_t
-            x_s += alpha_s * gone * (x0 + h / 2 * slope) + sigma_s * jnp.sqrt(gone) * noise
+            x_s = sigma_s / sigma_t * jnp.where(finite, jnp.exp(-h), 0.0) * x_t
+            x_s += alpha_s * gone * (x0 + jnp.where(finite, h / 2, 0.0) * slope) + sigma_s * jnp.sqrt(gone) * noise
         else:
-            # 1 − e^{−h}, the share of the way from x_t to x̂_0; 1 where h is infinite.
-            first = jnp.where(finite, -jnp.expm1(-h), 1.0)
-            second = h / 2 * first if self.order == 2 else h - first
-            x_s = ratio * x_t + alpha_s * (first * x0 + second * slope + (h**2 - 2 * second) * curvature)
-        exists = jnp.isfinite(start)  # at α_t = 0 there is no ℓ to remember
-        remembered = History(
-            x0s[: self.order - 1],
-            jnp.where(exists, times, 0)[: self.order - 1],
-            jnp.where(exists, jnp.minimum(state.known + 1, self.order - 1), 0),
-        )
-        return x_s, remembered
+            x_s = _advance(x_t, (x0, slope, curvature), schedule, t=t, s=s, published=self.order == 2)
+        return x_s, _remember(x0s, times, state.known)
+
+
+class Unfinished(NamedTuple):
+    """The last step, which is still to be corrected: where and when it began, and the estimates up to its start."""
+
+    x: Float[Array, "*shape"]
+    t: Float[Array, ""]
+    past: History
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UniPC:
+    """UniPC: one network call a step. Make one with `unipc`."""
+
+    def init(self, x: Float[Array, "*shape"]) -> Unfinished:
+        """Nothing remembered yet, nothing to correct."""
+        nothing = History(jnp.zeros((2, *x.shape), x.dtype), jnp.zeros((2,), x.dtype), jnp.zeros((), jnp.int32))
+        return Unfinished(x, jnp.ones((), x.dtype), nothing)
+
+    def step(
+        self,
+        key: Key[Array, ""],
+        x_t: Float[Array, "*shape"],
+        state: Unfinished,
+        *,
+        t: Time,
+        s: Time,
+        denoise: Denoiser,
+        process: Process,
+    ) -> tuple[Float[Array, "*shape"], Unfinished]:
+        schedule, known = process.schedule, state.past.known
+        x0s, times = state.past.with_newest(denoise(x_t, t).x0, schedule.log_snr(t) / 2)
+        slope, curvature = _differences(x0s, times, known)
+        at_start = slope - 2 * curvature * jnp.where(known > 0, times[0] - times[1], 0.0)
+        corrected = _advance(state.x, (x0s[1], at_start, curvature), schedule, t=state.t, s=t, published=known == 1)
+        x_t = jnp.where(known > 0, corrected, x_t)
+        slope, flat = _differences(x0s[:2], times[:2], known)
+        x_s = _advance(x_t, (x0s[0], slope, flat), schedule, t=t, s=s, published=True)
+        return x_s, Unfinished(x_t, jnp.asarray(t, x_t.dtype), _remember(x0s, times, known))
+
+
+def _width(schedule: Schedule, t: Time, s: Time) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+    """h, and whether it is finite; 1 where it is not."""
+    h = (schedule.log_snr(s) - schedule.log_snr(t)) / 2
+    return jnp.where(jnp.isfinite(h), h, 1.0), jnp.isfinite(h)
+
+
+def _advance(
+    x: Float[Array, "*shape"],
+    polynomial: tuple[Float[Array, "*shape"], ...],  # D, D¹ and D² at t
+    schedule: Schedule,
+    *,
+    t: Time,
+    s: Time,
+    published: Bool[Array, ""] | bool,  # whether to take ½ h I_0 for I_1
+) -> Float[Array, "*shape"]:
+    """x_s from x_t."""
+    h, finite = _width(schedule, t, s)
+    # Over α_s: I_0 is 1 − e^{−h}, the share of the way from x_t to x̂_0, and 1 where h is infinite.
+    first = jnp.where(finite, -jnp.expm1(-h), 1.0)
+    second = jnp.where(finite, jnp.where(published, h / 2 * first, h - first), 0.0)
+    third = jnp.where(finite, h**2 - 2 * second, 0.0)
+    value, slope, curvature = polynomial
+    ratio = schedule.sigma(s) / schedule.sigma(t)
+    return ratio * x + schedule.alpha(s) * (first * value + second * slope + third * curvature)
+
+
+def _remember(x0s: Float[Array, "known *shape"], times: Float[Array, " known"], known: Int[Array, ""]) -> History:
+    """All but the oldest; nothing at α_t = 0, where there is no ℓ to remember."""
+    exists, past = jnp.isfinite(times[0]), len(x0s) - 1
+    return History(x0s[:past], jnp.where(exists, times, 0)[:past], jnp.where(exists, jnp.minimum(known + 1, past), 0))
 
 
 def _differences(
@@ -126,3 +200,8 @@ def dpmpp(order: int = 2, *, stochastic: bool = False) -> DPMSolver:
     if order not in orders:
         raise ValueError(f"order = {order}; the rule is one of {orders}{' for the SDE form' if stochastic else ''}")
     return DPMSolver(order=order, stochastic=stochastic)
+
+
+def unipc() -> UniPC:
+    """UniPC of second order (a predictor of that order, corrected to the third), one network call a step."""
+    return UniPC()

@@ -1,0 +1,149 @@
+"""Error against network evaluations of every ODE sampler, on a mixture with its exact denoiser, in float64.
+
+    python benchmarks/convergence.py
+
+writes docs/pictures/convergence.png and prints the tables of docs/samplers.md. The error is the root mean square, over
+the coordinates of 16 samples, of the distance from the exact solution of the probability-flow ODE from the same x_1.
+Evaluations are counted as the compiled program makes them, for a batch of these samples: so those of an adaptive solver
+go on until the last of them has arrived.
+"""
+
+import argparse
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import matplotlib.figure
+import numpy as np
+
+from jaxdiff import Gaussian, Prediction, oracles, samplers, schedules
+from jaxdiff.samplers import grids
+
+SAMPLES = 16
+END = 0.01
+EVALUATIONS = (4, 8, 16, 32, 64, 128, 256)
+STEPPED = {"ddim": 1, "midpoint": 2, "heun": 2, "heun:slope=noise": 2, "rk4": 4, "dpm++2m": 1, "dpm++3m": 1, "unipc": 1}
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+
+Points = list[tuple[int, float]]  # evaluations and error
+Grid = Callable[[int], np.ndarray]
+
+
+class Model:
+    """The exact denoiser of two normal laws in the plane, which counts its calls, and what samplers make of it."""
+
+    def __init__(self, schedule: schedules.Schedule) -> None:
+        means, variances = [[-1.0, 0.5], [1.0, -0.3]], [[0.1, 0.2], [0.15, 0.1]]
+        self.oracle = oracles.mixture([0.3, 0.7], means, variances, schedule=schedule)
+        self.process = Gaussian(schedule)
+        self.start = jax.vmap(lambda key: self.process.prior(key, (2,)))(jax.random.split(jax.random.key(0), SAMPLES))
+        self.calls = 0
+
+    def count(self) -> None:
+        self.calls += 1
+
+    def denoise(self, x_t: jax.Array, t: jax.Array, cond: None = None, /) -> Prediction:
+        jax.debug.callback(self.count)  # once for the batch: no argument of its own is mapped
+        return self.oracle(x_t, t)
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def step(self, sampler: samplers.Sampler, x: jax.Array, state: Any, jump: jax.Array) -> tuple[jax.Array, Any]:
+        t, s = jump
+
+        def one(x: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+            return sampler.step(jax.random.key(0), x, state, t=t, s=s, denoise=self.denoise, process=self.process)
+
+        return jax.vmap(one)(x, state)
+
+    def solve(self, sampler: samplers.Sampler, times: np.ndarray) -> tuple[int, np.ndarray]:
+        """How often the network was asked, and where the samples arrive."""
+        self.calls = 0
+        x, state = self.start, jax.vmap(sampler.init)(self.start)
+        for jump in itertools.pairwise(times):
+            x, state = self.step(sampler, x, state, np.array(jump))
+        jax.block_until_ready(x)
+        jax.effects_barrier()
+        return self.calls, np.asarray(x)
+
+
+def uniform_in_log_snr(schedule: schedules.Schedule, steps: int) -> np.ndarray:
+    """Times from 1 to `END`."""
+    times = np.array(schedule.time(jnp.linspace(*schedule.log_snr(jnp.array([1.0, END])), steps + 1)))
+    times[0], times[-1] = 1.0, END
+    return times
+
+
+def measure(model: Model, grid: Grid) -> dict[str, Points]:
+    """For each sampler its points, with at most as many evaluations as `EVALUATIONS`."""
+    last = grid(4)[-1]
+    _, exact = model.solve(samplers.adaptive(1e-13, 1e-13, method=diffrax.Dopri8()), np.array([1.0, last]))
+    if last > 0:
+        _, other = model.solve(samplers.rk4(), grid(4096))
+        print(f"the reference differs from RK4 with 4096 steps by {rms(other - exact):.1e}")
+
+    def points(runs: list[tuple[samplers.Sampler, np.ndarray]]) -> Points:
+        solved = [model.solve(sampler, times) for sampler, times in runs]
+        return [(calls, rms(x - exact)) for calls, x in solved]
+
+    found = {}
+    for name, calls in STEPPED.items():  # the evaluations of a step
+        # To t = 0 the last step takes one evaluation.
+        steps = [n // calls if last > 0 else (n - 1) // calls + 1 for n in EVALUATIONS]
+        found[name] = points([(samplers.make(name), grid(n)) for n in steps])
+    found["adaptive"] = points([(samplers.adaptive(tol, tol), np.array([1.0, last])) for tol in TOLERANCES])
+    return found
+
+
+def rms(difference: np.ndarray) -> float:
+    return float(np.sqrt((difference**2).mean()))
+
+
+def table(found: dict[str, Points]) -> None:
+    columns = EVALUATIONS[:-1]
+    print("| at most | " + " | ".join(map(str, columns)) + " |")
+    print("| --- |" + " ---: |" * len(columns))
+    for name, points in found.items():
+        best = [min((error for calls, error in points if calls <= n), default=None) for n in columns]
+        print(f"| `{name}` | " + " | ".join("" if error is None else f"{error:.1e}" for error in best) + " |")
+    needs = [f"{tol:.0e}: {calls}" for tol, (calls, _) in zip(TOLERANCES, found["adaptive"], strict=True)]
+    print("\nevaluations of `adaptive`, by tolerance:", ", ".join(needs))
+
+
+def main(path: Path) -> None:
+    jax.config.update("jax_enable_x64", True)
+    schedule = schedules.VP()
+    model = Model(schedule)
+    panels: dict[str, Grid] = {
+        f"to t = {END}, λ at equal spacing": lambda n: uniform_in_log_snr(schedule, n),
+        "to the data, --grid=log_snr": lambda n: grids.make("log_snr", n, schedule),
+        "to the data, --grid=uniform": lambda n: grids.make("uniform", n, schedule),
+    }
+    figure = matplotlib.figure.Figure(figsize=(13, 4.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True)
+    for axis, (title, grid) in zip(axes, panels.items(), strict=True):
+        found = measure(model, grid)
+        print(f"\n{title}\n")
+        table(found)
+        for i, (name, points) in enumerate(found.items()):
+            line = "--" if name == "adaptive" else "-"
+            axis.loglog(*zip(*points, strict=True), line, marker="osDd^vPX*"[i], markersize=4, label=name)
+        axis.set(title=title, xlabel="network evaluations")
+        axis.set_xlim(EVALUATIONS[0] / 1.2, EVALUATIONS[-1] * 1.2)
+        axis.set_xticks(EVALUATIONS, map(str, EVALUATIONS))
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("root mean square error of x")
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Plot and tabulate the convergence of the ODE samplers.")
+    root = Path(__file__).parents[1]
+    parser.add_argument("--out", type=Path, default=root / "docs" / "pictures" / "convergence.png")
+    main(parser.parse_args().out)
