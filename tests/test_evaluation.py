@@ -162,6 +162,7 @@ def test_images_that_cannot_be_judged_are_refused(reference, digits, change, mes
         reference.distance(change(digits["test"][:40]))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_labels_must_be_one_for_each_image(reference, digits):
     with pytest.raises(ValueError, match=r"^3 labels for 4 images"):
         reference.classifier.accuracy(digits["test"][:4], np.zeros(3, int))

@@ -14,6 +14,7 @@ import io
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +117,8 @@ class FrozenClassifier:
 
 
 @partial(jax.jit, static_argnums=0)
-def _forward(model: Classifier, params: PyTree, x: Float[Array, "n *shape"]) -> tuple[Array, Array]:
+def _forward(model: Classifier, params: PyTree, x: Float[Array, "n *shape"]) -> Any:
+    """(features, logits)."""
     return model.apply(params, x)
 
 
