@@ -1,6 +1,17 @@
 """jaxdiff: diffusion models in JAX and Flax."""
 
-from jaxdiff import data, likelihood, losses, oracles, parameterization, samplers, schedules, time_sampling, weightings
+from jaxdiff import (
+    data,
+    evaluation,
+    likelihood,
+    losses,
+    oracles,
+    parameterization,
+    samplers,
+    schedules,
+    time_sampling,
+    weightings,
+)
 from jaxdiff.bounds import variational_bound
 from jaxdiff.denoisers import clipped, denoiser, thresholded
 from jaxdiff.encoding import decode, encode, slerp
@@ -21,6 +32,7 @@ __all__ = [
     "decode",
     "denoiser",
     "encode",
+    "evaluation",
     "likelihood",
     "load",
     "log_likelihood",
