@@ -1,7 +1,7 @@
 """jaxdiff: diffusion models in JAX and Flax."""
 
 from jaxdiff import data, likelihood, losses, oracles, parameterization, samplers, schedules, time_sampling, weightings
-from jaxdiff.bounds import variational_bound
+from jaxdiff.bounds import continuous_bound, variational_bound
 from jaxdiff.denoisers import clipped, denoiser
 from jaxdiff.encoding import decode, encode, slerp
 from jaxdiff.likelihood import log_likelihood
@@ -17,6 +17,7 @@ __all__ = [
     "Process",
     "Run",
     "clipped",
+    "continuous_bound",
     "data",
     "decode",
     "denoiser",

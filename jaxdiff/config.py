@@ -158,6 +158,8 @@ class Config:
             samplers.grids.make(self.sampling.grid, self.sampling.steps, schedule)
         with _named("loss"):
             time_sampler(self.loss.times, schedule)
+        if isinstance(schedule, schedules.Learned):
+            _check_learned(self, schedule)
         dispatch = self.train.steps_per_dispatch or 10
         default = "" if self.train.steps_per_dispatch else ", its default on accelerators"
         for name in ("log", "checkpoint", "sample"):
@@ -185,6 +187,31 @@ class Config:
     def to_config_dict(self) -> ConfigDict:
         """A locked ConfigDict for the command line."""
         return _with_placeholders(type(self), self.to_mapping()).lock()
+
+
+def _check_learned(config: Config, schedule: schedules.Learned) -> None:
+    """Refuse a loss that a learned schedule could lower by its shape alone."""
+    weight = config.loss.weight or ""
+    if schedule.ends is not None and weight != "elbo":
+        raise ValueError(
+            f"loss.weight = {config.loss.weight!r}, but schedule.learn_ends learns the ends by the bound: set "
+            "loss.weight to elbo, or schedule.learn_ends to False"
+        )
+    if weight != "elbo" and weight.partition(":")[0] != "sigmoid":
+        raise ValueError(
+            f"loss.weight = {config.loss.weight!r}, but a learned schedule needs a loss that does not depend on its "
+            "shape: set loss.weight to elbo or sigmoid"
+        )
+    if config.loss.times not in ("auto", "continuous", "antithetic"):
+        raise ValueError(
+            f"loss.times = {config.loss.times!r}, but a learned schedule is trained at uniform times: set "
+            "loss.times to antithetic or continuous"
+        )
+    if config.predicts == "velocity":
+        raise ValueError(
+            "predicts = 'velocity', but dx/dt changes with the shape of a learned schedule: set predicts to eps, v "
+            "or x0"
+        )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
@@ -221,11 +248,11 @@ def _component(path: str, section: Mapping[str, Any], registry: Mapping[str, Cal
     name = section["name"]
     if not isinstance(name, str) or name not in registry:
         raise ValueError(f"{path}.name = {name!r} is unknown{nearest(str(name), registry)}")
-    # dtype is decided by train.dtype; parent and name are Flax's own.
+    # dtype is decided by train.dtype, key by train.seed; parent and name are Flax's own.
     parameters = {
         key: parameter
         for key, parameter in inspect.signature(registry[name]).parameters.items()
-        if key not in ("dtype", "parent", "name")
+        if key not in ("dtype", "parent", "name", "key")
     }
     hints = typing.get_type_hints(registry[name] if inspect.isfunction(registry[name]) else registry[name].__init__)
     given = {key: value for key, value in section.items() if key != "name"}

@@ -137,15 +137,15 @@ def pmap_steps(experiment: Experiment, devices: int) -> State:
 
     @functools.partial(jax.pmap, axis_name="devices")
     def step(state: State, batch: Any) -> State:
-        loss, grads = jax.lax.pmean(gradient(experiment, state.params, batch), "devices")
+        loss, grads = jax.lax.pmean(gradient(experiment, state.params, batch)[:2], "devices")
         return update(experiment, state, loss, grads)[0]
 
     key = state.key
     state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (devices, *leaf.shape)), state)
     for n in range(STEPS):
         chosen = indices(0, n, (1, BATCH), len(x))[0]
-        times, keys = experiment.draw(jax.random.fold_in(key, n), BATCH)
-        batch = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, *leaf.shape[1:]), (x[chosen], times, keys))
+        drawn = experiment.draw(jax.random.fold_in(key, n), BATCH)
+        batch = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, *leaf.shape[1:]), (x[chosen], *drawn))
         state = step(state, batch)
     return jax.tree.map(lambda leaf: leaf[0], state)
 
@@ -277,7 +277,7 @@ def test_every_step_draws_times_and_noise_of_its_own(reference):
     experiment = experiment_of(tiny.config(WIDE))
     key = jax.random.key(0)
     drawn = [experiment.draw(jax.random.fold_in(key, n), BATCH) for n in range(3)]
-    for (times, keys), (other_times, other_keys) in itertools.combinations(drawn, 2):
+    for (times, keys, _), (other_times, other_keys, _) in itertools.combinations(drawn, 2):
         assert (times != other_times).any()
         assert (jax.random.key_data(keys) != jax.random.key_data(other_keys)).any(axis=1).all()
 

@@ -67,7 +67,6 @@ __all__ = [
     "rates",
 ]
 
-# Those that plain numbers make; `learned` needs a key, and a trainer for its parameters.
 REGISTRY: dict[str, Callable[..., Schedule]] = {
     "linear": linear,
     "cosine": cosine,
@@ -77,4 +76,5 @@ REGISTRY: dict[str, Callable[..., Schedule]] = {
     "ve": VE,
     "edm": EDM,
     "flow": Flow,
+    "learned": learned,
 }
