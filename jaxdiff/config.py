@@ -7,6 +7,7 @@ is written to the run's folder as `config.json`, and is not changed again.
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import types
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self, Union, get_args, get_origin
 
+import jax
 from ml_collections import ConfigDict, config_dict
 
 from jaxdiff import models, samplers, schedules, weightings
@@ -149,13 +151,17 @@ class Config:
         _check_types(self, "")
         object.__setattr__(self, "model", _component("model", self.model, models.REGISTRY))
         object.__setattr__(self, "schedule", _component("schedule", self.schedule, schedules.REGISTRY))
-        # What can't be made is found out now: all of it costs milliseconds.
+        # What can't be made is found out now: all of it costs milliseconds. Nothing is computed by JAX, which would then
+        # have chosen its devices before `jaxdiff.xla.split_cpu` can: of a schedule that is drawn only shapes are made.
         with _named("model"):
             build(models.REGISTRY, self.model)
         with _named("schedule"):
-            schedule = build(schedules.REGISTRY, self.schedule)
+            if self.schedule["name"] == "learned":
+                schedule = jax.eval_shape(functools.partial(build, schedules.REGISTRY, self.schedule))
+            else:
+                schedule = build(schedules.REGISTRY, self.schedule)
         with _named("sampling"):
-            samplers.grids.make(self.sampling.grid, self.sampling.steps, schedule)
+            samplers.grids.check(self.sampling.grid, self.sampling.steps, schedule)
         with _named("loss"):
             time_sampler(self.loss.times, schedule)
         if isinstance(schedule, schedules.Learned):
