@@ -32,7 +32,7 @@ def main() -> None:
     learned = run.process.schedule
     if not isinstance(learned, schedules.Learned):
         parser.error(
-            f"--workdir = {options.workdir} has the schedule {run.config.schedule['name']!r}; give a learned one"
+            f"--workdir = {options.workdir} has a schedule that is not learned; give a run with a learned one"
         )
     dataset = data.load(run.config.data.name, dir=options.dir or run.config.data.dir)
     high, low = (float(end) for end in learned.log_snr_ends())
@@ -83,7 +83,8 @@ def main() -> None:
         base = base or (between, whole)
         ratios = between / base[0], whole / base[1]
         print(
-            f"| {name} | {values.mean():.4f} | {error:.4f} | {between:.3g} | {ratios[0]:.2f} | {whole:.3g} | {ratios[1]:.2f} |"
+            f"| {name} | {values.mean():.4f} | {error:.4f} "
+            f"| {between:.3g} | {ratios[0]:.2f} | {whole:.3g} | {ratios[1]:.2f} |"
         )
 
 

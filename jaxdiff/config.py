@@ -151,8 +151,8 @@ class Config:
         _check_types(self, "")
         object.__setattr__(self, "model", _component("model", self.model, models.REGISTRY))
         object.__setattr__(self, "schedule", _component("schedule", self.schedule, schedules.REGISTRY))
-        # What can't be made is found out now: all of it costs milliseconds. Nothing is computed by JAX, which would then
-        # have chosen its devices before `jaxdiff.xla.split_cpu` can: of a schedule that is drawn only shapes are made.
+        # What can't be made is found out now: all of it costs milliseconds. JAX computes nothing here, as it would then
+        # choose its devices before `jaxdiff.xla.split_cpu` can: of a schedule that is drawn only shapes are made.
         with _named("model"):
             build(models.REGISTRY, self.model)
         with _named("schedule"):

@@ -120,7 +120,7 @@ def test_the_continuous_bound_of_normal_data_is_the_exact_one_whatever_the_shape
 
 
 def test_the_continuous_bound_of_levels_comes_down_to_their_entropy():
-    """Data that are one of 3 levels, each coordinate by itself: with the exact denoiser all that is lost is the ends."""
+    """Data of 3 levels: with the exact denoiser nothing is lost but what lies beyond the ends."""
     n, weights, schedule = 4000, np.array([0.2, 0.5, 0.3]), schedules.TruncatedCosine(log_snr_max=9, log_snr_min=-12)
     data = oracles.mixture(weights, [[-1.0], [0.0], [1.0]], [0.0, 0.0, 0.0], schedule=schedule)
     x0 = data.data.sample(jax.random.key(2), n)
