@@ -31,9 +31,7 @@ def main() -> None:
     run = jd.load(options.workdir)
     learned = run.process.schedule
     if not isinstance(learned, schedules.Learned):
-        parser.error(
-            f"--workdir = {options.workdir} has a schedule that is not learned; give a run with a learned one"
-        )
+        parser.error(f"--workdir = {options.workdir} has a schedule that is not learned; give a run with a learned one")
     dataset = data.load(run.config.data.name, dir=options.dir or run.config.data.dir)
     high, low = (float(end) for end in learned.log_snr_ends())
     rivals = {

@@ -24,6 +24,9 @@ from jaxdiff.parameterization import Kind
 from jaxdiff.time_sampling import Times, time_sampler
 
 
+SCHEDULES = {**schedules.REGISTRY, "learned": schedules.learned}  # the last is trained with the network
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
     """The data set: see `jaxdiff.data.load`."""
@@ -150,16 +153,16 @@ class Config:
     def __post_init__(self) -> None:
         _check_types(self, "")
         object.__setattr__(self, "model", _component("model", self.model, models.REGISTRY))
-        object.__setattr__(self, "schedule", _component("schedule", self.schedule, schedules.REGISTRY))
+        object.__setattr__(self, "schedule", _component("schedule", self.schedule, SCHEDULES))
         # What can't be made is found out now: all of it costs milliseconds. JAX computes nothing here, as it would then
         # choose its devices before `jaxdiff.xla.split_cpu` can: of a schedule that is drawn only shapes are made.
         with _named("model"):
             build(models.REGISTRY, self.model)
         with _named("schedule"):
             if self.schedule["name"] == "learned":
-                schedule = jax.eval_shape(functools.partial(build, schedules.REGISTRY, self.schedule))
+                schedule = jax.eval_shape(functools.partial(build, SCHEDULES, self.schedule))
             else:
-                schedule = build(schedules.REGISTRY, self.schedule)
+                schedule = build(SCHEDULES, self.schedule)
         with _named("sampling"):
             samplers.grids.check(self.sampling.grid, self.sampling.steps, schedule)
         with _named("loss"):

@@ -59,7 +59,7 @@ class Experiment:
         if not self.learns_schedule:
             return weights
         key = jax.random.fold_in(key, 1)
-        return {**weights, "schedule": configs.build(schedules.REGISTRY, self.config.schedule, key=key)}
+        return {**weights, "schedule": configs.build(configs.SCHEDULES, self.config.schedule, key=key)}
 
     def process(self, params: PyTree) -> Gaussian:
         """The process of these parameters: another one for others only where the schedule is learned."""
@@ -125,7 +125,7 @@ def make_experiment(config: Config, shape: tuple[int, ...], *, bounded: bool, le
       ValueError: for a shape that the network can't take, found without running it; for a weight that is infinite at
         t = 1 on what the loss measures.
     """
-    schedule = configs.build(schedules.REGISTRY, config.schedule)
+    schedule = configs.build(configs.SCHEDULES, config.schedule)
     experiment = Experiment(
         config=config,
         shape=shape,

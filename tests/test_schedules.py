@@ -37,6 +37,7 @@ CASES: dict[str, Callable[[], Schedule]] = {
     "ve-wide": lambda: schedules.VE(sigma_min=0.002, sigma_max=348.0),
     "sigmoid-lopsided": lambda: schedules.Sigmoid(start=0.0, end=3.0, tau=0.3, log_snr_min=-9.0),
     "edm-cubic": lambda: schedules.EDM(sigma_min=0.01, sigma_max=20.0, rho=3.0),
+    "learned": lambda: schedules.learned(jax.random.key(0)),
     "learned-bent": lambda: bent(learn_ends=False),
     "learned-ends": lambda: bent(learn_ends=True),
 }
@@ -486,7 +487,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("name", schedules.REGISTRY)
+@pytest.mark.parametrize("name", [*schedules.REGISTRY, "learned"])
 @both_precisions
 def test_the_ends_are_the_documented_ones(name: str, dtype: str) -> None:
     first, last = values(name, 0.0, dtype), values(name, 1.0, dtype)

@@ -67,6 +67,7 @@ __all__ = [
     "rates",
 ]
 
+# Those that plain numbers make; `learned` is drawn, and a config can name it too.
 REGISTRY: dict[str, Callable[..., Schedule]] = {
     "linear": linear,
     "cosine": cosine,
@@ -76,5 +77,4 @@ REGISTRY: dict[str, Callable[..., Schedule]] = {
     "ve": VE,
     "edm": EDM,
     "flow": Flow,
-    "learned": learned,
 }
