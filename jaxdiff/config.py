@@ -23,7 +23,6 @@ from jaxdiff import models, samplers, schedules, weightings
 from jaxdiff.parameterization import Kind
 from jaxdiff.time_sampling import Times, time_sampler
 
-
 SCHEDULES = {**schedules.REGISTRY, "learned": schedules.learned}  # the last is trained with the network
 
 
