@@ -12,7 +12,7 @@ from jaxdiff import (
     time_sampling,
     weightings,
 )
-from jaxdiff.bounds import variational_bound
+from jaxdiff.bounds import continuous_bound, variational_bound
 from jaxdiff.denoisers import clipped, denoiser, thresholded
 from jaxdiff.encoding import decode, encode, slerp
 from jaxdiff.likelihood import log_likelihood
@@ -28,6 +28,7 @@ __all__ = [
     "Process",
     "Run",
     "clipped",
+    "continuous_bound",
     "data",
     "decode",
     "denoiser",

@@ -7,6 +7,7 @@ is written to the run's folder as `config.json`, and is not changed again.
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import types
@@ -15,12 +16,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self, Union, get_args, get_origin
 
+import jax
 from ml_collections import ConfigDict, config_dict
 
 from jaxdiff import models, samplers, schedules, weightings
 from jaxdiff.parameterization import Kind
 from jaxdiff.samplers.jump import Jump
 from jaxdiff.time_sampling import Times, time_sampler
+
+SCHEDULES = {**schedules.REGISTRY, "learned": schedules.learned}  # the last is trained with the network
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,17 +156,23 @@ class Config:
     def __post_init__(self) -> None:
         _check_types(self, "")
         object.__setattr__(self, "model", _component("model", self.model, models.REGISTRY))
-        object.__setattr__(self, "schedule", _component("schedule", self.schedule, schedules.REGISTRY))
-        # What can't be made is found out now: all of it costs milliseconds.
+        object.__setattr__(self, "schedule", _component("schedule", self.schedule, SCHEDULES))
+        # What can't be made is found out now: all of it costs milliseconds. JAX computes nothing here, as it would then
+        # choose its devices before `jaxdiff.xla.split_cpu` can: of a schedule that is drawn only shapes are made.
         with _named("model"):
             build(models.REGISTRY, self.model)
         with _named("schedule"):
-            schedule = build(schedules.REGISTRY, self.schedule)
+            if self.schedule["name"] == "learned":
+                schedule = jax.eval_shape(functools.partial(build, SCHEDULES, self.schedule))
+            else:
+                schedule = build(SCHEDULES, self.schedule)
         with _named("sampling"):
-            samplers.grids.make(self.sampling.grid, self.sampling.steps, schedule)
+            samplers.grids.check(self.sampling.grid, self.sampling.steps, schedule)
             self.check_sampler(samplers.make(self.sampling.sampler))
         with _named("loss"):
             time_sampler(self.loss.times, schedule)
+        if isinstance(schedule, schedules.Learned):
+            _check_learned(self, schedule)
         if self.learned_variance and schedule.steps is None:
             raise ValueError(
                 f"learned_variance = True, but schedule {self.schedule['name']!r} has no steps, of which the variance "
@@ -205,6 +215,31 @@ class Config:
         return _with_placeholders(type(self), self.to_mapping()).lock()
 
 
+def _check_learned(config: Config, schedule: schedules.Learned) -> None:
+    """Refuse a loss that a learned schedule could lower by its shape alone."""
+    weight = config.loss.weight or ""
+    if schedule.ends is not None and weight != "elbo":
+        raise ValueError(
+            f"loss.weight = {config.loss.weight!r}, but schedule.learn_ends learns the ends by the bound: set "
+            "loss.weight to elbo, or schedule.learn_ends to False"
+        )
+    if weight != "elbo" and weight.partition(":")[0] != "sigmoid":
+        raise ValueError(
+            f"loss.weight = {config.loss.weight!r}, but a learned schedule needs a loss that does not depend on its "
+            "shape: set loss.weight to elbo or sigmoid"
+        )
+    if config.loss.times not in ("auto", "continuous", "antithetic"):
+        raise ValueError(
+            f"loss.times = {config.loss.times!r}, but a learned schedule is trained at uniform times: set "
+            "loss.times to antithetic or continuous"
+        )
+    if config.predicts == "velocity":
+        raise ValueError(
+            "predicts = 'velocity', but dx/dt changes with the shape of a learned schedule: set predicts to eps, v "
+            "or x0"
+        )
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
     """The leaves in which two nested mappings differ, as "path: old -> new"."""
     found = []
@@ -239,11 +274,11 @@ def _component(path: str, section: Mapping[str, Any], registry: Mapping[str, Cal
     name = section["name"]
     if not isinstance(name, str) or name not in registry:
         raise ValueError(f"{path}.name = {name!r} is unknown{nearest(str(name), registry)}")
-    # dtype is decided by train.dtype, outputs by learned_variance; parent and name are Flax's own.
+    # dtype is decided by train.dtype, outputs by learned_variance, key by train.seed; parent and name are Flax's own.
     parameters = {
         key: parameter
         for key, parameter in inspect.signature(registry[name]).parameters.items()
-        if key not in ("dtype", "outputs", "parent", "name")
+        if key not in ("dtype", "outputs", "parent", "name", "key")
     }
     hints = typing.get_type_hints(registry[name] if inspect.isfunction(registry[name]) else registry[name].__init__)
     given = {key: value for key, value in section.items() if key != "name"}

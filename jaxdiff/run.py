@@ -45,8 +45,8 @@ class Run:
 
     @property
     def process(self) -> Process:
-        """The process that it denoises."""
-        return self.experiment.process
+        """The process that it denoises; a learned schedule in it is the averaged one."""
+        return self.experiment.process(self.params)
 
     @property
     def denoiser(self) -> Denoiser:
@@ -116,8 +116,9 @@ class Run:
           probes: of Hutchinson's estimate of the ODE's divergence.
 
         Returns:
-          {"bound": (mean, standard error), "ode": (mean, standard error)} over the images. "bound" is there for a
-          discrete schedule; it takes as many network calls an image as the schedule has steps.
+          {"bound": (mean, standard error), "ode": (mean, standard error)} over the images. "bound" is the discrete one
+          for a discrete schedule, with as many network calls an image as that has steps; the continuous one, with 64,
+          for another with noise at t = 0; and is left out for the rest, which have none.
 
         Raises:
           ValueError: for a model of points, which have no levels, and for probes < 1.
@@ -131,11 +132,15 @@ class Run:
         network = self.experiment.network(self.params)
         key_bound, key_noise, key_probes = jax.random.split(jax.random.key(0) if key is None else key, 3)
         costs = {}
-        if self.process.schedule.steps is not None:
-            terms = bounds.variational_bound(key_bound, network, self.process, x0, levels=levels)
+        process = self.process
+        if process.schedule.steps is not None:
+            terms = bounds.variational_bound(key_bound, network, process, x0, levels=levels)
             costs["bound"] = terms.total() / (d * math.log(2))
+        elif math.isfinite(process.schedule.log_snr(0.0)):
+            parts = bounds.continuous_bound(key_bound, network, process, x0, levels=levels)
+            costs["bound"] = parts.total() / (d * math.log(2))
         x = likelihood.dequantise(key_noise, x0, levels)
-        found = likelihood.log_likelihood(network, self.process, x, key=key_probes, probes=probes)
+        found = likelihood.log_likelihood(network, process, x, key=key_probes, probes=probes)
         costs["ode"] = likelihood.bits_per_dim(found.log_density, d, levels)
         return {
             name: (float(cost.mean()), float(cost.std(ddof=1)) / math.sqrt(len(cost))) for name, cost in costs.items()
@@ -152,7 +157,7 @@ def load(workdir: str | Path) -> Run:
     """
     path = Path(workdir)
     config, form = folder.read(path)
-    experiment = make_experiment(config, form.shape, bounded=form.levels is not None)
+    experiment = make_experiment(config, form.shape, bounded=form.levels is not None, levels=form.levels)
     everywhere = NamedSharding(all_devices(), P())
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxdiff.schedules import Schedule
 
 TimeSampler = Callable[[Key[Array, ""], int], Float[Array, " n"]]
-Times = Literal["auto", "discrete", "continuous", "antithetic", "log_normal"]
+Times = Literal["auto", "discrete", "continuous", "antithetic", "log_normal", "importance"]
 
 
 def discrete(key: Key[Array, ""], n: int, *, steps: int) -> Float[Array, " n"]:
@@ -123,6 +123,13 @@ def loss_history(bins: int, *, length: int = 10, floor: float = 0.001) -> LossHi
     return LossHistory(losses=jnp.zeros((bins, length)), counts=jnp.zeros(bins, int), floor=floor)
 
 
+def first_history(times: Times, schedule: Schedule) -> LossHistory | None:
+    """The history that training at "importance" times starts with: a bin for each step of a discrete schedule, 100 on
+    a continuous one. None for other times, which need none.
+    """
+    return loss_history(schedule.steps or 100) if times == "importance" else None
+
+
 def to_steps(t: Float[Array, " n"], *, steps: int) -> Float[Array, " n"]:
     """The first of the times k/`steps` that are not before t."""
     return jnp.ceil(t * steps) / steps
@@ -133,7 +140,8 @@ def time_sampler(times: Times, schedule: Schedule) -> TimeSampler:
 
     Args:
       times: "discrete", "continuous", "antithetic", "log_normal", or "auto": discrete where the schedule is, else
-        continuous. On a discrete schedule antithetic and log-normal times are moved up to its steps.
+        continuous. On a discrete schedule antithetic and log-normal times are moved up to its steps. "importance" is
+        "auto" here: who trains so draws from a `LossHistory` instead (see `first_history`).
       schedule: the noise schedule.
 
     Raises:

@@ -1,4 +1,7 @@
-"""The discrete bound against its expectation for normal data, and against the true likelihood."""
+"""The bounds against their expectations for normal data, and against true likelihoods."""
+
+import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +76,85 @@ def test_the_decoder_shares_the_mass_among_the_levels(levels, std):
 def test_the_decoder_of_continuous_data_is_a_density():
     found = bounds.log_decoder(jnp.array([0.3]), jnp.array([0.1]), jnp.asarray(0.5), None)
     np.testing.assert_allclose(found, stats.norm.logpdf([0.3], 0.1, 0.5), rtol=1e-12)
+
+
+HIGH, LOW = 9.0, -6.0
+
+
+def bent() -> schedules.Learned:
+    """A schedule between the same ends as the others, of another shape: steep in the middle."""
+    schedule = schedules.learned(jax.random.key(4), log_snr_max=HIGH, log_snr_min=LOW, hidden=8)
+    one = jnp.full(8, 9.0)
+    return dataclasses.replace(schedule, slopes=one, offsets=-one / 2, heights=2 * one)
+
+
+SHAPES = {
+    "straight": lambda: schedules.learned(jax.random.key(4), log_snr_max=HIGH, log_snr_min=LOW),
+    "bent": bent,
+    "truncated_cosine": lambda: schedules.TruncatedCosine(log_snr_max=HIGH, log_snr_min=LOW),
+}
+
+
+def test_the_continuous_bound_of_normal_data_is_the_exact_one_whatever_the_shape_of_the_schedule():
+    """Each part against its closed form; the shapes' integrands differ by far more than their means."""
+    n, integrands = 2000, []
+    snr_0, snr_1 = math.exp(HIGH), math.exp(LOW)
+    for make in SHAPES.values():
+        schedule = make()
+        data = oracles.gaussian(MEAN, VARIANCE, schedule=schedule)
+        x0 = data.data.sample(jax.random.key(0), n)
+        found = bounds.continuous_bound(jax.random.key(1), data, processes.Gaussian(schedule), x0, draws=8)
+        parts = [np.asarray(part) for part in (*found, found.total())]
+        expected = [
+            0.5 * snr_1 * (MEAN**2 + VARIANCE).sum(),
+            0.5 * np.log((1 + VARIANCE * snr_0) / (1 + VARIANCE * snr_1)).sum(),
+            0.5 * 2 * np.log(2 * np.pi * np.e / snr_0),
+        ]
+        for part, mean in zip(parts, [*expected, sum(expected)], strict=True):
+            assert abs(part.mean() - mean) < 4 * part.std() / math.sqrt(n)
+        assert parts[1].std() / math.sqrt(n) < 0.02 * expected[1]
+        entropy = stats.multivariate_normal(MEAN, np.diag(VARIANCE)).entropy()
+        assert 0 < sum(expected) - entropy < 0.1
+        integrands.append(float(schedules.log_snr_rate(schedule, 0.5)))
+    assert min(integrands) < 2 * max(integrands)
+
+
+def test_the_continuous_bound_of_levels_comes_down_to_their_entropy():
+    """Data of 3 levels: with the exact denoiser nothing is lost but what lies beyond the ends."""
+    n, weights, schedule = 4000, np.array([0.2, 0.5, 0.3]), schedules.TruncatedCosine(log_snr_max=9, log_snr_min=-12)
+    data = oracles.mixture(weights, [[-1.0], [0.0], [1.0]], [0.0, 0.0, 0.0], schedule=schedule)
+    x0 = data.data.sample(jax.random.key(2), n)
+    found = bounds.continuous_bound(jax.random.key(3), data, processes.Gaussian(schedule), x0, levels=3, draws=16)
+    cost = np.asarray(found.total()) + np.log(weights)[np.asarray(x0[:, 0]).astype(int) + 1]
+    assert abs(cost.mean()) < 4 * cost.std() / math.sqrt(n)
+    assert cost.std() / math.sqrt(n) < 0.02
+
+
+@pytest.mark.parametrize("log_snr", [9.0, 1.0])
+def test_the_reconstruction_is_the_noise_law_normalised_over_the_levels(log_snr):
+    """z_0/α_0 has the law N(v_k, 1/SNR_0) for the level v_k."""
+    levels, values = 17, -1 + 2 * np.arange(17) / 16
+    process = processes.Gaussian(schedules.TruncatedCosine(log_snr_max=log_snr))
+    x0, key = jnp.asarray(values[[0, 3, 16]]), jax.random.key(5)
+    noisy, std = np.asarray(x0) + math.exp(-log_snr / 2) * np.asarray(process.noise(key, (3,))), math.exp(-log_snr / 2)
+    densities = stats.norm.pdf(noisy[:, None], values, std)
+    truth = -np.log(densities[[0, 1, 2], [0, 3, 16]] / densities.sum(1)).sum()
+    found = bounds.reconstruction_term(key, process, x0, levels=levels)
+    assert float(found) == pytest.approx(truth, rel=1e-9)
+    density = bounds.reconstruction_term(key, process, x0, levels=None)
+    assert float(density) == pytest.approx(-stats.norm.logpdf(np.asarray(x0), noisy, std).sum(), rel=1e-9)
+
+
+def test_what_has_no_continuous_bound_is_refused():
+    for schedule in (schedules.VP(), schedules.linear(10)):
+        data = oracles.gaussian(MEAN, VARIANCE, schedule=schedule)
+        with pytest.raises(ValueError, match="has no noise at t = 0, where this bound starts"):
+            bounds.continuous_bound(jax.random.key(0), data, processes.Gaussian(schedule), jnp.zeros((1, 2)))
+    edm = processes.Gaussian(schedules.EDM())
+    with pytest.raises(ValueError, match="levels = 1"):
+        bounds.continuous_bound(jax.random.key(0), data, edm, jnp.zeros((1, 2)), levels=1)
+    with pytest.raises(ValueError, match="draws = 0"):
+        bounds.continuous_bound(jax.random.key(0), data, edm, jnp.zeros((1, 2)), draws=0)
 
 
 def test_what_has_no_discrete_bound_is_refused():

@@ -23,12 +23,14 @@ import tiny
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdiff import data
 from jaxdiff.config import Config
 from jaxdiff.experiment import make_experiment
 from jaxdiff.run import load
 from jaxdiff.training import loop
+from jaxdiff.training.batches import make_batches
 from jaxdiff.training.checkpoint import Checkpoints, NoCheckpointError, fingerprint
-from jaxdiff.training.step import State, abstract_state
+from jaxdiff.training.step import State, abstract_state, init_state, make_step
 
 WIDE = {"model": {"name": "mlp", "width": 128, "depth": 1, "time_dim": 8}}
 
@@ -144,6 +146,40 @@ def test_a_state_comes_back_on_other_devices_and_in_another_layout(tmp_path, dev
     tiny.assert_identical(restored, saved)
     for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(abstract), strict=True):
         assert leaf.sharding == wanted.sharding
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule": {"name": "linear", "steps": 4}, "loss.times": "importance"},
+        {"schedule": {"name": "learned", "hidden": 4, "learn_ends": True}, "loss.weight": "elbo"},
+    ],
+    ids=["a history of losses", "a learned schedule"],
+)
+def test_what_else_is_trained_with_goes_on_bit_for_bit(tmp_path, changes):
+    config, mesh = tiny.config({**changes, "train.steps_per_dispatch": 1, "train.accumulate": 2}), mesh_of(4)
+    experiment = make_experiment(config, (2,), bounded=False)
+    abstract = abstract_state(experiment, mesh)
+    step = make_step(experiment, mesh, abstract, None)
+    batches = make_batches(data.load("swissroll"), mesh, seed=0, batch_size=16, on_device=True)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    state = jax.jit(lambda: init_state(experiment), out_shardings=shardings)()
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for dispatch in batches.stream(0, 12, 1):
+        if dispatch.first == 9:
+            checkpoints.save(9, state)
+            halfway = tiny.arrays(state)
+        state, _ = step(state, batches.resident, dispatch.batch)
+    resumed = checkpoints.restore(abstract)
+    checkpoints.close()
+    tiny.assert_identical(resumed, halfway)
+    if resumed.history is not None:
+        # From which times are drawn by now, not uniformly.
+        assert resumed.history.counts.sum() == 9 * 16
+        assert np.ptp(np.asarray(resumed.history.probabilities())) > 0.01
+    for dispatch in batches.stream(9, 12, 1):
+        resumed, _ = step(resumed, batches.resident, dispatch.batch)
+    tiny.assert_identical(resumed, state)
 
 
 def test_a_run_of_eight_devices_goes_on_with_weights_spread_over_four(workdir, finished, caplog):

@@ -50,7 +50,7 @@ def test_every_config_file_builds_and_survives_the_command_line_and_json(path, v
     assert Config.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
     shape = SHAPES.get(config.data.name, (2,))
     experiment = make_experiment(config, shape, bounded=len(shape) == 3)
-    assert experiment.process.schedule.steps == config.schedule.get("steps")
+    assert experiment.schedule.steps == config.schedule.get("steps")
 
 
 def test_defaults_are_filled_in_down_to_the_model_and_schedule():

@@ -63,7 +63,8 @@ def test_images_cost_the_bits_of_their_law_by_the_ode_and_little_more_by_the_bou
     alpha_bar, levels, n = 1 / (1 + np.exp(-np.linspace(9, -9, 200))), 256, 512
     schedule = schedules.discrete(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]))
     oracle = oracles.gaussian(np.zeros((2, 2, 1)), 0.1, schedule=schedule)
-    experiment = types.SimpleNamespace(shape=(2, 2, 1), process=jd.Gaussian(schedule), network=lambda params: oracle)
+    process = jd.Gaussian(schedule)
+    experiment = types.SimpleNamespace(shape=(2, 2, 1), process=lambda params: process, network=lambda params: oracle)
     x0 = np.asarray(oracle.data.sample(jax.random.key(5), n))
     x0 = jd.data.normalize(np.round((x0 + 1) * (levels - 1) / 2), levels)
     costs = Run(experiment=experiment, params=None, step=0, levels=levels).bits_per_dim(x0)

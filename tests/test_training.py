@@ -1,5 +1,6 @@
 """The training step against plain NumPy and `jax.pmap`, the order of the data, and what a run reports."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -137,15 +138,15 @@ def pmap_steps(experiment: Experiment, devices: int) -> State:
 
     @functools.partial(jax.pmap, axis_name="devices")
     def step(state: State, batch: Any) -> State:
-        loss, grads = jax.lax.pmean(gradient(experiment, state.params, batch), "devices")
+        loss, grads = jax.lax.pmean(gradient(experiment, state.params, batch)[:2], "devices")
         return update(experiment, state, loss, grads)[0]
 
     key = state.key
     state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (devices, *leaf.shape)), state)
     for n in range(STEPS):
         chosen = indices(0, n, (1, BATCH), len(x))[0]
-        times, keys = experiment.draw(jax.random.fold_in(key, n), BATCH)
-        batch = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, *leaf.shape[1:]), (x[chosen], times, keys))
+        drawn = experiment.draw(jax.random.fold_in(key, n), BATCH)
+        batch = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, *leaf.shape[1:]), (x[chosen], *drawn))
         state = step(state, batch)
     return jax.tree.map(lambda leaf: leaf[0], state)
 
@@ -277,9 +278,31 @@ def test_every_step_draws_times_and_noise_of_its_own(reference):
     experiment = experiment_of(tiny.config(WIDE))
     key = jax.random.key(0)
     drawn = [experiment.draw(jax.random.fold_in(key, n), BATCH) for n in range(3)]
-    for (times, keys), (other_times, other_keys) in itertools.combinations(drawn, 2):
+    for (times, keys, _), (other_times, other_keys, _) in itertools.combinations(drawn, 2):
         assert (times != other_times).any()
         assert (jax.random.key_data(keys) != jax.random.key_data(other_keys)).any(axis=1).all()
+
+
+def test_the_history_gets_each_loss_of_the_batch_at_its_time_and_weighs_the_mean():
+    """One step from a history that says something, replayed example by example; four micro-batches on four devices."""
+    config = tiny.config({**WIDE, "schedule": {"name": "linear", "steps": 4}, "loss.times": "importance"})
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=4))
+    experiment, mesh = experiment_of(config), mesh_of(4)
+    state = first_state(experiment)
+    before = state.history.update(jnp.repeat(jnp.arange(1, 5) / 4, 10), jnp.repeat(jnp.arange(1.0, 5), 10))
+    state, x = jax.tree.map(np.asarray, state._replace(history=before, key=None)), dataset().x[:BATCH]
+    key = first_state(experiment).key
+    t, keys, weights = experiment.draw(jax.random.fold_in(key, 0), BATCH, before)
+    assert set(np.asarray(t * 4)) <= {1.0, 2.0, 3.0, 4.0}
+    assert np.ptp(weights) > 0.5
+    losses = jax.jit(experiment.loss)(state.params, jnp.asarray(x), t, keys)
+    after, metrics = make_step(experiment, mesh, abstract_state(experiment, mesh), None)(
+        state._replace(key=key), None, x[None]
+    )
+    np.testing.assert_allclose(metrics.loss[0], (weights * losses).mean(), rtol=1e-5)
+    expected = before.update(t, losses)
+    np.testing.assert_array_equal(after.history.counts, expected.counts)
+    np.testing.assert_allclose(after.history.losses, expected.losses, rtol=1e-5)
 
 
 @pytest.fixture

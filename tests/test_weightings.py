@@ -242,9 +242,9 @@ def test_an_experiment_weighs_as_its_config_says(weight: str | None) -> None:
     config = tiny.config({"loss": {"space": "v", "weight": weight}})
     experiment = make_experiment(config, (2,), bounded=False)
     params = experiment.init(jax.random.key(0))
-    t, keys = experiment.draw(jax.random.key(1), 4)
+    t, keys, _ = experiment.draw(jax.random.key(1), 4)
     x0 = jax.random.normal(jax.random.key(2), (4, 2))
-    model, process = experiment.network(params), experiment.process
+    model, process = experiment.network(params), experiment.process(params)
 
     def expected(x0: jax.Array, t: jax.Array, key: jax.Array) -> jax.Array:
         plain = losses.simple(model, process, x0, t, key=key, space="v")

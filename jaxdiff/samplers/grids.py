@@ -87,15 +87,7 @@ def make(grid: Grid, steps: int | None, schedule: Schedule) -> Float[np.ndarray,
         fall strictly, or leave [0, 1].
     """
     if isinstance(grid, str):
-        if grid not in REGISTRY:
-            raise ValueError(f"grid = {grid!r}; the known ones are {', '.join(sorted(REGISTRY))}")
-        if steps is None or steps < 1:
-            raise ValueError(f"steps = {steps}; a sampler needs at least 1 step")
-        if schedule.steps is not None and steps > schedule.steps:
-            raise ValueError(
-                f"steps = {steps}, but the schedule has {schedule.steps} steps; ask for at most {schedule.steps}"
-            )
-        times = REGISTRY[grid](steps, schedule)
+        times = REGISTRY[grid](check(grid, steps, schedule), schedule)
         return times if schedule.steps is None else _snap(times, schedule.steps)
     times = np.asarray(grid, np.float64)
     if times.ndim != 1 or len(times) < 2:
@@ -107,6 +99,23 @@ def make(grid: Grid, steps: int | None, schedule: Schedule) -> Float[np.ndarray,
     if not (times[0] <= 1 and times[-1] >= 0 and np.all(np.diff(times) < 0)):
         raise ValueError(f"grid = {times.tolist()}; times must fall strictly and stay within [0, 1]")
     return times
+
+
+def check(grid: str, steps: int | None, schedule: Schedule) -> int:
+    """The number of steps, if a rule of this name can make so many of this schedule; computes nothing.
+
+    Raises:
+      ValueError: as `make` does.
+    """
+    if grid not in REGISTRY:
+        raise ValueError(f"grid = {grid!r}; the known ones are {', '.join(sorted(REGISTRY))}")
+    if steps is None or steps < 1:
+        raise ValueError(f"steps = {steps}; a sampler needs at least 1 step")
+    if schedule.steps is not None and steps > schedule.steps:
+        raise ValueError(
+            f"steps = {steps}, but the schedule has {schedule.steps} steps; ask for at most {schedule.steps}"
+        )
+    return steps
 
 
 def _snap(times: Float[np.ndarray, " n"], steps: int) -> Float[np.ndarray, " n"]:

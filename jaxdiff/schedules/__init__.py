@@ -67,7 +67,7 @@ __all__ = [
     "rates",
 ]
 
-# Those that plain numbers make; `learned` needs a key, and a trainer for its parameters.
+# Those that plain numbers make; `learned` is drawn, and a config can name it too.
 REGISTRY: dict[str, Callable[..., Schedule]] = {
     "linear": linear,
     "cosine": cosine,

@@ -49,6 +49,10 @@ class Learned(VariancePreserving):
         """(λ_0, λ_1), in the default float dtype."""
         return self._ends(as_float(0.0))
 
+    def position(self, t: Times) -> Values:
+        """λ_t's place between `log_snr_max`, 0, and `log_snr_min`, 1: what a network may know of t while λ moves."""
+        return (self.log_snr_max - self.log_snr(t)) / (self.log_snr_max - self.log_snr_min)
+
     def _ends(self, like: Values) -> tuple[Float[Array, ""], Float[Array, ""]]:
         first, last = jnp.asarray(self.log_snr_max, like.dtype), jnp.asarray(self.log_snr_min, like.dtype)
         if self.ends is None:
@@ -113,7 +117,7 @@ def _solve(f: Any, t: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def learned(
-    key: Key[Array, ""],
+    key: Key[Array, ""] | None = None,
     *,
     log_snr_max: float = 13.3,
     log_snr_min: float = -5.0,
@@ -123,7 +127,7 @@ def learned(
     """A learned schedule whose log-SNR falls about linearly at first, from `log_snr_max` to `log_snr_min`.
 
     Args:
-      key: draws the initial parameters, in float32.
+      key: draws the initial parameters, in float32; a fixed one if left out.
       log_snr_max: λ_0. The default and that of `log_snr_min` are the paper's.
       log_snr_min: λ_1.
       hidden: n, the number of sigmoids.
@@ -138,7 +142,7 @@ def learned(
         )
     if hidden < 1:
         raise ValueError(f"hidden = {hidden}; the network needs at least 1 sigmoid")
-    key_slope, key_centre, key_height = jax.random.split(key, 3)
+    key_slope, key_centre, key_height = jax.random.split(jax.random.key(0) if key is None else key, 3)
     # Sigmoids centred on all of [−½, 1½] add up to a straight line on [0, 1].
     slopes = 4 + jax.random.normal(key_slope, (hidden,), jnp.float32)
     centres = jax.random.uniform(key_centre, (hidden,), jnp.float32, -0.5, 1.5)

@@ -152,10 +152,10 @@ def _everywhere(ok: bool) -> bool:
 
 
 def _items(state: State) -> dict[str, PyTree]:
-    return {
-        "weights": state.ema,
-        "training": {"step": state.step, "params": state.params, "opt_state": state.opt_state, "key": state.key},
-    }
+    training = {"step": state.step, "params": state.params, "opt_state": state.opt_state, "key": state.key}
+    if state.history is not None:
+        training["history"] = state.history
+    return {"weights": state.ema, "training": training}
 
 
 @jax.jit

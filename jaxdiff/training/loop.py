@@ -65,7 +65,7 @@ def train(config: Config, workdir: Path) -> State:
     _prepare(workdir, config)
     dataset = data.load(config.data.name, dir=config.data.dir)
     form = Form.of(dataset)
-    experiment = make_experiment(config, form.shape, bounded=form.levels is not None)
+    experiment = make_experiment(config, form.shape, bounded=form.levels is not None, levels=form.levels)
     if jax.process_index() == 0:
         folder.write(workdir, config, form)
     abstract = abstract_state(experiment, mesh)
@@ -191,7 +191,7 @@ def _picture(experiment: Experiment, dataset: Dataset, params: PyTree, mesh: Mes
         return plots.diffusion_in_the_plane(
             key,
             experiment.sampling_denoiser(here),
-            experiment.process,
+            experiment.process(here),
             dataset.x[:_POINTS],
             sampler=sampler,
             steps=settings.steps,
@@ -200,7 +200,7 @@ def _picture(experiment: Experiment, dataset: Dataset, params: PyTree, mesh: Mes
     images = sample_in_batches(
         key,
         experiment.sampling_denoiser(params),
-        experiment.process,
+        experiment.process(params),
         sampler,
         shape=experiment.shape,
         n=settings.n,

@@ -1,6 +1,7 @@
 """The training state and the compiled step.
 
-    g  = clip(∇ mean_i L(x_i; θ))     averaged over `accumulate` micro-batches
+    g  = clip(∇ mean_i w_i L(x_i; θ))     averaged over `accumulate` micro-batches; w_i = 1 unless times are drawn by
+                                          the history of losses
     θ ← θ + AdamW(g)
     θ̄ ← d θ̄ + (1 − d) θ,              d = min(ema_decay, (1 + n)/(10 + n)) at step n
 
@@ -30,6 +31,8 @@ from jaxtyping import Array, Float, Int, Key, Num
 from jaxdiff import data, xla
 from jaxdiff.config import Optimizer
 from jaxdiff.experiment import Experiment
+from jaxdiff.time_sampling import LossHistory, first_history
+from jaxdiff.training import schedule
 from jaxdiff.training.sharding import batch_spec, state_shardings
 from jaxdiff.typing import PyTree
 
@@ -42,12 +45,13 @@ class State(NamedTuple):
     ema: PyTree
     opt_state: PyTree
     key: Key[Array, ""]
+    history: LossHistory | None = None  # of the losses at each time, where times are drawn by it
 
 
 class Metrics(NamedTuple):
     """Of each step of a dispatch; float32."""
 
-    loss: Float[Array, " steps"]
+    loss: Float[Array, " steps"]  # the weighted mean
     grad_norm: Float[Array, " steps"]  # before clipping
     learning_rate: Float[Array, " steps"]
 
@@ -68,10 +72,19 @@ def learning_rate(config: Optimizer, steps: int) -> optax.Schedule:
     )
 
 
-def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
-    """AdamW behind gradient clipping by global norm."""
-    adam = optax.adamw(learning_rate(config, steps), weight_decay=config.weight_decay)
-    return adam if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
+    """AdamW behind gradient clipping by global norm. A learned schedule is neither decayed nor part of the norm."""
+    config, steps = experiment.config.optimizer, experiment.config.train.steps
+    mask = _network_alone if experiment.learns_schedule else None
+    adam = optax.adamw(learning_rate(config, steps), weight_decay=config.weight_decay, mask=mask)
+    if config.clip_norm is None:
+        return adam
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    return optax.chain(optax.masked(clip, mask) if mask else clip, adam)
+
+
+def _network_alone(params: PyTree) -> PyTree:
+    return {name: name != "schedule" for name in params}
 
 
 def init_state(experiment: Experiment) -> State:
@@ -79,13 +92,14 @@ def init_state(experiment: Experiment) -> State:
     train = experiment.config.train
     key_init, key = jax.random.split(jax.random.key(train.seed))
     params = experiment.init(key_init)
-    optimizer = make_optimizer(experiment.config.optimizer, train.steps)
+    optimizer = make_optimizer(experiment)
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema=jax.tree.map(jnp.copy, params),  # its own memory: both are donated to the step
         opt_state=optimizer.init(params),
         key=key,
+        history=first_history(experiment.config.loss.times, experiment.schedule),
     )
 
 
@@ -100,16 +114,25 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> State:
 
 
 def gradient(
-    experiment: Experiment, params: PyTree, batch: tuple[Array, Array, Array]
-) -> tuple[Float[Array, ""], PyTree]:
-    """The mean loss of a batch of (examples, times, keys), and its gradient."""
-    return jax.value_and_grad(lambda params: jnp.mean(experiment.loss(params, *batch)))(params)
+    experiment: Experiment, params: PyTree, batch: tuple[Array, Array, Array, Array]
+) -> tuple[Float[Array, ""], PyTree, Float[Array, " n"]]:
+    """The mean loss of a batch of (examples, times, keys, weights), what to descend along, and each example's loss."""
+    *examples, weights = batch
+    if experiment.learns_schedule:  # whose times are uniform: the weights are 1
+        return schedule.gradient(experiment.loss, params, *examples)
+
+    def mean(params: PyTree) -> tuple[Float[Array, ""], Float[Array, " n"]]:
+        losses = experiment.loss(params, *examples)
+        return jnp.mean(weights * losses), losses
+
+    (loss, losses), grads = jax.value_and_grad(mean, has_aux=True)(params)
+    return loss, grads, losses
 
 
 def update(experiment: Experiment, state: State, loss: Float[Array, ""], grads: PyTree) -> tuple[State, Metrics]:
     """One optimizer step and one step of the average, from a gradient."""
     config = experiment.config
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    optimizer = make_optimizer(experiment)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
@@ -124,6 +147,7 @@ def update(experiment: Experiment, state: State, loss: Float[Array, ""], grads: 
         ema=optax.incremental_update(params, state.ema, 1 - decay),
         opt_state=opt_state,
         key=state.key,
+        history=state.history,
     ), metrics
 
 
@@ -135,27 +159,38 @@ def make_step(experiment: Experiment, mesh: Mesh, abstract: State, levels: int |
     """
     micro = experiment.config.train.accumulate
     whole, split = NamedSharding(mesh, batch_spec()), NamedSharding(mesh, batch_spec(leading=1))
+    everywhere = NamedSharding(mesh, P())
 
     def one_step(
         resident: Num[Array, "n ..."] | None, state: State, chosen: Num[Array, "batch ..."]
     ) -> tuple[State, Metrics]:
         examples = chosen if resident is None else resident[chosen]
         x0 = data.normalize(examples, levels)
-        batch = (x0, *experiment.draw(jax.random.fold_in(state.key, state.step), len(x0)))
-        batch = jax.lax.with_sharding_constraint(batch, whole)
+        drawn = experiment.draw(jax.random.fold_in(state.key, state.step), len(x0), state.history)
+        batch = jax.lax.with_sharding_constraint((x0, *drawn), whole)
+
+        def finish(loss: Array, grads: PyTree, losses: Array) -> tuple[State, Metrics]:
+            if state.history is None:
+                return update(experiment, state, loss, grads)
+            # Of all the batch, on every device: all of them draw from the same history.
+            seen = jax.lax.with_sharding_constraint((drawn[0], losses), everywhere)
+            return update(experiment, state._replace(history=state.history.update(*seen)), loss, grads)
+
         if micro == 1:
-            return update(experiment, state, *gradient(experiment, state.params, batch))
+            return finish(*gradient(experiment, state.params, batch))
 
         # Example i goes to micro-batch i mod `micro`, so that each device keeps the examples that it has.
         parts = jax.tree.map(lambda leaf: leaf.reshape(-1, micro, *leaf.shape[1:]).swapaxes(0, 1), batch)
         parts = jax.lax.with_sharding_constraint(parts, split)
 
-        def add(total: PyTree, part: tuple[Array, Array, Array]) -> tuple[PyTree, None]:
-            return jax.tree.map(jnp.add, total, gradient(experiment, state.params, part)), None
+        def add(total: PyTree, part: tuple[Array, Array, Array, Array]) -> tuple[PyTree, Array]:
+            *found, losses = gradient(experiment, state.params, part)
+            return jax.tree.map(jnp.add, total, tuple(found)), losses
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        total, _ = _scan(add, zero, parts, unroll=jax.default_backend() == "cpu")
-        return update(experiment, state, *jax.tree.map(lambda leaf: leaf / micro, total))
+        total, losses = _scan(add, zero, parts, unroll=jax.default_backend() == "cpu")
+        loss, grads = jax.tree.map(lambda leaf: leaf / micro, total)
+        return finish(loss, grads, losses.T.reshape(-1))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 

@@ -1,0 +1,67 @@
+"""Training a learned schedule together with the network.
+
+For the loss L = ½(−λ'_t) |n − n̂|² of one example, x_t and n̂ being functions of λ_t alone,
+
+    E_t[L] = ½ ∫ |n − n̂|² dλ        between the ends, whatever the way λ takes from one to the other
+
+so that the shape of the schedule is free to make the estimate of E[L] vary less: as E[L] does not depend on it, the
+shape that minimises Var[L] = E[L²] − E[L]² minimises E[L²]. In each step, with averages over the batch,
+
+    network    g = mean_i ∇ L_i
+    shape      g = mean_i ∇ L_i² = mean_i 2 L_i ∇ L_i
+    ends       g = mean_i ∇ L_i,   L_i with the prior and the reconstruction term: the bound decides where to end
+
+from one backward pass: each example has a copy of the schedule of its own, after which its loss is differentiated. At
+the optimum in shape E[L²|t] is the same at every t. The gradient of the network is that of E[L], as with any
+schedule. Prior and reconstruction do not depend on the shape, and E[∇ L] = 0 for it, so that with them in L_i its
+gradient has the same expectation.
+
+Source: Kingma et al. 2021, "Variational Diffusion Models", section 5 and appendix I.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxdiff.schedules import Learned
+from jaxdiff.typing import PyTree
+
+Loss = Callable[[PyTree, Array, Array, Array], Float[Array, " n"]]  # of parameters, a batch, its times and its keys
+
+
+def gradient(
+    loss: Loss,
+    params: dict[str, PyTree],
+    x0: Float[Array, "n *shape"],
+    t: Float[Array, " n"],
+    keys: Key[Array, " n"],
+) -> tuple[Float[Array, ""], dict[str, PyTree], Float[Array, " n"]]:
+    """The mean loss, what to descend along, and the loss of each example.
+
+    Args:
+      loss: of each example of a batch.
+      params: the parameters, of which "schedule" is a `Learned` and the rest the network's.
+      x0: clean samples.
+      t: their times, uniform in (0, 1].
+      keys: for their noise.
+
+    Returns:
+      A scalar; a tree like `params` (the gradient of no one function); and the n losses.
+    """
+    rest = {name: part for name, part in params.items() if name != "schedule"}
+    copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(t), *leaf.shape)), params["schedule"])
+
+    def mean(rest: dict[str, PyTree], copies: Learned) -> tuple[Float[Array, ""], Float[Array, " n"]]:
+        def one(schedule: Learned, *example: Array) -> Float[Array, ""]:
+            return loss({**rest, "schedule": schedule}, *jax.tree.map(lambda leaf: leaf[None], example))[0]
+
+        losses = jax.vmap(one)(copies, x0, t, keys)
+        return losses.mean(), losses
+
+    (value, losses), (network, each) = jax.value_and_grad(mean, argnums=(0, 1), has_aux=True)(rest, copies)
+    ends = None if each.ends is None else each.ends.sum(0)
+    shape = jax.tree.map(lambda leaf: 2 * losses @ leaf, dataclasses.replace(each, ends=None))
+    return value, {**network, "schedule": dataclasses.replace(shape, ends=ends)}, losses
