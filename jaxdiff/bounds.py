@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Key
 from jaxdiff import probability_flow
 from jaxdiff.processes import Gaussian, Process
 from jaxdiff.samplers.jump import posterior_variances
-from jaxdiff.samplers.loop import as_pytree
+from jaxdiff.samplers.loop import as_pytree, sample_keys
 from jaxdiff.typing import Denoiser, PyTree, Time
 
 
@@ -75,12 +75,12 @@ def variational_bound(
         )
     if levels is not None and levels < 2:
         raise ValueError(f"levels = {levels}; the rule is 2 or more, or None for continuous data")
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(x0)))
-    return _variational_bound(keys, jax.tree.map(as_pytree, denoiser), process, x0, cond, levels=levels)
+    keys = sample_keys(key, jnp.arange(len(x0)))
+    return bound_each(keys, jax.tree.map(as_pytree, denoiser), process, x0, cond, levels=levels)
 
 
 @partial(jax.jit, static_argnames="levels")
-def _variational_bound(
+def bound_each(
     keys: Key[Array, " n"],
     denoiser: Denoiser,
     process: Gaussian,
@@ -89,6 +89,7 @@ def _variational_bound(
     *,
     levels: int | None,
 ) -> Bound:
+    """`variational_bound` with one key a sample: rows that are spread over devices make a sharded computation."""
     schedule = process.schedule
     assert schedule.steps is not None
     times = jnp.arange(schedule.steps + 1, dtype=x0.dtype) / schedule.steps

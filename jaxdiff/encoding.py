@@ -42,10 +42,13 @@ def encode(
       x_1, of about the law N(0, σ_1² I), in the dtype of x0.
 
     Raises:
-      ValueError: for another process, and for a tolerance that the dtype can't meet.
-      jax.errors.JaxRuntimeError: where the solver gives up.
+      ValueError: for another process.
+      jax.errors.JaxRuntimeError: where the solver gives up, with the time and the tolerance.
+
+    Warns:
+      UserWarning: where the dtype can't meet the tolerance.
     """
-    return _carry(jax.tree.map(as_pytree, denoiser), process, x0, cond, t=0.0, s=1.0, solver=solver or Solver())
+    return carry_each(jax.tree.map(as_pytree, denoiser), process, x0, cond, t=0.0, s=1.0, solver=solver or Solver())
 
 
 def decode(
@@ -56,12 +59,12 @@ def decode(
     cond: PyTree = None,
     solver: Solver | None = None,
 ) -> Float[Array, "n *shape"]:
-    """The inverse of `encode`: the samples x_0 of latents x_1. Arguments and errors as there."""
-    return _carry(jax.tree.map(as_pytree, denoiser), process, x1, cond, t=1.0, s=0.0, solver=solver or Solver())
+    """The inverse of `encode`: the samples x_0 of latents x_1. Arguments, errors and warnings as there."""
+    return carry_each(jax.tree.map(as_pytree, denoiser), process, x1, cond, t=1.0, s=0.0, solver=solver or Solver())
 
 
 @partial(jax.jit, static_argnames=("t", "s", "solver"))
-def _carry(
+def carry_each(
     denoiser: Denoiser,
     process: Process,
     x: Float[Array, "n *shape"],
@@ -71,6 +74,8 @@ def _carry(
     s: float,
     solver: Solver,
 ) -> Float[Array, "n *shape"]:
+    """A batch carried from time t to time s: rows that are spread over devices make a sharded computation."""
+
     def one(x: Float[Array, "*shape"], cond: PyTree) -> Float[Array, "*shape"]:
         return probability_flow.carry(denoiser, process, x, t=t, s=s, solver=solver, cond=cond)
 

@@ -44,6 +44,10 @@ class Experiment:
             scale_input=self.config.scale_input,
         )
 
+    def in_float32(self) -> "Experiment":
+        """This one with a network that computes in float32."""
+        return dataclasses.replace(self, model=self.model.clone(dtype=jnp.float32))
+
     def sampling_denoiser(self, params: PyTree) -> Denoiser:
         """The denoiser as it samples: clipped where the config says so."""
         network = self.network(params)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxdiff.parameterization import Kind, from_prediction
 from jaxdiff.processes import Process
+from jaxdiff.schedules import check_times
 from jaxdiff.typing import Denoiser, Prediction, PyTree, Time
 from jaxdiff.weightings import Weighting, in_space
 
@@ -42,7 +43,11 @@ def simple(
 
     Returns:
       A scalar, float32 (float64 under x64).
+
+    Raises:
+      ValueError: for t outside [0, 1], where it is known when the loss is traced.
     """
+    check_times(t)
     noise = process.noise(key, x0.shape)
     prediction = denoiser(process.corrupt(x0, noise, t), t, cond)
     target = from_prediction(space, Prediction(x0, noise), t=t, schedule=process.schedule)
@@ -76,6 +81,10 @@ def weighted(
 
     Returns:
       A scalar, float32 (float64 under x64).
+
+    Raises:
+      ValueError: for t outside [0, 1], where it is known when the loss is traced.
     """
+    check_times(t)
     factor = in_space(space, weight(process.schedule, t), t=t, schedule=process.schedule)
     return factor * simple(denoiser, process, x0, t, key=key, cond=cond, space=space)

@@ -15,7 +15,10 @@ Neural Differential Equations" (diffrax).
 """
 
 import dataclasses
-from collections.abc import Callable
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import diffrax
@@ -26,7 +29,7 @@ from jax.experimental import io_callback
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.processes import Gaussian, Process
-from jaxdiff.schedules import Schedule
+from jaxdiff.schedules import Schedule, check_times
 from jaxdiff.typing import Denoiser, PyTree, Time
 
 
@@ -58,12 +61,19 @@ class Solver:
             raise ValueError(f"max_steps = {self.max_steps}; the rule is 1 or more")
 
     def check_dtype(self, dtype: Any) -> None:
-        """Raises a ValueError where no step in this dtype can be as exact as asked."""
-        eps = float(jnp.finfo(dtype).eps)
-        if self.rtol < 10 * eps:
-            raise ValueError(
-                f"rtol = {self.rtol}, but {jnp.dtype(dtype).name} rounds at {eps:.1e}: ask for at least "
-                f"{10 * eps:.0e}, or compute in float64 (jax.config.update('jax_enable_x64', True))"
+        """Warns where no step in this dtype can be as exact as asked: where y is about 1, its error is rtol + atol.
+
+        Latents of a mixture of two normal laws in 64 dimensions are wrong by 1e-4, 8e-6, 4e-6, 2e-6 and 2e-6 in float32
+        with rtol = atol = 1e-5, 1e-6, 3e-7, 1e-7 and 1e-8; the last takes 4 times the steps of the one before.
+        """
+        least = 4 * float(jnp.finfo(dtype).eps)
+        if self.rtol + self.atol < least:
+            name = jnp.dtype(dtype).name
+            warnings.warn(
+                f"rtol = {self.rtol}, atol = {self.atol} are more than {name} can reach, and cost steps for nothing: "
+                f"let them add up to {least:.1e} or more, or compute in float64 "
+                "(jax.config.update('jax_enable_x64', True))",
+                stacklevel=2,
             )
 
     def refuse(self, successful: Bool[Array | np.ndarray, ""], t: Float[Array | np.ndarray, ""]) -> None:
@@ -73,6 +83,18 @@ class Solver:
                 f"the ODE could not be solved past t = {float(t):.4g} with rtol = {self.rtol}, atol = {self.atol} in "
                 f"{self.max_steps} steps; loosen the tolerances or raise max_steps"
             )
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raises a ValueError with what `Solver.refuse` said, where a compiled program failed of it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        told = re.search("the ODE could not be solved .*", str(error))
+        if told is None:
+            raise
+        raise ValueError(told[0]) from None
 
 
 def angle(schedule: Schedule, t: Time) -> Float[Array, ""]:
@@ -111,8 +133,10 @@ def integrate(
     """The state carried from time t to time s along dstate/dφ = slope(φ, state), and the number of steps taken.
 
     Raises:
-      ValueError: where the dtype can't meet the tolerance.
       jax.errors.JaxRuntimeError: from the compiled program, where the solver gives up: at which t, and which tolerance.
+
+    Warns:
+      UserWarning: where the dtype can't meet the tolerance.
     """
     dtype = jnp.result_type(*jax.tree.leaves(state))
     solver.check_dtype(dtype)
@@ -145,9 +169,11 @@ def carry(
     """One sample carried along the ODE from time t to time s, either of which may be the earlier.
 
     Raises:
-      As `integrate`, and a ValueError for a process that is not Gaussian.
+      As `integrate`, and a ValueError for a process that is not Gaussian and for known times outside [0, 1].
     """
     schedule = gaussian(process).schedule
+    check_times(t)
+    check_times(s)
     y, _ = integrate(
         lambda phi, y: velocity(denoise, schedule, phi, y, cond),
         schedule,

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff.processes import Process
+from jaxdiff.schedules import check_times
 from jaxdiff.typing import Denoiser, Time
 
 
@@ -67,6 +68,7 @@ class DPMSolver:
         denoise: Denoiser,
         process: Process,
     ) -> tuple[Float[Array, "*shape"], History]:
+        check_times(t, s)
         schedule = process.schedule
         x0 = denoise(x_t, t).x0
         start, end = schedule.log_snr(t) / 2, schedule.log_snr(s) / 2
