@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy import special, stats
 from jaxtyping import Array, Float, Key
 
@@ -37,11 +38,11 @@ from jaxdiff.typing import Denoiser, PyTree, Time
 class Bound(NamedTuple):
     """The terms of the bound for each of n samples, in nats."""
 
-    prior: Float[Array, " n"]  # L_T
-    steps: Float[Array, "n T-1"]  # L_1 … L_{T−1}, the nearest to the data first
-    decoder: Float[Array, " n"]  # L_0
+    prior: Float[Array | np.ndarray, " n"]  # L_T
+    steps: Float[Array | np.ndarray, "n T-1"]  # L_1 … L_{T−1}, the nearest to the data first
+    decoder: Float[Array | np.ndarray, " n"]  # L_0
 
-    def total(self) -> Float[Array, " n"]:
+    def total(self) -> Float[Array | np.ndarray, " n"]:
         """The bound on −log p(x_0)."""
         return self.prior + self.steps.sum(1) + self.decoder
 

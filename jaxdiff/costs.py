@@ -17,12 +17,13 @@ from jaxtyping import Array, Float, Integer, Key
 
 from jaxdiff import bounds, likelihood, xla
 from jaxdiff.bounds import Bound
-from jaxdiff.probability_flow import Solver, gaussian
+from jaxdiff.probability_flow import Outcome, Solver, gaussian
 from jaxdiff.processes import Gaussian, Process
 from jaxdiff.samplers.batches import in_batches
 from jaxdiff.samplers.loop import as_pytree, sample_keys
 from jaxdiff.typing import Denoiser, PyTree
 
+_SOLVER = Solver()
 _GROUPS = (0.0, 0.1, 0.25, 0.5, 1.0)  # of the table, in t: more lines where the terms are large
 
 
@@ -38,12 +39,12 @@ class Costs:
 
     def bits_per_dim(self) -> dict[str, tuple[float, float]]:
         """{"bound": (mean, standard error), "ode": (mean, standard error)}, the former for a discrete schedule."""
-        costs = {} if self.bound is None else {"bound": np.asarray(self.bound.total()) / self._nats}
-        return {name: _mean_and_error(cost) for name, cost in (costs | {"ode": self.ode}).items()}
+        costs = {} if self.bound is None else {"bound": _exactly(self.bound).total() / self._nats}
+        return {name: _mean_and_error(np.asarray(cost)) for name, cost in (costs | {"ode": self.ode}).items()}
 
     def table(self) -> str:
         """A line a term: the mean and its standard error in nats, and both in bits/dim."""
-        rows = {} if self.bound is None else _rows(self.bound)
+        rows = {} if self.bound is None else _rows(_exactly(self.bound))
         lines = [f"{'':24}{'nats':>10}{'±':>9}{'bits/dim':>12}{'±':>9}"]
         for name, nats in (rows | {"ODE": self.ode * self._nats}).items():
             mean, error = _mean_and_error(nats)
@@ -92,7 +93,8 @@ def measure(
     def costs(indices: Integer[Array, " size"], x0: Float[Array, "size *shape"]) -> PyTree:
         return one_batch(key, indices, denoiser, process, x0, levels=levels, probes=probes)
 
-    bound, log_density = in_batches(costs, len(x0), rows=x0, batch=batch, progress=progress)
+    check = lambda found: _SOLVER.check(found[2])  # noqa: E731
+    bound, log_density, _ = in_batches(costs, len(x0), rows=x0, check=check, batch=batch, progress=progress)
     return Costs(d=d, bound=bound, ode=np.asarray(likelihood.bits_per_dim(log_density, d, levels)))
 
 
@@ -105,31 +107,37 @@ def _measure(
     *,
     levels: int,
     probes: int,
-) -> tuple[Bound | None, Float[Array, " n"]]:
+) -> tuple[Bound | None, Float[Array, " n"], Outcome]:
     key_bound, key_noise, key_probes = (sample_keys(key, indices) for key in jax.random.split(key, 3))
     bound = None
     if process.schedule.steps is not None:
         bound = bounds.bound_each(key_bound, denoiser, process, x0, None, levels=levels)
     x = jax.vmap(partial(likelihood.dequantise, levels=levels))(key_noise, x0)
-    found = likelihood.likelihood_each(
-        key_probes, denoiser, process, x, None, probes=probes, probe="rademacher", solver=Solver()
+    found, outcome = likelihood.likelihood_each(
+        key_probes, denoiser, process, x, None, probes=probes, probe="rademacher", solver=_SOLVER
     )
-    return bound, found.log_density
+    return bound, found.log_density, outcome
 
 
 def _rows(bound: Bound) -> dict[str, Float[np.ndarray, " n"]]:
     """Of the table, in nats."""
-    steps = np.asarray(bound.steps)
+    steps = bound.steps
     times = np.arange(2, steps.shape[1] + 2) / (steps.shape[1] + 1)  # of L_1 … L_{T−1}, whose t is k/T
     rows = {"L_T": bound.prior}
     for low, high in reversed(list(itertools.pairwise(_GROUPS))):
         within = (times > low) & (times <= high)
-        rows[f"sum of L_t-1, t ≤ {high:g}"] = steps[:, within].sum(1)
+        rows[f"L_t-1, {low:g} < t ≤ {high:g}"] = steps[:, within].sum(1)
     rows |= {"L_0": bound.decoder, "bound": bound.total()}
     return {name: np.asarray(nats) for name, nats in rows.items()}
 
 
+def _exactly(bound: Bound) -> Bound:
+    """In float64, for sums of many terms."""
+    return Bound(*(np.asarray(term, np.float64) for term in bound))
+
+
 def _mean_and_error(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
     """NaN for the standard error of one."""
+    values = values.astype(np.float64)
     error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return float(values.mean(dtype=np.float64)), float(error)
+    return float(values.mean()), float(error)

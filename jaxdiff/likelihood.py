@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff import probability_flow
-from jaxdiff.probability_flow import Solver, radius, velocity
+from jaxdiff.probability_flow import Outcome, Solver, radius, velocity
 from jaxdiff.processes import Gaussian, Process
 from jaxdiff.samplers.loop import as_pytree, sample_keys
 from jaxdiff.typing import Denoiser, PyTree
@@ -71,7 +71,8 @@ def log_likelihood(
 
     Raises:
       ValueError: for another process, probes < 0 or without a key, and an unknown law of probes.
-      jax.errors.JaxRuntimeError: where the solver gives up, with the time and the tolerance.
+      ValueError: where the solver gives up, with the time and the tolerance; within a `jax.jit` of the caller's, a
+        jax.errors.JaxRuntimeError.
 
     Warns:
       UserWarning: where the dtype can't meet the tolerance.
@@ -85,7 +86,10 @@ def log_likelihood(
         raise ValueError(f"probe = {probe!r}; the known ones are {', '.join(get_args(Probe))}")
     keys = sample_keys(jax.random.key(0) if key is None else key, jnp.arange(len(x0)))
     denoiser = jax.tree.map(as_pytree, denoiser)
-    return likelihood_each(keys, denoiser, process, x0, cond, probes=probes, probe=probe, solver=solver or Solver())
+    solver = solver or Solver()
+    found, outcome = likelihood_each(keys, denoiser, process, x0, cond, probes=probes, probe=probe, solver=solver)
+    solver.check(outcome)
+    return found
 
 
 @partial(jax.jit, static_argnames=("probes", "probe", "solver"))
@@ -99,12 +103,12 @@ def likelihood_each(
     probes: int,
     probe: Probe,
     solver: Solver,
-) -> Likelihood:
+) -> tuple[Likelihood, Outcome]:
     """`log_likelihood` with one key a sample: rows that are spread over devices make a sharded computation."""
     schedule = process.schedule
     shape, d = x0.shape[1:], math.prod(x0.shape[1:])
 
-    def one(x0: Float[Array, "*shape"], key: Key[Array, ""], cond: PyTree) -> Likelihood:
+    def one(x0: Float[Array, "*shape"], key: Key[Array, ""], cond: PyTree) -> tuple[Likelihood, Outcome]:
         if not probes:
             vectors = jnp.eye(d, dtype=x0.dtype)
         elif probe == "rademacher":
@@ -120,11 +124,11 @@ def likelihood_each(
             return v, products if probes else products.sum(keepdims=True)
 
         start = (x0 / radius(schedule, 0.0), jnp.zeros((max(probes, 1),), x0.dtype))
-        (y, gained), steps = probability_flow.integrate(slope, schedule, start, t=0.0, s=1.0, solver=solver)
+        (y, gained), outcome = probability_flow.integrate(slope, schedule, start, t=0.0, s=1.0, solver=solver)
         r0, r1 = radius(schedule, 0.0), radius(schedule, 1.0)
         log_density = process.log_prior(r1 * y) + d * (jnp.log(r1) - jnp.log(r0)) + gained
         error = jnp.std(gained, ddof=1) / math.sqrt(probes) if probes else jnp.zeros(())
-        return Likelihood(log_density.mean(), error, r1 * y, steps)
+        return Likelihood(log_density.mean(), error, r1 * y, jnp.asarray(outcome.steps)), outcome
 
     return jax.vmap(one)(x0, keys, cond)
 

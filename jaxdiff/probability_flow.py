@@ -15,11 +15,12 @@ Neural Differential Equations" (diffrax).
 """
 
 import dataclasses
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
@@ -76,18 +77,39 @@ class Solver:
                 stacklevel=2,
             )
 
-    def refuse(self, successful: Bool[Array | np.ndarray, ""], t: Float[Array | np.ndarray, ""]) -> None:
-        """Raises a ValueError for a solution that was given up at time t."""
-        if not successful:
+    def check(self, outcome: "Outcome") -> None:
+        """Raises a ValueError where a solution was given up: at once, or from a program that is being compiled."""
+        if isinstance(outcome.solved, jax.core.Tracer):
+            io_callback(self._refuse, None, outcome.solved, outcome.t)
+        else:
+            self._refuse(np.asarray(outcome.solved), np.asarray(outcome.t))
+
+    def _refuse(self, solved: Bool[Array | np.ndarray, "*n"], t: Float[Array | np.ndarray, "*n"]) -> None:
+        if not np.all(solved):
+            first = float(np.asarray(t)[~np.asarray(solved)].flat[0])
             raise ValueError(
-                f"the ODE could not be solved past t = {float(t):.4g} with rtol = {self.rtol}, atol = {self.atol} in "
+                f"the ODE could not be solved past t = {first:.4g} with rtol = {self.rtol}, atol = {self.atol} in "
                 f"{self.max_steps} steps; loosen the tolerances or raise max_steps"
             )
 
 
+class Outcome(NamedTuple):
+    """How the solver fared. To be given to `Solver.check` where it can raise.
+
+    A callback that raises on one of several devices leaves the others waiting for it: on those, return it to the host.
+    """
+
+    solved: Bool[Array | np.ndarray, "*n"]
+    t: Float[Array | np.ndarray, "*n"]  # the time that was reached
+    steps: Int[Array | np.ndarray, "*n"]
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Raises a ValueError with what `Solver.refuse` said, where a compiled program failed of it."""
+    """Raises a ValueError with what `Solver.check` said, where a compiled program failed of it."""
+    log = logging.getLogger("jax._src.callback")  # where JAX tells of it, with a traceback
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -95,6 +117,8 @@ def plain_errors() -> Iterator[None]:
         if told is None:
             raise
         raise ValueError(told[0]) from None
+    finally:
+        log.setLevel(level)
 
 
 def angle(schedule: Schedule, t: Time) -> Float[Array, ""]:
@@ -129,11 +153,8 @@ def integrate(
     t: Time,
     s: Time,
     solver: Solver,
-) -> tuple[PyTree, Int[Array, ""]]:
-    """The state carried from time t to time s along dstate/dφ = slope(φ, state), and the number of steps taken.
-
-    Raises:
-      jax.errors.JaxRuntimeError: from the compiled program, where the solver gives up: at which t, and which tolerance.
+) -> tuple[PyTree, Outcome]:
+    """The state carried from time t to time s along dstate/dφ = slope(φ, state), and whether that was reached.
 
     Warns:
       UserWarning: where the dtype can't meet the tolerance.
@@ -151,9 +172,12 @@ def integrate(
         max_steps=solver.max_steps,
         throw=False,
     )
-    reached = time(schedule, solution.ts[-1])
-    io_callback(solver.refuse, None, solution.result == diffrax.RESULTS.successful, reached)
-    return jax.tree.map(lambda leaf: leaf[-1], solution.ys), jnp.asarray(solution.stats["num_steps"])
+    outcome = Outcome(
+        solved=solution.result == diffrax.RESULTS.successful,
+        t=time(schedule, solution.ts[-1]),
+        steps=jnp.asarray(solution.stats["num_steps"]),
+    )
+    return jax.tree.map(lambda leaf: leaf[-1], solution.ys), outcome
 
 
 def carry(
@@ -165,16 +189,19 @@ def carry(
     s: Time,
     solver: Solver,
     cond: PyTree = None,
-) -> Float[Array, "*shape"]:
+) -> tuple[Float[Array, "*shape"], Outcome]:
     """One sample carried along the ODE from time t to time s, either of which may be the earlier.
 
     Raises:
-      As `integrate`, and a ValueError for a process that is not Gaussian and for known times outside [0, 1].
+      ValueError: for a process that is not Gaussian and for known times outside [0, 1].
+
+    Warns:
+      UserWarning: where the dtype can't meet the tolerance.
     """
     schedule = gaussian(process).schedule
     check_times(t)
     check_times(s)
-    y, _ = integrate(
+    y, outcome = integrate(
         lambda phi, y: velocity(denoise, schedule, phi, y, cond),
         schedule,
         x / radius(schedule, t),
@@ -182,7 +209,7 @@ def carry(
         s=s,
         solver=solver,
     )
-    return radius(schedule, s) * y
+    return radius(schedule, s) * y, outcome
 
 
 def gaussian(process: Process) -> Gaussian:

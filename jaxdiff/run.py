@@ -20,10 +20,11 @@ from jaxdiff import costs, data, encoding, folder, samplers, xla
 from jaxdiff.config import Config
 from jaxdiff.costs import Costs
 from jaxdiff.experiment import Experiment, make_experiment
-from jaxdiff.probability_flow import Solver
+from jaxdiff.probability_flow import Outcome, Solver
 from jaxdiff.processes import Process
 from jaxdiff.samplers.batches import all_devices, in_batches, sample_in_batches
 from jaxdiff.samplers.grids import Grid
+from jaxdiff.samplers.loop import as_pytree
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.typing import Denoiser, PyTree
 
@@ -274,12 +275,14 @@ class Run:
     def _carry(
         self, x: Float[np.ndarray, "n *shape"], *, t: float, s: float, solver: Solver | None, batch: int, progress: bool
     ) -> Float[np.ndarray, "n *shape"]:
-        carry_each = xla.outermost(encoding.carry_each, "t", "s", "solver")
+        carry_each, solver = xla.outermost(encoding.carry_each, "t", "s", "solver"), solver or Solver()
+        network = jax.tree.map(as_pytree, self._network)
 
-        def carry(_: Array, x: Float[Array, "size *shape"]) -> Float[Array, "size *shape"]:
-            return carry_each(self._network, self.process, x, None, t=t, s=s, solver=solver or Solver())
+        def carry(_: Array, x: Float[Array, "size *shape"]) -> tuple[Float[Array, "size *shape"], Outcome]:
+            return carry_each(network, self.process, x, None, t=t, s=s, solver=solver)
 
-        return in_batches(carry, len(x), rows=x, batch=batch, progress=progress)
+        check = lambda found: solver.check(found[1])  # noqa: E731
+        return in_batches(carry, len(x), rows=x, check=check, batch=batch, progress=progress)[0]
 
 
 def load(workdir: str | Path) -> Run:

@@ -29,7 +29,7 @@ def test_the_table_has_every_term_and_their_sum():
     found, bit = lines(COSTS), 2 * math.log(2)
     total = sum(range(2, STEPS + 1))
     sums = [sum(range(low + 1, high + 1)) for low, high in ((20, 40), (10, 20), (4, 10), (1, 4))]
-    names = [f"sum of L_t-1, t ≤ {t}" for t in ("1", "0.5", "0.25", "0.1")]
+    names = [f"L_t-1, {t}" for t in ("0.5 < t ≤ 1", "0.25 < t ≤ 0.5", "0.1 < t ≤ 0.25", "0 < t ≤ 0.1")]
     nats = {"L_T": (2, 1), **{name: (value, 0) for name, value in zip(names, sums, strict=True)}, "L_0": (5, 0)}
     nats |= {"bound": (7 + total, 1), "ODE": (2.5 * bit, 1.5 * bit)}
     assert list(found) == list(nats)

@@ -148,10 +148,10 @@ def test_a_process_without_an_ode_is_refused():
 
 def test_a_solver_that_gives_up_says_where_and_with_which_tolerance():
     schedule = schedules.VP()
-    with pytest.raises(jax.errors.JaxRuntimeError, match=r"past t = 0\.\d+ with rtol = 1e-05, .* in 2 steps"):
+    with pytest.raises(ValueError, match=r"past t = 0\.\d+ with rtol = 1e-05, .* in 2 steps"):
         encoding.encode(
             mixture(schedule, 2), processes.Gaussian(schedule), jnp.ones((1, 2)), solver=Solver(max_steps=2)
-        ).block_until_ready()
+        )
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ class Adaptive:
         process: Process,
     ) -> tuple[Float[Array, "*shape"], None]:
         check_times(t, s)
-        return probability_flow.carry(denoise, process, x_t, t=t, s=s, solver=self.solver), None
+        x_s, outcome = probability_flow.carry(denoise, process, x_t, t=t, s=s, solver=self.solver)
+        self.solver.check(outcome)
+        return x_s, None
 
 
 def adaptive(

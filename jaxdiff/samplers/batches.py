@@ -83,6 +83,7 @@ def in_batches(
     *,
     batch: int,
     rows: PyTree = None,
+    check: Callable[[Any], None] | None = None,
     mesh: Mesh | None = None,
     progress: bool = False,
 ) -> PyTree:
@@ -94,6 +95,7 @@ def in_batches(
       n: how many examples.
       batch: how many at a time; rounded up to a multiple of the devices.
       rows: a pytree of NumPy arrays with leading axis n.
+      check: called with each batch of it, on the host: to raise what can't be raised from devices.
       mesh: the devices; all there are if left out.
       progress: whether to show a progress bar.
 
@@ -118,6 +120,8 @@ def in_batches(
             with probability_flow.plain_errors():
                 found = function(spread(indices), jax.tree.map(lambda array: spread(array[indices]), rows))  # noqa: B023
                 parts.append(multihost_utils.process_allgather(found, tiled=True))
+            if check is not None:
+                check(parts[-1])
             if bar is not None:
                 bar.update(min(size, n - start))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)
