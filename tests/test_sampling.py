@@ -277,7 +277,8 @@ def test_a_wrong_argument_of_sample_is_named(arguments: dict[str, Any], message:
 
 @every_registered_sampler
 def test_a_jump_that_does_not_go_down_within_the_path_is_refused(sampler: str) -> None:
-    step = functools.partial(SAMPLERS[sampler].step, jax.random.key(0), jnp.ones(3), None, denoise=TOY, process=PROCESS)
+    x, jumping = jnp.ones(3), SAMPLERS[sampler]
+    step = functools.partial(jumping.step, jax.random.key(0), x, jumping.init(x), denoise=TOY, process=PROCESS)
     for t, s, message in (
         (0.3, 0.5, r"t = 0\.3, s = 0\.5; a jump goes from t to an earlier s < t"),
         (0.5, jnp.array(0.5), r"t = 0\.5, s = 0\.5; a jump goes from t"),
