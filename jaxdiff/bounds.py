@@ -46,13 +46,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy import special, stats
 from jaxtyping import Array, Float, Key
 
 from jaxdiff import losses, probability_flow, weightings
 from jaxdiff.processes import Gaussian, Process
 from jaxdiff.samplers.jump import posterior_variances
-from jaxdiff.samplers.loop import as_pytree
+from jaxdiff.samplers.loop import as_pytree, sample_keys
 from jaxdiff.schedules import Schedule
 from jaxdiff.time_sampling import antithetic
 from jaxdiff.typing import Denoiser, Prediction, PyTree, Time
@@ -61,11 +62,11 @@ from jaxdiff.typing import Denoiser, Prediction, PyTree, Time
 class Bound(NamedTuple):
     """The terms of the bound for each of n samples, in nats."""
 
-    prior: Float[Array, " n"]  # L_T
-    steps: Float[Array, "n T-1"]  # L_1 … L_{T−1}, the nearest to the data first
-    decoder: Float[Array, " n"]  # L_0
+    prior: Float[Array | np.ndarray, " n"]  # L_T
+    steps: Float[Array | np.ndarray, "n T-1"]  # L_1 … L_{T−1}, the nearest to the data first
+    decoder: Float[Array | np.ndarray, " n"]  # L_0
 
-    def total(self) -> Float[Array, " n"]:
+    def total(self) -> Float[Array | np.ndarray, " n"]:
         """The bound on −log p(x_0)."""
         return self.prior + self.steps.sum(1) + self.decoder
 
@@ -99,12 +100,12 @@ def variational_bound(
             "continuous_bound"
         )
     _check_levels(levels)
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(x0)))
-    return _variational_bound(keys, jax.tree.map(as_pytree, denoiser), process, x0, cond, levels=levels)
+    keys = sample_keys(key, jnp.arange(len(x0)))
+    return bound_each(keys, jax.tree.map(as_pytree, denoiser), process, x0, cond, levels=levels)
 
 
 @partial(jax.jit, static_argnames="levels")
-def _variational_bound(
+def bound_each(
     keys: Key[Array, " n"],
     denoiser: Denoiser,
     process: Gaussian,
@@ -113,6 +114,7 @@ def _variational_bound(
     *,
     levels: int | None,
 ) -> Bound:
+    """`variational_bound` with one key a sample: rows that are spread over devices make a sharded computation."""
     schedule = process.schedule
     assert schedule.steps is not None
     times = jnp.arange(schedule.steps + 1, dtype=x0.dtype) / schedule.steps
@@ -146,11 +148,11 @@ class ContinuousBound(NamedTuple):
     the usual one, and counts their noise too.
     """
 
-    prior: Float[Array, " n"]
-    diffusion: Float[Array, " n"]
-    reconstruction: Float[Array, " n"]
+    prior: Float[Array | np.ndarray, " n"]
+    diffusion: Float[Array | np.ndarray, " n"]
+    reconstruction: Float[Array | np.ndarray, " n"]
 
-    def total(self) -> Float[Array, " n"]:
+    def total(self) -> Float[Array | np.ndarray, " n"]:
         """The bound on −log p(x_0)."""
         return self.prior + self.diffusion + self.reconstruction
 
@@ -189,12 +191,12 @@ def continuous_bound(
     _check_levels(levels)
     if draws < 1:
         raise ValueError(f"draws = {draws}; the rule is 1 or more")
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(x0)))
-    return _continuous_bound(keys, jax.tree.map(as_pytree, denoiser), process, x0, cond, levels=levels, draws=draws)
+    keys = sample_keys(key, jnp.arange(len(x0)))
+    return continuous_bound_each(keys, jax.tree.map(as_pytree, denoiser), process, x0, cond, levels=levels, draws=draws)
 
 
 @partial(jax.jit, static_argnames=("levels", "draws"))
-def _continuous_bound(
+def continuous_bound_each(
     keys: Key[Array, " n"],
     denoiser: Denoiser,
     process: Gaussian,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiff import probability_flow
-from jaxdiff.probability_flow import Solver
+from jaxdiff.probability_flow import Outcome, Solver
 from jaxdiff.processes import Process
 from jaxdiff.samplers.loop import as_pytree
 from jaxdiff.typing import Denoiser, PyTree
@@ -42,10 +42,14 @@ def encode(
       x_1, of about the law N(0, σ_1² I), in the dtype of x0.
 
     Raises:
-      ValueError: for another process, and for a tolerance that the dtype can't meet.
-      jax.errors.JaxRuntimeError: where the solver gives up.
+      ValueError: for another process.
+      ValueError: where the solver gives up, with the time and the tolerance; within a `jax.jit` of the caller's, a
+        jax.errors.JaxRuntimeError.
+
+    Warns:
+      UserWarning: where the dtype can't meet the tolerance.
     """
-    return _carry(jax.tree.map(as_pytree, denoiser), process, x0, cond, t=0.0, s=1.0, solver=solver or Solver())
+    return _carry(denoiser, process, x0, cond, t=0.0, s=1.0, solver=solver or Solver())
 
 
 def decode(
@@ -56,11 +60,10 @@ def decode(
     cond: PyTree = None,
     solver: Solver | None = None,
 ) -> Float[Array, "n *shape"]:
-    """The inverse of `encode`: the samples x_0 of latents x_1. Arguments and errors as there."""
-    return _carry(jax.tree.map(as_pytree, denoiser), process, x1, cond, t=1.0, s=0.0, solver=solver or Solver())
+    """The inverse of `encode`: the samples x_0 of latents x_1. Arguments, errors and warnings as there."""
+    return _carry(denoiser, process, x1, cond, t=1.0, s=0.0, solver=solver or Solver())
 
 
-@partial(jax.jit, static_argnames=("t", "s", "solver"))
 def _carry(
     denoiser: Denoiser,
     process: Process,
@@ -71,7 +74,25 @@ def _carry(
     s: float,
     solver: Solver,
 ) -> Float[Array, "n *shape"]:
-    def one(x: Float[Array, "*shape"], cond: PyTree) -> Float[Array, "*shape"]:
+    end, outcome = carry_each(jax.tree.map(as_pytree, denoiser), process, x, cond, t=t, s=s, solver=solver)
+    solver.check(outcome)
+    return end
+
+
+@partial(jax.jit, static_argnames=("t", "s", "solver"))
+def carry_each(
+    denoiser: Denoiser,
+    process: Process,
+    x: Float[Array, "n *shape"],
+    cond: PyTree,
+    *,
+    t: float,
+    s: float,
+    solver: Solver,
+) -> tuple[Float[Array, "n *shape"], Outcome]:
+    """A batch carried from time t to time s: rows that are spread over devices make a sharded computation."""
+
+    def one(x: Float[Array, "*shape"], cond: PyTree) -> tuple[Float[Array, "*shape"], Outcome]:
         return probability_flow.carry(denoiser, process, x, t=t, s=s, solver=solver, cond=cond)
 
     return jax.vmap(one)(x, cond)

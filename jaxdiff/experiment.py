@@ -78,6 +78,10 @@ class Experiment:
             learned_variance=self.config.learned_variance,
         )
 
+    def in_float32(self) -> "Experiment":
+        """This one with a network that computes in float32."""
+        return dataclasses.replace(self, model=self.model.clone(dtype=jnp.float32))
+
     def sampling_denoiser(self, params: PyTree) -> Denoiser:
         """The denoiser as it samples: with x̂_0 held in the data's range as the config says."""
         network, clip = self.network(params), self.config.sampling.clip

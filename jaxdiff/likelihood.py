@@ -29,9 +29,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff import probability_flow
-from jaxdiff.probability_flow import Solver, radius, velocity
+from jaxdiff.probability_flow import Outcome, Solver, radius, velocity
 from jaxdiff.processes import Gaussian, Process
-from jaxdiff.samplers.loop import as_pytree
+from jaxdiff.samplers.loop import as_pytree, sample_keys
 from jaxdiff.typing import Denoiser, PyTree
 
 Probe = Literal["rademacher", "gaussian"]
@@ -63,16 +63,19 @@ def log_likelihood(
       denoiser: the model.
       process: its process, which must be Gaussian.
       x0: clean samples, of d numbers each.
-      key: draws the probes; not needed for the exact trace.
+      key: draws the probes, of sample i with fold_in(key, i); not needed for the exact trace.
       probes: 0 for the exact trace (d products a step: for small d), else the number of Hutchinson's probes.
       probe: the law of the probes; Rademacher's has the smaller variance.
       cond: a pytree whose leaves have leading axis n; None if there is no condition.
       solver: how the ODE is solved; by default to 1e-5.
 
     Raises:
-      ValueError: for another process, probes < 0 or without a key, an unknown law of probes, and a tolerance that the
-        dtype can't meet.
-      jax.errors.JaxRuntimeError: where the solver gives up, with the time and the tolerance.
+      ValueError: for another process, probes < 0 or without a key, and an unknown law of probes.
+      ValueError: where the solver gives up, with the time and the tolerance; within a `jax.jit` of the caller's, a
+        jax.errors.JaxRuntimeError.
+
+    Warns:
+      UserWarning: where the dtype can't meet the tolerance.
     """
     process = probability_flow.gaussian(process)
     if probes < 0:
@@ -81,27 +84,31 @@ def log_likelihood(
         raise ValueError(f"probes = {probes} are drawn with a key, but key is None: give one, or probes=0 (exact)")
     if probe not in get_args(Probe):
         raise ValueError(f"probe = {probe!r}; the known ones are {', '.join(get_args(Probe))}")
-    keys = jax.random.split(jax.random.key(0) if key is None else key, len(x0))
+    keys = sample_keys(jax.random.key(0) if key is None else key, jnp.arange(len(x0)))
     denoiser = jax.tree.map(as_pytree, denoiser)
-    return _log_likelihood(denoiser, process, x0, keys, cond, probes=probes, probe=probe, solver=solver or Solver())
+    solver = solver or Solver()
+    found, outcome = likelihood_each(keys, denoiser, process, x0, cond, probes=probes, probe=probe, solver=solver)
+    solver.check(outcome)
+    return found
 
 
 @partial(jax.jit, static_argnames=("probes", "probe", "solver"))
-def _log_likelihood(
+def likelihood_each(
+    keys: Key[Array, " n"],
     denoiser: Denoiser,
     process: Gaussian,
     x0: Float[Array, "n *shape"],
-    keys: Key[Array, " n"],
     cond: PyTree,
     *,
     probes: int,
     probe: Probe,
     solver: Solver,
-) -> Likelihood:
+) -> tuple[Likelihood, Outcome]:
+    """`log_likelihood` with one key a sample: rows that are spread over devices make a sharded computation."""
     schedule = process.schedule
     shape, d = x0.shape[1:], math.prod(x0.shape[1:])
 
-    def one(x0: Float[Array, "*shape"], key: Key[Array, ""], cond: PyTree) -> Likelihood:
+    def one(x0: Float[Array, "*shape"], key: Key[Array, ""], cond: PyTree) -> tuple[Likelihood, Outcome]:
         if not probes:
             vectors = jnp.eye(d, dtype=x0.dtype)
         elif probe == "rademacher":
@@ -117,11 +124,11 @@ def _log_likelihood(
             return v, products if probes else products.sum(keepdims=True)
 
         start = (x0 / radius(schedule, 0.0), jnp.zeros((max(probes, 1),), x0.dtype))
-        (y, gained), steps = probability_flow.integrate(slope, schedule, start, t=0.0, s=1.0, solver=solver)
+        (y, gained), outcome = probability_flow.integrate(slope, schedule, start, t=0.0, s=1.0, solver=solver)
         r0, r1 = radius(schedule, 0.0), radius(schedule, 1.0)
         log_density = process.log_prior(r1 * y) + d * (jnp.log(r1) - jnp.log(r0)) + gained
         error = jnp.std(gained, ddof=1) / math.sqrt(probes) if probes else jnp.zeros(())
-        return Likelihood(log_density.mean(), error, r1 * y, steps)
+        return Likelihood(log_density.mean(), error, r1 * y, jnp.asarray(outcome.steps)), outcome
 
     return jax.vmap(one)(x0, keys, cond)
 

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxdiff.parameterization import Kind, from_prediction
 from jaxdiff.processes import Process
-from jaxdiff.schedules import Schedule
+from jaxdiff.schedules import Schedule, check_times
 from jaxdiff.typing import Denoiser, Prediction, PyTree, Time
 from jaxdiff.weightings import Weighting, in_space
 
@@ -51,6 +51,9 @@ def simple(
 
     Returns:
       A scalar, float32 (float64 under x64).
+
+    Raises:
+      ValueError: for t outside [0, 1], where it is known when the loss is traced.
     """
     pair = _true_and_predicted(denoiser, process, x0, t, key=key, cond=cond)
     return _error(*pair, space=space, t=t, schedule=process.schedule)
@@ -82,6 +85,9 @@ def weighted(
 
     Returns:
       A scalar, float32 (float64 under x64).
+
+    Raises:
+      ValueError: for t outside [0, 1], where it is known when the loss is traced.
     """
     pair = _true_and_predicted(denoiser, process, x0, t, key=key, cond=cond)
     return _error(*pair, space=space, t=t, schedule=process.schedule, weight=weight)
@@ -116,7 +122,7 @@ def hybrid(
       A scalar, float32 (float64 under x64).
 
     Raises:
-      ValueError: for a denoiser that predicts no variance, and a schedule without steps.
+      ValueError: for a denoiser that predicts no variance, a schedule without steps, and t as for `simple`.
     """
     schedule = process.schedule
     if schedule.steps is None:
@@ -150,6 +156,7 @@ def step_kl(
 def _true_and_predicted(
     denoiser: Denoiser, process: Process, x0: Float[Array, "*shape"], t: Time, *, key: Key[Array, ""], cond: PyTree
 ) -> tuple[Prediction, Prediction]:
+    check_times(t)
     noise = process.noise(key, x0.shape)
     return Prediction(x0, noise), denoiser(process.corrupt(x0, noise, t), t, cond)
 

@@ -1,4 +1,4 @@
-"""Pictures: grids of images, and the three-row figure of a diffusion in the plane."""
+"""Pictures: grids of images, latents, the bound over time, and the three-row figure of a diffusion in the plane."""
 
 import io
 import math
@@ -12,9 +12,11 @@ from jaxtyping import Array, Float, Key, UInt8
 from PIL import Image
 
 from jaxdiff import samplers
+from jaxdiff.bounds import Bound
 from jaxdiff.processes import Process
 from jaxdiff.samplers.jump import jump, posterior_variances
 from jaxdiff.samplers.loop import as_pytree
+from jaxdiff.schedules import check_times
 from jaxdiff.typing import Denoiser
 
 
@@ -69,10 +71,50 @@ def scatter(points: Float[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "height width
     return _pixels(figure)
 
 
+def reconstructions(
+    x0: Float[np.ndarray, "n *shape"], x1: Float[np.ndarray, "n *shape"], again: Float[np.ndarray, "n *shape"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Samples, their latents in units of σ_1, and what these are decoded to: rows of images, or panels of points.
+
+    Latents are drawn from −3 (black) to 3 (white). Points have the colour of their angle in all three panels.
+    """
+    if x0.ndim == 4:
+        return image_grid(np.concatenate([x0, x1 / 3, again]), columns=len(x0))
+    figure = matplotlib.figure.Figure(figsize=(9, 3.2), layout="constrained")
+    colours = np.arctan2(x0[:, 1], x0[:, 0])
+    for axis, points, name in zip(
+        figure.subplots(1, 3), (x0, x1, again), ("original", "latent", "reconstruction"), strict=True
+    ):
+        axis.scatter(points[:, 0], points[:, 1], c=colours, cmap="hsv", s=3, linewidths=0)
+        axis.set(aspect="equal", title=name)
+    return _pixels(figure)
+
+
+def bound_over_time(bound: Bound) -> UInt8[np.ndarray, "height width 3"]:
+    """L_{t−1} in nats an image over t, with twice its standard error on both sides; on logarithmic axes."""
+    steps = np.asarray(bound.steps, np.float64)
+    mean, k = steps.mean(0), np.arange(2, steps.shape[1] + 2)
+    figure = matplotlib.figure.Figure(figsize=(6.4, 4), layout="constrained")
+    axis = figure.subplots()
+    t = k / k[-1]
+    axis.plot(t, mean, linewidth=1)
+    if len(steps) > 1:
+        spread = 2 * steps.std(0, ddof=1) / math.sqrt(len(steps))
+        axis.fill_between(t, np.maximum(mean - spread, mean.min() / 2), mean + spread, alpha=0.3, linewidth=0)
+    axis.set(xscale="log", yscale="log", xlabel="t", ylabel="$L_{t-1}$ in nats")
+    axis.grid(alpha=0.3)
+    return _pixels(figure)
+
+
 def drift(
     denoiser: Denoiser, process: Process, points: Float[np.ndarray | Array, "n 2"], times: Float[np.ndarray, "2"]
 ) -> Float[Array, "n 2"]:
-    """Where the reverse process pulls: the mean of its jump between two times t > s, less x_t, over t − s."""
+    """Where the reverse process pulls: the mean of its jump between two times t > s, less x_t, over t − s.
+
+    Raises:
+      ValueError: for times outside [0, 1] or in another order.
+    """
+    check_times(*times)
     return _drift(jax.tree.map(as_pytree, denoiser), process, points, times)
 
 

@@ -5,7 +5,7 @@ images = run.sample(jax.random.key(0), n=64)
 """
 
 import dataclasses
-import math
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Key
 
-from jaxdiff import bounds, folder, likelihood, samplers
+from jaxdiff import costs, data, encoding, folder, samplers, xla
 from jaxdiff.config import Config
+from jaxdiff.costs import Costs
 from jaxdiff.experiment import Experiment, make_experiment
+from jaxdiff.probability_flow import Outcome, Solver
 from jaxdiff.processes import Process
-from jaxdiff.samplers.batches import all_devices, sample_in_batches
+from jaxdiff.samplers.batches import all_devices, in_batches, sample_in_batches
 from jaxdiff.samplers.grids import Grid
+from jaxdiff.samplers.loop import as_pytree
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.typing import Denoiser, PyTree
 
@@ -105,46 +108,184 @@ class Run:
             progress=progress,
         )
 
-    def bits_per_dim(
-        self, x0: Float[np.ndarray | Array, "n *shape"], *, key: Key[Array, ""] | None = None, probes: int = 4
-    ) -> dict[str, tuple[float, float]]:
+    def test_examples(self, n: int) -> Float[np.ndarray, "n *shape"]:
+        """The first n examples of its data set's test split, in the scale of `sample`.
+
+        Raises:
+          ValueError, ConnectionError: where the data set is not at hand, or has not so many.
+        """
+        section = self.config.data
+        found = data.load(section.name, split="test", dir=section.dir)
+        if not 1 <= n <= len(found.x):
+            raise ValueError(f"n = {n}, but the test split of {section.name} has {len(found.x)} examples: 1 to as many")
+        return np.asarray(data.normalize(found.x[:n], found.levels), np.float32)
+
+    def encode(
+        self,
+        x0: Float[np.ndarray | Array, "n *shape"],
+        *,
+        solver: Solver | None = None,
+        batch: int = 64,
+        progress: bool = False,
+    ) -> Float[np.ndarray, "n *shape"]:
+        """The latents of samples, along the probability-flow ODE of the model as it is, without clipping.
+
+        Args:
+          x0: samples in the scale of `sample`.
+          solver: how the ODE is solved; by default to 1e-5.
+          batch: how many at a time.
+          progress: whether to show a progress bar.
+
+        Returns:
+          x_1, of about the law N(0, σ_1² I), float32.
+
+        Raises:
+          ValueError: for another shape, values that are not finite or beyond the data's range, and where the solver
+            gives up.
+        """
+        return self._carry(self._checked(x0), t=0.0, s=1.0, solver=solver, batch=batch, progress=progress)
+
+    def decode(
+        self,
+        x1: Float[np.ndarray | Array, "n *shape"],
+        *,
+        solver: Solver | None = None,
+        batch: int = 64,
+        progress: bool = False,
+    ) -> Float[np.ndarray, "n *shape"]:
+        """The inverse of `encode`: the samples of latents. Arguments and errors as there."""
+        return self._carry(
+            self._checked(x1, of_data=False), t=1.0, s=0.0, solver=solver, batch=batch, progress=progress
+        )
+
+    def interpolate(
+        self,
+        first: Float[np.ndarray | Array, "n *shape"],
+        last: Float[np.ndarray | Array, "n *shape"],
+        *,
+        steps: int = 10,
+        solver: Solver | None = None,
+        batch: int = 64,
+        progress: bool = False,
+    ) -> Float[np.ndarray, "n {steps} *shape"]:
+        """From each of n samples to another, at equal angles on the sphere between their latents.
+
+        Args:
+          first, last: where each row starts and ends.
+          steps: how many there are in a row, the two ends (their reconstructions) among them.
+          solver, batch, progress: as for `encode`.
+
+        Returns:
+          float32 samples, row by row.
+
+        Raises:
+          ValueError: as `encode`, for steps < 2, and for other numbers of first and last ones.
+        """
+        if steps < 2 or len(first) != len(last):
+            raise ValueError(
+                f"steps = {steps}, from {len(first)} samples to {len(last)}; the rule is steps >= 2 and as many ends"
+            )
+        ends = self.encode(np.concatenate([first, last]), solver=solver, batch=batch, progress=progress)
+        a, b = jnp.split(jnp.asarray(ends), 2)
+        rows = jax.vmap(jax.vmap(encoding.slerp, (None, None, 0)), (0, 0, None))
+        between = rows(a, b, jnp.linspace(0, 1, steps))
+        x1 = np.asarray(between).reshape(-1, *self.experiment.shape)
+        return self.decode(x1, solver=solver, batch=batch, progress=progress).reshape(between.shape)
+
+    def costs(
+        self,
+        x0: Float[np.ndarray | Array, "n *shape"],
+        *,
+        key: Key[Array, ""] | None = None,
+        probes: int = 4,
+        batch: int = 64,
+        progress: bool = False,
+    ) -> Costs:
+        """What images cost under the model, term by term: `.table()` prints it, `.bits_per_dim()` sums it up.
+
+        Args:
+          x0: images of the data set's levels, −1 + 2k/(levels − 1), as `jaxdiff.data.normalize` makes them of
+            0 … levels − 1, and `jaxdiff.data.quantize` of samples.
+          key: draws noise, dequantisation and probes, of image i with fold_in(key, i) alone; a fixed one if left out.
+          probes: of Hutchinson's estimate of the ODE's divergence.
+          batch: how many images at a time; it changes rounding only.
+          progress: whether to show a progress bar.
+
+        Returns:
+          The terms of the bound, with as many network calls an image as a discrete schedule has steps, 64 for another
+          (which must have noise at t = 0; else there is no bound), and the ODE's likelihood.
+
+        Raises:
+          ValueError: for a model of points, which have no levels; for images of another shape, beyond [−1, 1] or
+            between levels; for probes or batch < 1; and where the ODE's solver gives up.
+        """
+        if self.levels is None:
+            raise ValueError("bits_per_dim is for images of so many levels; for points in the plane see log_likelihood")
+        x0 = self._checked(x0)
+        if (between := np.abs(x0 - data.quantize(x0, self.levels)).max()) > 1e-3 / (self.levels - 1):
+            raise ValueError(
+                f"images lie up to {between:.2g} beside the {self.levels} levels -1 + 2k/{self.levels - 1} that have a "
+                f"probability; round them with jaxdiff.data.quantize(images, {self.levels})"
+            )
+        return costs.measure(
+            jax.random.key(0) if key is None else key,
+            self._network,
+            self.process,
+            x0,
+            levels=self.levels,
+            probes=probes,
+            batch=batch,
+            progress=progress,
+        )
+
+    def bits_per_dim(self, x0: Float[np.ndarray | Array, "n *shape"], **options: Any) -> dict[str, tuple[float, float]]:
         """What images cost under the model, in bits a coordinate: by the bound and by the probability-flow ODE.
 
         Args:
-          x0: images of the data set's levels, scaled to [−1, 1] as `sample` returns them.
-          key: draws noise, dequantisation and probes; a fixed one if left out.
-          probes: of Hutchinson's estimate of the ODE's divergence.
+          x0, options: as for `costs`.
 
         Returns:
-          {"bound": (mean, standard error), "ode": (mean, standard error)} over the images. "bound" is the discrete one
-          for a discrete schedule, with as many network calls an image as that has steps; the continuous one, with 64,
-          for another with noise at t = 0; and is left out for the rest, which have none.
+          {"bound": (mean, standard error), "ode": (mean, standard error)} over the images; the standard error of one
+          image is NaN. "bound" is the discrete one for a discrete schedule; the continuous one, with 64 network calls
+          an image, for another with noise at t = 0; and is left out for the rest, which have none.
 
         Raises:
-          ValueError: for a model of points, which have no levels, and for probes < 1.
+          ValueError: as `costs`.
         """
-        levels = self.levels
-        if levels is None:
-            raise ValueError("bits_per_dim is for images of so many levels; for points in the plane see log_likelihood")
-        if probes < 1:
-            raise ValueError(f"probes = {probes}; the rule is 1 or more")
-        x0, d = jnp.asarray(x0, jnp.float32), math.prod(self.experiment.shape)
-        network = self.experiment.network(self.params)
-        key_bound, key_noise, key_probes = jax.random.split(jax.random.key(0) if key is None else key, 3)
-        costs = {}
-        process = self.process
-        if process.schedule.steps is not None:
-            terms = bounds.variational_bound(key_bound, network, process, x0, levels=levels)
-            costs["bound"] = terms.total() / (d * math.log(2))
-        elif math.isfinite(process.schedule.log_snr(0.0)):
-            parts = bounds.continuous_bound(key_bound, network, process, x0, levels=levels)
-            costs["bound"] = parts.total() / (d * math.log(2))
-        x = likelihood.dequantise(key_noise, x0, levels)
-        found = likelihood.log_likelihood(network, process, x, key=key_probes, probes=probes)
-        costs["ode"] = likelihood.bits_per_dim(found.log_density, d, levels)
-        return {
-            name: (float(cost.mean()), float(cost.std(ddof=1)) / math.sqrt(len(cost))) for name, cost in costs.items()
-        }
+        return self.costs(x0, **options).bits_per_dim()
+
+    @functools.cached_property  # one network, so that what is compiled with it is found again
+    def _network(self) -> Denoiser:
+        """The model as it is: without clipping, and in float32, for a solver's tolerance is far below bfloat16."""
+        return self.experiment.in_float32().network(self.params)
+
+    def _checked(self, x: Float[np.ndarray | Array, "n *shape"], *, of_data: bool = True) -> Float[np.ndarray, "..."]:
+        """The samples as float32, if the model could have made them."""
+        x, shape = np.asarray(x, np.float32), self.experiment.shape
+        if x.shape[1:] != shape or not len(x):
+            raise ValueError(
+                f"samples have shape {x.shape}; this model takes (n, {', '.join(map(str, shape))}), n >= 1"
+            )
+        if not np.isfinite(x).all():
+            raise ValueError("samples have values that are not finite; leave those out")
+        if of_data and self.levels is not None and np.abs(x).max() > 1:
+            raise ValueError(
+                f"images lie in [{x.min():g}, {x.max():g}], beyond [-1, 1]; scale 0 ... {self.levels - 1} with "
+                f"jaxdiff.data.normalize(images, {self.levels})"
+            )
+        return x
+
+    def _carry(
+        self, x: Float[np.ndarray, "n *shape"], *, t: float, s: float, solver: Solver | None, batch: int, progress: bool
+    ) -> Float[np.ndarray, "n *shape"]:
+        carry_each, solver = xla.outermost(encoding.carry_each, "t", "s", "solver"), solver or Solver()
+        network = jax.tree.map(as_pytree, self._network)
+
+        def carry(_: Array, x: Float[Array, "size *shape"]) -> tuple[Float[Array, "size *shape"], Outcome]:
+            return carry_each(network, self.process, x, None, t=t, s=s, solver=solver)
+
+        check = lambda found: solver.check(found[1])  # noqa: E731
+        return in_batches(carry, len(x), rows=x, check=check, batch=batch, progress=progress)[0]
 
 
 def load(workdir: str | Path) -> Run:

@@ -11,6 +11,8 @@ as the operation. Cores that each have examples of their own meet once a step.
 
 import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -44,6 +46,12 @@ def compiler_options() -> dict[str, str | bool]:
         return {}
     wanted = _OPTIONS | (_ONE_THREAD if jax.local_device_count() >= cores() > 1 else {})
     return {name: value for name, value in wanted.items() if _known(name, value)}
+
+
+@functools.cache
+def outermost(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
+    """`jax.jit` with these options, for a function of a module: to be called where no other jit is around."""
+    return jax.jit(function, static_argnames=static, compiler_options=compiler_options())
 
 
 def _known(name: str, value: str | bool) -> bool:

@@ -135,6 +135,27 @@ def test_the_same_seed_gives_the_same_samples(trained, commands, tmp_path):
     assert sample("settings", "--seed=4", "--sampler=ddpm", "--steps=3", "--grid=quadratic") != first
 
 
+def test_samples_of_a_run_are_encoded_and_decoded(trained, commands, tmp_path):
+    """Drawn from the model, or read from the file that holds the same."""
+    run, flags = f"--workdir={trained[1]}", ("--batch=8", "--steps=4")
+    code, _, err = commands.run("sample.py", run, "--n=4", *flags, f"--out={tmp_path / 'a.png'}")
+    assert code == 0, err
+    found = []
+    for name, source in (("b", ("--images=samples", *flags)), ("c", (f"--images={tmp_path / 'a.npz'}", "--batch=8"))):
+        paths = f"--out={tmp_path / name}.png", "--reconstruct=4"
+        code, out, err = commands.run("sample.py", run, *paths, *source)
+        assert code == 0, err
+        assert re.match(r"reconstruction error: \d\.\de-\d\d \(root mean square\), ", out)
+        with np.load(tmp_path / f"{name}.npz") as file:
+            found.append({key: file[key] for key in file})
+        np.testing.assert_allclose(found[-1]["reconstruction"], found[-1]["original"], rtol=0, atol=1e-2)
+        assert np.abs(found[-1]["latent"] - found[-1]["original"]).max() > 0.1
+        assert (tmp_path / f"{name}.png").exists()
+    with np.load(tmp_path / "a.npz") as file:
+        np.testing.assert_array_equal(found[1]["original"], file["samples"])
+        np.testing.assert_allclose(found[0]["original"], file["samples"], rtol=1e-5, atol=1e-5)
+
+
 TRAIN_MISTAKES = {
     "--config.train.stepz=3": "--config.train.stepz: 'stepz' is no field; did you mean 'steps'?",
     "--config.trian.steps=3": "--config.trian.steps: 'trian' is no field; did you mean 'train'?",
@@ -250,13 +271,22 @@ SAMPLE_MISTAKES = {
     "--out=/dev/null/x.png": "--out = /dev/null/x.png can't be written (",
     "--workdir=configs": "workdir = configs is no run: it has no config.json; give a folder that train.py wrote",
     "--stepz=3": "Unknown command line flag 'stepz'. Did you mean: steps ?",
+    "--reconstruct=0": "--reconstruct = 0; it must be at least 1",
+    "--reconstruct=20001": "n = 20001, but the test split of swissroll has 20000 examples: 1 to as many",
+    "--interpolate=2": "--interpolate draws rows of images, but this run's samples have shape (2,); leave it out",
+    "--bits_per_dim=2": "bits_per_dim is for images of so many levels; for points in the plane see log_likelihood",
+    "--images=x.npz": "--images is read with --reconstruct, --interpolate, --bits_per_dim only; leave it out",
+    "--reconstruct=2 --n=3": "--n is read without --reconstruct, which has its own number; leave it out",
+    "--reconstruct=2 --steps=3": "--steps is read to draw samples only; leave it out",
+    "--reconstruct=2 --interpolate=2": "--reconstruct and --interpolate make one picture each; leave one out",
+    "--reconstruct=2 --images=no.npz": "no.npz can't be read ([Errno 2] No such file or directory: 'no.npz'); give a",
 }
 
 
 @pytest.mark.parametrize("mistake", SAMPLE_MISTAKES)
 def test_a_mistake_in_sampling_is_told_in_one_line(commands, trained, tmp_path, mistake):
     given = {"--workdir": f"--workdir={trained[1]}", "--out": f"--out={tmp_path / 'x.png'}"}
-    given[mistake.partition("=")[0]] = mistake
+    given |= {flag.partition("=")[0]: flag for flag in mistake.split()}
     code, out, err = commands.run("sample.py", *given.values())
     assert err.startswith(f"error: {SAMPLE_MISTAKES[mistake]}")
     assert err.count("\n") == 1

@@ -458,3 +458,33 @@ def test_tfds_unsuitable_sets(tmp_path):
 def test_import_is_light():
     code = "import sys, jaxdiff.data; sys.exit('tensorflow_datasets' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_images_are_read_from_pictures_and_arrays(tmp_path):
+    grey, colour = (np.arange(16 * c, dtype=np.uint8).reshape(4, 4, c) * 5 for c in (1, 3))
+    PIL.Image.fromarray(grey[..., 0]).save(tmp_path / "grey.png")
+    PIL.Image.fromarray(colour).save(tmp_path / "colour.png")
+    expected = data.normalize(np.stack([grey, grey]), 256)
+    np.savez(tmp_path / "two.npz", samples=expected, other=np.zeros(3))
+    np.savez(tmp_path / "one.npz", anything=expected[:1])
+    pictures = data.read_files([tmp_path / "grey.png", tmp_path / "grey.png"], n=2)
+    np.testing.assert_allclose(pictures, expected, atol=1e-6)
+    np.testing.assert_array_equal(data.read_files([tmp_path / "two.npz", tmp_path / "one.npz"], n=3)[1:], expected)
+    np.testing.assert_allclose(
+        data.read_files([tmp_path / "colour.png"], n=1), data.normalize(colour[None], 256), atol=1e-6
+    )
+    np.savez(tmp_path / "none.npz", a=expected, b=expected)
+    (tmp_path / "no.png").write_text("no picture")
+    for names, n, message in (
+        (
+            ["grey.png", "colour.png"],
+            2,
+            r"images differ in shape \(.*grey.png: \(4, 4, 1\), .*colour.png: \(4, 4, 3\)\)",
+        ),
+        (["two.npz"], 3, r"3 images are needed, but .*two.npz hold 2; give more files"),
+        (["none.npz"], 1, r"none.npz can't be read \(.*a, b.*\); give a picture, or a .npz with one array"),
+        (["no.png"], 1, r"no.png can't be read \(cannot identify image file"),
+        (["nowhere.npz"], 1, r"nowhere.npz can't be read \(.*No such file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.read_files([tmp_path / name for name in names], n=n)

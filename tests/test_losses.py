@@ -184,3 +184,11 @@ def test_unknown_or_impossible_times_are_refused(unchecked: None) -> None:
         time_sampler(anything, SCHEDULES["flow"])
     with pytest.raises(ValueError, match="times = 'discrete', but the schedule is continuous"):
         time_sampler("discrete", SCHEDULES["flow"])
+
+
+@pytest.mark.parametrize("loss", [losses.simple, functools.partial(losses.weighted, weight=lambda schedule, t: t)])
+def test_a_time_beyond_the_path_is_refused(loss: Any) -> None:
+    process = Gaussian(SCHEDULES["flow"])
+    for t in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=rf"^t = {t}; the rule is 0 <= t <= 1"):
+            loss(wrong_by(0.1, process), process, jnp.ones(3), t, key=KEY)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxdiff import plots, samplers, schedules
+from jaxdiff.bounds import Bound
 from jaxdiff.processes import Gaussian
 from jaxdiff.typing import Prediction
 
@@ -116,3 +117,27 @@ def test_points_make_a_picture():
     pixels = plots.scatter(np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32))
     assert pixels.dtype == np.uint8
     assert pixels.min() < 200
+
+
+def test_reconstructions_of_images_are_three_rows_and_latents_reach_from_minus_3_to_3():
+    canvas = plots.reconstructions(grey(-1, 1), grey(-3, 3), grey(0, -1))
+    expected = plots.image_grid(grey(-1, 1, -1, 1, 0, -1), columns=2)
+    np.testing.assert_array_equal(canvas, expected)
+
+
+def test_reconstructions_of_points_are_three_panels():
+    points = np.random.default_rng(0).normal(size=(500, 2)).astype(np.float32)
+    pixels = plots.reconstructions(points, points, points).astype(int)
+    assert pixels.shape[1] > 2 * pixels.shape[0]
+    for third in np.array_split(pixels, 3, axis=1):
+        assert (np.ptp(third, axis=-1) > 20).sum() > 500
+
+
+def test_the_bound_is_drawn_with_its_spread_and_without_for_one_image():
+    terms = np.exp(np.random.default_rng(0).normal(size=(8, 30)) - np.linspace(0, 5, 30)).astype(np.float32)
+    many, one = (
+        plots.bound_over_time(Bound(np.zeros(n, np.float32), terms[:n], np.zeros(n, np.float32))).astype(int)
+        for n in (8, 1)
+    )
+    light = [((np.ptp(pixels, axis=-1) > 20) & (pixels.min(-1) > 120)).sum() for pixels in (many, one)]
+    assert light[0] > 5 * light[1]

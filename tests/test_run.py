@@ -17,6 +17,7 @@ import jaxdiff as jd
 from jaxdiff import folder, oracles, samplers, schedules
 from jaxdiff.experiment import make_experiment
 from jaxdiff.folder import Form
+from jaxdiff.probability_flow import Solver
 from jaxdiff.run import Run, load
 from jaxdiff.samplers import batches
 from jaxdiff.training import loop
@@ -63,17 +64,80 @@ def test_images_cost_the_bits_of_their_law_by_the_ode_and_little_more_by_the_bou
     alpha_bar, levels, n = 1 / (1 + np.exp(-np.linspace(9, -9, 200))), 256, 512
     schedule = schedules.discrete(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]))
     oracle = oracles.gaussian(np.zeros((2, 2, 1)), 0.1, schedule=schedule)
-    process = jd.Gaussian(schedule)
-    experiment = types.SimpleNamespace(shape=(2, 2, 1), process=lambda params: process, network=lambda params: oracle)
-    x0 = np.asarray(oracle.data.sample(jax.random.key(5), n))
-    x0 = jd.data.normalize(np.round((x0 + 1) * (levels - 1) / 2), levels)
-    costs = Run(experiment=experiment, params=None, step=0, levels=levels).bits_per_dim(x0)
+    exact = run_of(oracle, schedule, levels)
+    x0 = jd.data.quantize(np.asarray(oracle.data.sample(jax.random.key(5), n)), levels)
+    terms = exact.costs(x0, batch=128)
+    costs = terms.bits_per_dim()
     truth = -jax.vmap(lambda x: oracle.log_density(x, 0.0))(x0) / (4 * np.log(2)) - np.log2(2 / (levels - 1))
     assert list(costs) == ["bound", "ode"]
     assert costs["ode"][0] == pytest.approx(float(truth.mean()), abs=0.01)
     assert costs["ode"][1] == pytest.approx(float(truth.std(ddof=1)) / np.sqrt(n), rel=0.05)
     assert 0 < costs["bound"][0] - costs["ode"][0] < 0.5
     assert 0 < costs["bound"][1] < 0.1
+    # Of each image the same in another batch, with the last one filled up: to the ODE's tolerance.
+    few = exact.costs(x0[:11], batch=8)
+    np.testing.assert_allclose(few.ode, terms.ode[:11], rtol=0, atol=1e-3)
+    for found, expected in zip(few.bound, terms.bound, strict=True):
+        np.testing.assert_allclose(found, expected[:11], rtol=1e-4, atol=1e-5)
+
+
+def run_of(oracle: oracles.Oracle, schedule: schedules.Schedule, levels: int | None) -> Run:
+    """A run whose network is the exact denoiser of 2x2 images."""
+    experiment = types.SimpleNamespace(
+        shape=(2, 2, 1), process=lambda params: jd.Gaussian(schedule), network=lambda params: oracle
+    )
+    experiment.in_float32 = lambda: experiment
+    return Run(experiment=experiment, params=None, step=0, levels=levels)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_latents_of_a_run_are_those_of_its_law():
+    """Of N(0, 0.1) encoding is a factor, so that what lies between two latents lies between the two samples."""
+    schedule = schedules.Flow()
+    run = run_of(oracles.gaussian(np.zeros((2, 2, 1)), 0.1, schedule=schedule), schedule, None)
+    x0 = 0.3 * np.random.default_rng(0).normal(size=(8, 2, 2, 1)).astype(np.float32)
+    np.testing.assert_allclose(run.encode(x0, batch=8), x0 / np.sqrt(0.1), rtol=0, atol=1e-3)
+    found = run.interpolate(x0[:4], x0[4:], steps=3, batch=8)
+    assert found.shape == (4, 3, 2, 2, 1)
+    halfway = jax.vmap(lambda a, b: jd.slerp(a, b, 0.5))(x0[:4], x0[4:])
+    np.testing.assert_allclose(found, np.stack([x0[:4], halfway, x0[4:]], 1), rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match=r"^the ODE could not be solved past t = 0\.\d+ with rtol = 1e-05, .* 2 steps"):
+        run.encode(x0, solver=Solver(max_steps=2))
+    with pytest.raises(ValueError, match="steps = 1, from 4 samples to 3"):
+        run.interpolate(x0[:4], x0[5:], steps=1)
+
+
+IMAGE = np.zeros((1, 8, 8, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (IMAGE[..., 0], r"samples have shape (1, 8, 8); this model takes (n, 8, 8, 1), n >= 1"),
+        (IMAGE[:0], r"samples have shape (0, 8, 8, 1); this model takes (n, 8, 8, 1), n >= 1"),
+        (IMAGE + np.inf, "samples have values that are not finite"),
+        (IMAGE + 16, "images lie in [16, 16], beyond [-1, 1]; scale 0 ... 16 with jaxdiff.data.normalize(images, 17)"),
+        (IMAGE + 0.03, "images lie up to 0.03 beside the 17 levels -1 + 2k/16 that have a probability; round them"),
+    ],
+)
+def test_what_is_no_image_of_the_data_has_no_bits(run, images, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        run.bits_per_dim(images)
+
+
+def test_quantising_gives_the_nearest_level():
+    levels = jd.data.normalize(np.arange(17), 17)
+    spread = levels + np.random.default_rng(0).uniform(-0.06, 0.06, 17).astype(np.float32)
+    np.testing.assert_array_equal(jd.data.quantize(spread, 17), levels)
+    np.testing.assert_array_equal(jd.data.quantize(np.array([-7.0, 7.0]), 17), [-1, 1])
+
+
+def test_test_examples_are_those_of_the_data_set(run):
+    np.testing.assert_array_equal(
+        run.test_examples(3), jd.data.normalize(jd.data.load("digits", split="test").x[:3], 17)
+    )
+    with pytest.raises(ValueError, match="n = 298, but the test split of digits has 297 examples"):
+        run.test_examples(298)
 
 
 def test_points_have_no_bits(points, run):

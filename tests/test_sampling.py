@@ -289,6 +289,21 @@ def test_a_wrong_argument_of_sample_is_named(arguments: dict[str, Any], message:
         draw(jax.random.key(0), TOY, sampler=samplers.ddim(), **arguments)
 
 
+@every_registered_sampler
+def test_a_jump_that_does_not_go_down_within_the_path_is_refused(sampler: str) -> None:
+    x, jumping = jnp.ones(3), SAMPLERS[sampler]
+    step = functools.partial(jumping.step, jax.random.key(0), x, jumping.init(x), denoise=TOY, process=PROCESS)
+    for t, s, message in (
+        (0.3, 0.5, r"t = 0\.3, s = 0\.5; a jump goes from t to an earlier s < t"),
+        (0.5, jnp.array(0.5), r"t = 0\.5, s = 0\.5; a jump goes from t"),
+        (1.5, 0.5, r"t = 1\.5; the rule is 0 <= t <= 1"),
+        (0.5, -0.25, r"s = -0\.25; the rule is 0 <= s <= 1"),
+        (np.nan, 0.5, r"t = nan; the rule"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            step(t=t, s=s)
+
+
 @pytest.mark.parametrize(
     ("text", "sampler"),
     [

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 import sklearn.datasets
-from jaxtyping import Float32, Int32, Num, UInt8
+from jaxtyping import Float, Float32, Int32, Num, UInt8
 
 from jaxdiff.data import mnist, toy
 
@@ -105,6 +105,12 @@ def normalize(
     # The numerator is exact, so neither end leaves [-1, 1] by rounding, whatever a compiler makes
     # of the division.
     return (2 * x.astype(np.float32) - (levels - 1)) / (levels - 1)
+
+
+def quantize(x: Float[np.ndarray, "*shape"], levels: int) -> Float32[np.ndarray, "*shape"]:
+    """The nearest of the levels -1 + 2 k / (levels - 1) to every value, as `normalize` makes them."""
+    nearest = np.clip(np.round((x + 1) * (levels - 1) / 2), 0, levels - 1)
+    return np.asarray(normalize(nearest, levels))
 
 
 def _load_digits(split: str) -> Dataset:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Key
 from jaxdiff import probability_flow
 from jaxdiff.probability_flow import Solver
 from jaxdiff.processes import Process
+from jaxdiff.schedules import check_times
 from jaxdiff.typing import Denoiser, Time
 
 
@@ -33,7 +34,10 @@ class Adaptive:
         denoise: Denoiser,
         process: Process,
     ) -> tuple[Float[Array, "*shape"], None]:
-        return probability_flow.carry(denoise, process, x_t, t=t, s=s, solver=self.solver), None
+        check_times(t, s)
+        x_s, outcome = probability_flow.carry(denoise, process, x_t, t=t, s=s, solver=self.solver)
+        self.solver.check(outcome)
+        return x_s, None
 
 
 def adaptive(

@@ -1,9 +1,10 @@
 """Many samples: batch after batch of one compiled size, spread over the devices."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,11 +14,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Integer, Key
 from tqdm import tqdm
 
+from jaxdiff import probability_flow
 from jaxdiff.processes import Process
 from jaxdiff.samplers import grids
 from jaxdiff.samplers.grids import Grid
 from jaxdiff.samplers.loop import Sampler, sample_each, sample_keys
-from jaxdiff.typing import Denoiser
+from jaxdiff.typing import Denoiser, PyTree
 
 
 def sample_in_batches(
@@ -52,33 +54,85 @@ def sample_in_batches(
         raise ValueError(f"n = {n}, batch = {batch}; both must be at least 1")
     times = grids.make(grid, steps, process.schedule)
     mesh = mesh or all_devices()
-    size = -(-min(n, batch) // mesh.size) * mesh.size
-    starts = range(0, n, size)
-    over_devices = NamedSharding(mesh, P(mesh.axis_names))
+
+    def draw(indices: Integer[Array, " size"], _: None) -> Float[Array, "size *shape"]:
+        x = sample_each(
+            _spread_keys(key, indices, indices.sharding),
+            denoiser,
+            process,
+            sampler,
+            times=times,
+            shape=shape,
+            on_step=_counter if progress else None,
+            outermost=True,
+        )
+        if progress:
+            jax.block_until_ready(x)
+            jax.effects_barrier()  # callbacks may come after the result
+            _counter.next_batch()
+        return x
+
+    batches = -(-n // _size(n, batch, mesh))
+    with _counter.shown_as(batches * (len(times) - 1)) if progress else nullcontext():
+        return in_batches(draw, n, batch=batch, mesh=mesh)
+
+
+def in_batches(
+    function: Callable[[Any, Any], PyTree],
+    n: int,
+    *,
+    batch: int,
+    rows: PyTree = None,
+    check: Callable[[Any], None] | None = None,
+    mesh: Mesh | None = None,
+    progress: bool = False,
+) -> PyTree:
+    """What a function gives for each of n examples, in batches of one size that are spread over the devices.
+
+    Args:
+      function: of a batch of indices in 0 … n − 1 and the rows at them; gives a pytree of arrays with the same leading
+        axis. The last batch is filled up with the last example, and what that gives is thrown away.
+      n: how many examples.
+      batch: how many at a time; rounded up to a multiple of the devices.
+      rows: a pytree of NumPy arrays with leading axis n.
+      check: called with each batch of it, on the host: to raise what can't be raised from devices.
+      mesh: the devices; all there are if left out.
+      progress: whether to show a progress bar.
+
+    Returns:
+      The pytree as NumPy arrays with leading axis n, the same on every process.
+
+    Raises:
+      ValueError: for n or batch < 1; where a solver gives up on an ODE, with the time and the tolerance.
+    """
+    if n < 1 or batch < 1:
+        raise ValueError(f"n = {n}, batch = {batch}; both must be at least 1")
+    mesh = mesh or all_devices()
+    size, over_devices = _size(n, batch, mesh), NamedSharding(mesh, P(mesh.axis_names))
+
+    def spread(array: np.ndarray) -> Array:
+        return jax.make_array_from_callback(array.shape, over_devices, lambda part: array[part])
+
     parts = []
-    with _counter.shown_as(len(starts) * (len(times) - 1)) if progress else nullcontext():
-        for start in starts:
-            x = sample_each(
-                _spread_keys(key, np.arange(start, start + size), over_devices),
-                denoiser,
-                process,
-                sampler,
-                times=times,
-                shape=shape,
-                on_step=_counter if progress else None,
-                outermost=True,
-            )
-            parts.append(multihost_utils.process_allgather(x, tiled=True))
-            if progress:
-                jax.effects_barrier()  # callbacks may come after the result
-                _counter.next_batch()
-    return np.concatenate(parts)[:n]
+    with tqdm(total=n, disable=None, dynamic_ncols=True) if progress else nullcontext() as bar:
+        for start in range(0, n, size):
+            indices = np.minimum(np.arange(start, start + size), n - 1)
+            with probability_flow.plain_errors():
+                found = function(spread(indices), jax.tree.map(lambda array: spread(array[indices]), rows))  # noqa: B023
+                parts.append(multihost_utils.process_allgather(found, tiled=True))
+            if check is not None:
+                check(parts[-1])
+            if bar is not None:
+                bar.update(min(size, n - start))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)
+
+
+def _size(n: int, batch: int, mesh: Mesh) -> int:
+    return -(-min(n, batch) // mesh.size) * mesh.size
 
 
 @partial(jax.jit, static_argnames="sharding")
-def _spread_keys(
-    key: Key[Array, ""], indices: Integer[np.ndarray | Array, " n"], sharding: NamedSharding
-) -> Key[Array, " n"]:
+def _spread_keys(key: Key[Array, ""], indices: Integer[Array, " n"], sharding: NamedSharding) -> Key[Array, " n"]:
     return jax.lax.with_sharding_constraint(sample_keys(key, indices), sharding)
 
 

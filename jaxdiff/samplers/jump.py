@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxdiff.processes import Process
-from jaxdiff.schedules import Schedule
+from jaxdiff.schedules import Schedule, check_times
 from jaxdiff.typing import Denoiser, Prediction, Time
 
 
@@ -72,6 +72,7 @@ class Jump:
         denoise: Denoiser,
         process: Process,
     ) -> tuple[Float[Array, "*shape"], None]:
+        check_times(t, s)
         prediction = denoise(x_t, t)
         transition, posterior = posterior_variances(process.schedule, t, s)
         v = prediction.variance_mix if self.v is None else self.v
@@ -110,6 +111,7 @@ class Fresh:
         denoise: Denoiser,
         process: Process,
     ) -> tuple[Float[Array, "*shape"], None]:
+        check_times(t, s)
         variance = process.schedule.sigma(s) ** 2
         z = process.noise(key, x_t.shape)
         return jump(denoise(x_t, t), process, s, removed=variance, added=variance, z=z), None

@@ -34,7 +34,11 @@ class Sampler(Protocol):
         denoise: Denoiser,
         process: Process,
     ) -> tuple[Float[Array, "*shape"], Any]:
-        """x_s and the new state. `denoise` already holds the condition."""
+        """x_s and the new state. `denoise` already holds the condition.
+
+        Raises:
+          ValueError: for times outside [0, 1] or s not below t, where they are known when the step is traced.
+        """
 
 
 def sample(

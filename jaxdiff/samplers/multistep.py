@@ -39,7 +39,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.processes import Process
-from jaxdiff.schedules import Schedule
+from jaxdiff.schedules import Schedule, check_times
 from jaxdiff.typing import Denoiser, Time
 
 
@@ -82,6 +82,7 @@ class DPMSolver:
         denoise: Denoiser,
         process: Process,
     ) -> tuple[Float[Array, "*shape"], History]:
+        check_times(t, s)
         schedule = process.schedule
         x0 = denoise(x_t, t).x0
         x0s, times = state.with_newest(x0, schedule.log_snr(t) / 2)
@@ -127,6 +128,7 @@ class UniPC:
         denoise: Denoiser,
         process: Process,
     ) -> tuple[Float[Array, "*shape"], Unfinished]:
+        check_times(t, s)
         schedule, known = process.schedule, state.past.known
         x0s, times = state.past.with_newest(denoise(x_t, t).x0, schedule.log_snr(t) / 2)
         slope, curvature = _differences(x0s, times, known)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxdiff.processes import Process
-from jaxdiff.schedules import Schedule
+from jaxdiff.schedules import Schedule, check_times
 from jaxdiff.typing import Denoiser, Prediction, Time
 
 Slope = Literal["x0", "noise"]
@@ -63,6 +63,7 @@ class RungeKutta:
         denoise: Denoiser,
         process: Process,
     ) -> tuple[Float[Array, "*shape"], None]:
+        check_times(t, s)
         schedule = process.schedule
         first = denoise(x_t, t)
         euler = process.corrupt(first.x0, first.noise, s)

@@ -37,7 +37,7 @@ from jaxdiff.processes import Process
 from jaxdiff.samplers.jump import ddim
 from jaxdiff.samplers.loop import Sampler
 from jaxdiff.samplers.ode import heun
-from jaxdiff.schedules import rates
+from jaxdiff.schedules import check_times, rates
 from jaxdiff.typing import Denoiser, Time
 
 
@@ -60,6 +60,7 @@ class ReverseSDE:
         denoise: Denoiser,
         process: Process,
     ) -> tuple[Float[Array, "*shape"], None]:
+        check_times(t, s)
         schedule = process.schedule
         prediction = denoise(x_t, t)
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -97,6 +98,7 @@ class Corrected:
         denoise: Denoiser,
         process: Process,
     ) -> tuple[Float[Array, "*shape"], Any]:
+        check_times(t, s)
         schedule = process.schedule
         key_predict, key_correct = jax.random.split(key)
         if self.predictor is not None:
@@ -138,6 +140,7 @@ class Churn:
         denoise: Denoiser,
         process: Process,
     ) -> tuple[Float[Array, "*shape"], None]:
+        check_times(t, s)
         schedule = process.schedule
         alpha, ratio = schedule.alpha(t), jnp.exp(-schedule.log_snr(t) / 2)
         raised = ratio * (1 + self.gamma)

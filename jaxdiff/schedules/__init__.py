@@ -40,7 +40,7 @@ flow); Kingma et al. 2021, "Variational Diffusion Models" (learned).
 
 from collections.abc import Callable
 
-from jaxdiff.schedules.base import Schedule, Times, Values, VariancePreserving, log_snr_rate, rates
+from jaxdiff.schedules.base import Schedule, Times, Values, VariancePreserving, check_times, log_snr_rate, rates
 from jaxdiff.schedules.continuous import EDM, VE, VP, Flow, Sigmoid, TruncatedCosine
 from jaxdiff.schedules.network import Learned, learned
 from jaxdiff.schedules.tables import Discrete, cosine, discrete, linear
@@ -59,6 +59,7 @@ __all__ = [
     "TruncatedCosine",
     "Values",
     "VariancePreserving",
+    "check_times",
     "cosine",
     "discrete",
     "learned",

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 Times = Float[Array, "*batch"] | float
@@ -44,6 +45,23 @@ def log_snr_rate(schedule: Schedule, t: Times) -> Values:
 
 def as_float(t: Times) -> Values:
     return jnp.asarray(t, dtype=jnp.result_type(t, float))
+
+
+def check_times(t: Times, s: Times | None = None) -> None:
+    """Raises a ValueError for times, as far as they are known already, outside [0, 1] or with s not below t.
+
+    Under a transformation like `jax.jit` times that are arguments have no values yet, and pass.
+    """
+    known = {name: value for name, time in (("t", t), ("s", s)) if (value := _known(time)) is not None}
+    for name, value in known.items():
+        if not np.all((value >= 0) & (value <= 1)):
+            raise ValueError(f"{name} = {value}; the rule is 0 <= {name} <= 1, where 0 is data and 1 is noise")
+    if len(known) == 2 and not np.all(known["s"] < known["t"]):
+        raise ValueError(f"t = {known['t']}, s = {known['s']}; a jump goes from t to an earlier s < t: exchange them")
+
+
+def _known(time: Times | None) -> np.ndarray | None:
+    return None if time is None or isinstance(time, jax.core.Tracer) else np.asarray(time)
 
 
 @jax.custom_jvp
