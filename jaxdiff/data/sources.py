@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
-import sklearn.datasets
 from jaxtyping import Float32, Int32, Num, UInt8
 
 from jaxdiff.data import mnist, toy
@@ -108,7 +107,9 @@ def normalize(
 
 
 def _load_digits(split: str) -> Dataset:
-    bunch = sklearn.datasets.load_digits()
+    from sklearn.datasets import load_digits  # imported here because it takes long, and few runs need it
+
+    bunch = load_digits()
     part = slice(_DIGITS_TRAIN) if split == "train" else slice(_DIGITS_TRAIN, None)
     return Dataset(
         name="digits",
