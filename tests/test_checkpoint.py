@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -371,7 +370,7 @@ def last_step(workdir: Path) -> int:
     return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], process: tiny.Process) -> None:
     """Return as soon as it holds; the process must be running until then."""
     end = time.monotonic() + 100
     while not condition():
@@ -384,8 +383,8 @@ def test_a_run_killed_and_stopped_at_any_moment_ends_as_an_unbroken_one(tmp_path
     config = tiny.write_config(tmp_path, KILLED)
     workdir, rng = tmp_path / "killed", random.Random()
 
-    def start(workdir: Path) -> subprocess.Popen[str]:
-        return tiny.start("train.py", f"--config={config}", f"--workdir={workdir}", cache=tmp_path / "cache")
+    def start(workdir: Path) -> tiny.Forked:
+        return tiny.Forked("train.py", f"--config={config}", f"--workdir={workdir}", cache=tmp_path / "cache")
 
     def writing() -> bool:
         return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
