@@ -1,4 +1,4 @@
-"""Learned schedules: monotone and with exact ends whatever their parameters, differentiable, and worth learning."""
+"""Schedules that a network makes: monotone with exact ends whatever its parameters, differentiable, worth learning."""
 
 import math
 from typing import Any
