@@ -2,12 +2,8 @@
 
 import functools
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -23,59 +19,21 @@ from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.sharding import make_mesh
 from jaxdiff.training.step import abstract_state, init_state
 
-# Imports once, then runs each command line that it reads in a fork: `main` is what the script does.
-SERVER = """
-import json, os, sys
-from jaxdiff import cli
-for line in sys.stdin:
-    script, arguments, folder = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        sys.argv = [script, *arguments]
-        getattr(cli, script.removesuffix(".py"))()
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
 
 class Commands:
-    """Runs command lines on eight devices, in processes that need not import everything again."""
+    """Runs command lines on eight devices."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        environment = {
-            **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "PYTHONPATH": str(tiny.REPOSITORY),
-        }
-        self._server = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", SERVER],
-            env=environment,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=tiny.REPOSITORY,
-        )
 
     def run(self, script: str, *arguments: str) -> tuple[int, str, str]:
         """(exit code, standard output, standard error)."""
-        self._server.stdin.write(json.dumps([script, arguments, str(self._folder)]) + "\n")
-        self._server.stdin.flush()
-        code = int(self._server.stdout.readline())
-        return code, (self._folder / "out").read_text(), (self._folder / "err").read_text()
-
-    def close(self) -> None:
-        self._server.communicate(timeout=30)
+        return tiny.finish(tiny.Forked(script, *arguments, cache=self._folder / "cache", devices=8))
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory) -> Iterator[Commands]:
-    started = Commands(tmp_path_factory.mktemp("commands"))
-    yield started
-    started.close()
+def commands(tmp_path_factory) -> Commands:
+    return Commands(tmp_path_factory.mktemp("commands"))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -24,18 +23,18 @@ CONFIG = {
 }
 
 
-def start_two(*arguments: str, cache: Path) -> list[subprocess.Popen[str]]:
+def start_two(*arguments: str, cache: Path) -> list[tiny.Forked]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     meeting = ("--distributed", f"--coordinator={address}", "--num_processes=2")
     return [
-        tiny.start("train.py", *arguments, *meeting, f"--process_id={i}", cache=cache / str(i), devices=2)
+        tiny.Forked("train.py", *arguments, *meeting, f"--process_id={i}", cache=cache / str(i), devices=2)
         for i in range(2)
     ]
 
 
-def finish_all(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+def finish_all(processes: list[tiny.Forked]) -> list[tuple[int, str]]:
     """The exit codes and standard errors."""
     try:
         ended = [tiny.finish(process) for process in processes]

@@ -57,13 +57,13 @@ SHAPES = [(16, 4, 8), (1, 1, 1, 1), (3, 2, 7, 3, 5)]
 @pytest.mark.parametrize("keys", [None, 5])
 def test_attention_is_softmax_attention(shape, keys):
     q, k, v = qkv(shape, keys=keys)
-    close(attend(q, k, v), numpy_attention(q, k, v))
+    close(jax.jit(attend)(q, k, v), numpy_attention(q, k, v))
 
 
 def test_attention_with_scores_that_overflow_exp():
     q, k, v = qkv((2, 9, 2, 4), scale=40.0)
     close(attend(q, k, v), numpy_attention(q, k, v), 1e-5)
-    gradient = jax.grad(lambda *x: attend(*x).sum(), argnums=(0, 1, 2))(q, k, v)
+    gradient = jax.jit(jax.grad(lambda *x: attend(*x).sum(), argnums=(0, 1, 2)))(q, k, v)
     assert all(jnp.isfinite(g).all() for g in gradient)
 
 
@@ -84,19 +84,20 @@ def test_attention_under_vmap(mapped):
     q, k, v = qkv((4, 4, 4, 2, 3))
     args = [x if axis is not None else x[0] for x, axis in zip((q, k, v), mapped, strict=True)]
     mapping = {"in_axes": mapped}
-    close(jax.jit(jax.vmap(attend, **mapping))(*args), jax.vmap(plain, **mapping)(*args))
+    close(jax.jit(jax.vmap(attend, **mapping))(*args), jax.jit(jax.vmap(plain, **mapping))(*args))
     for f in (
         lambda f: jax.grad(lambda *x: jnp.sin(jax.vmap(f, **mapping)(*x)).sum(), (0, 1, 2)),
         lambda f: jax.vmap(jax.grad(lambda *x: jnp.sin(f(*x)).sum(), (0, 1, 2)), **mapping),
     ):
-        close(jax.jit(f(attend))(*args), f(plain)(*args), 1e-5)
+        close(jax.jit(f(attend))(*args), jax.jit(f(plain))(*args), 1e-5)
 
 
 def test_attention_under_two_vmaps_in_any_grouping(monkeypatch):
     q, k, v = qkv((3, 4, 5, 2, 3))
+    expected = plain(q, k, v)
     for cache in (1, 4 * 5 * 5 * 2 * 3, 2**22):
         monkeypatch.setattr(attention, "_CACHE_BYTES", cache)
-        close(jax.vmap(jax.vmap(attend))(q, k, v), plain(q, k, v))
+        close(jax.jit(lambda *x: jax.vmap(jax.vmap(attend))(*x))(q, k, v), expected)
 
 
 def test_attention_stays_a_loop_under_vmap():
@@ -323,9 +324,8 @@ def test_mlp_fits_a_swiss_roll():
         keys = jax.random.split(jax.random.key(1), 1000)
         return jax.lax.scan(step, (variables, optimizer.init(variables)), keys)[0][0]
 
-    x, t, *_ = sample(jax.random.key(0))
-    variables = train(model.init(jax.random.key(0), x, t))
+    variables = train(jax.jit(lambda key: model.init(key, *sample(key)[:2]))(jax.random.key(0)))
     keys = jax.random.split(jax.random.key(2), 32)
-    reached = jax.vmap(lambda key: loss(variables, key))(keys).mean()
+    reached = jax.jit(jax.vmap(loss, (None, 0)))(variables, keys).mean()
     best = jax.lax.map(best_loss, keys).mean()
     assert 0.99 * best < reached < 1.1 * best

@@ -1,5 +1,7 @@
 """The exact denoisers against SciPy's densities, autodiff, and integration by quadrature."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,10 +26,22 @@ def mixture(name: str) -> oracles.Oracle:
     return oracles.mixture(WEIGHTS, MEANS, MATRICES, schedule=schedules.REGISTRY[name]())
 
 
-def densities(name: str, t: float) -> np.ndarray:
+@jax.jit
+def everything(oracle: oracles.Oracle, t: jax.Array) -> dict[str, Any]:
+    """What an oracle says of every x of `X`, of all components and of each."""
+
+    def of(x: jax.Array, cond: jax.Array | None) -> dict[str, Any]:
+        log_density, gradient = jax.value_and_grad(lambda x: oracle.log_density(x, t, cond))(x)
+        score, prediction = oracle.score(x, t, cond), oracle(x, t, cond)
+        return {"log_density": log_density, "gradient": gradient, "score": score, "prediction": prediction}
+
+    whole = jax.vmap(lambda x: of(x, None) | {"posterior": oracle.log_posterior(x, t)})(X)
+    parts = jax.vmap(lambda cond: jax.vmap(lambda x: of(x, cond))(X))(jnp.arange(3))
+    return {"whole": whole, "parts": parts, "alpha": oracle.schedule.alpha(t), "sigma": oracle.schedule.sigma(t)}
+
+
+def densities(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """w_j N(x; α m_j, α² C_j + σ² I) for every x and j, by SciPy."""
-    schedule = schedules.REGISTRY[name]()
-    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
     laws = [
         stats.multivariate_normal(alpha * m, alpha**2 * c + sigma**2 * np.eye(2))
         for m, c in zip(MEANS, MATRICES, strict=True)
@@ -38,28 +52,24 @@ def densities(name: str, t: float) -> np.ndarray:
 @every_schedule
 @pytest.mark.parametrize("t", TIMES)
 def test_densities_and_posteriors_are_those_of_scipy(name, t):
-    oracle, joint = mixture(name), densities(name, t)
-    log_density = jax.vmap(lambda x: oracle.log_density(x, t))(X)
-    posterior = jax.vmap(lambda x: oracle.log_posterior(x, t))(X)
-    np.testing.assert_allclose(log_density, np.log(joint.sum(1)), rtol=1e-9)
-    np.testing.assert_allclose(np.exp(posterior), joint / joint.sum(1, keepdims=True), rtol=1e-8, atol=1e-12)
-    for j in range(3):
-        given = jax.vmap(lambda x, j=j: oracle.log_density(x, t, jnp.asarray(j)))(X)
-        np.testing.assert_allclose(given, np.log(joint[:, j] / WEIGHTS[j]), rtol=1e-8)
+    found = jax.device_get(everything(mixture(name), np.float64(t)))
+    joint = densities(found["alpha"], found["sigma"])
+    np.testing.assert_allclose(found["whole"]["log_density"], np.log(joint.sum(1)), rtol=1e-9)
+    posterior = np.exp(found["whole"]["posterior"])
+    np.testing.assert_allclose(posterior, joint / joint.sum(1, keepdims=True), rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(found["parts"]["log_density"], np.log(joint / WEIGHTS).T, rtol=1e-8)
 
 
 @every_schedule
 @pytest.mark.parametrize("t", TIMES)
 def test_the_score_is_the_gradient_of_the_density_and_the_noise_is_its_negative(name, t):
-    oracle = mixture(name)
-    for cond in (None, jnp.asarray(1)):
-        gradient = jax.vmap(jax.grad(lambda x, cond=cond: oracle.log_density(x, t, cond)))(X)
-        score = jax.vmap(lambda x, cond=cond: oracle.score(x, t, cond))(X)
-        x0, noise = jax.vmap(lambda x, cond=cond: oracle(x, t, cond))(X)
-        alpha, sigma = oracle.schedule.alpha(t), oracle.schedule.sigma(t)
-        np.testing.assert_allclose(score, gradient, rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(noise, -sigma * gradient, rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(alpha * x0 + sigma * noise, X, rtol=1e-9, atol=1e-9)
+    found = jax.device_get(everything(mixture(name), np.float64(t)))
+    alpha, sigma = found["alpha"], found["sigma"]
+    for of in (found["whole"], found["parts"]):
+        x0, noise = of["prediction"]
+        np.testing.assert_allclose(of["score"], of["gradient"], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(noise, -sigma * of["gradient"], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(alpha * x0 + sigma * noise, np.broadcast_to(X, x0.shape), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("t", [0.05, 0.5, 0.99])

@@ -241,14 +241,26 @@ def exact_denoiser(schedule: Schedule, mean: np.ndarray | float, covariance: np.
     return predict
 
 
-def walk(sampler: Sampler, schedule: Schedule, denoise: Any, x: jax.Array, times: np.ndarray) -> jax.Array:
-    """The end of a deterministic sampler's path, started at x."""
+@functools.cache
+def of_normal_data(name: str) -> Any:
+    """The denoiser of N(½, ¼)."""
+    return exact_denoiser(SCHEDULES[name], 0.5, 0.25)
+
+
+@functools.cache
+def step_of(sampler: Sampler, denoise: Any, schedule: Schedule) -> Any:
     process = Gaussian(schedule)
 
     @jax.jit
     def step(x: jax.Array, t: jax.Array, s: jax.Array) -> jax.Array:
         return sampler.step(jax.random.key(0), x, None, t=t, s=s, denoise=denoise, process=process)[0]
 
+    return step
+
+
+def walk(sampler: Sampler, schedule: Schedule, denoise: Any, x: jax.Array, times: np.ndarray) -> jax.Array:
+    """The end of a deterministic sampler's path, started at x."""
+    step = step_of(sampler, denoise, schedule)
     for t, s in itertools.pairwise(times):
         x = step(x, t, s)
     return x
@@ -267,7 +279,7 @@ def test_ode_solvers_have_their_order(name: str, sampler: str, order: int, x64: 
     first, last = 1.0, 0.2  # the whole noisy end; at t = 0 the σ of vp and ve is no smooth function of t
 
     start, exact = exact_path(schedule, m, c, np.array([first, last]))
-    denoise = exact_denoiser(schedule, m, c)
+    denoise = of_normal_data(name)
     counts = np.array([40, 80, 160])
     errors = [
         abs(float(walk(SAMPLERS[sampler], schedule, denoise, start, np.linspace(first, last, n + 1)) - exact))
@@ -283,7 +295,7 @@ def test_heun_beats_euler_from_pure_noise_to_data(name: str, grid: str, x64: Non
     """On few steps: the first ones of a cosine schedule, where σ/α falls by 10³, must not spoil it."""
     schedule, m, c = SCHEDULES[name], 0.5, 0.25
     start, exact = exact_path(schedule, m, c, np.array([1.0, 0.0]))
-    denoise, times = exact_denoiser(schedule, m, c), grids.make(grid, 20, schedule)
+    denoise, times = of_normal_data(name), grids.make(grid, 20, schedule)
     euler, heun = (
         abs(float(walk(SAMPLERS[solver], schedule, denoise, start, times) - exact)) for solver in ("euler", "heun")
     )
@@ -295,7 +307,7 @@ def test_heun_beats_euler_from_pure_noise_to_data(name: str, grid: str, x64: Non
 def test_heun_with_the_slope_of_the_noise_is_heun_in_x_over_alpha(name: str, x64: None) -> None:
     """One step of the textbook's method on dy/dς = n̂(αy, ς), y = x/α, ς = σ/α; order 2 follows from it."""
     schedule, t, s, x = SCHEDULES[name], 0.6, 0.5, 0.7
-    denoise = exact_denoiser(schedule, 0.5, 0.25)
+    denoise = of_normal_data(name)
     (alpha_t, alpha_s), (sigma_t, sigma_s) = jax.device_get(alpha_and_sigma(schedule, np.array([t, s])))
     step = sigma_s / alpha_s - sigma_t / alpha_t
     first = float(denoise(jnp.array(x), jnp.array(t)).noise)

@@ -82,14 +82,13 @@ def test_the_loss_is_the_same_in_every_space(name: str, x64: None) -> None:
 
     @jax.jit
     def loss(t: jax.Array) -> dict[tuple[str, str], jax.Array]:
-        found = {}
+        found, factors = {}, factors_at(t, schedule)
         for kind in KINDS:
             measure = functools.partial(
                 losses.weighted, wrong, Gaussian(schedule), jnp.asarray(X0), t, key=KEY, space=kind
             )
-            one = measure(weight=WEIGHTINGS["simple"])
-            factors = factors_in(kind, t, schedule)
-            found |= {(text, kind): one * factor / factors["simple"] for text, factor in factors.items()}
+            one, of_kind = measure(weight=WEIGHTINGS["simple"]), factors[kind]
+            found |= {(text, kind): one * of_kind[i] / of_kind[0] for i, text in enumerate(TEXTS)}
             found["min_snr:gamma=2", kind] = measure(weight=WEIGHTINGS["min_snr:gamma=2"])
         return found
 
@@ -99,9 +98,14 @@ def test_the_loss_is_the_same_in_every_space(name: str, x64: None) -> None:
             assert found == pytest.approx(formulas[text] * snr * error**2, rel=1e-8), (text, kind, t)
 
 
-def factors_in(space: Any, t: Any, schedule: Schedule) -> dict[str, jax.Array]:
-    """Every weight on the squared error in a space."""
-    return {text: weightings.in_space(space, w(schedule, t), t=t, schedule=schedule) for text, w in WEIGHTINGS.items()}
+def factors_at(t: Any, schedule: Schedule) -> dict[str, jax.Array]:
+    """For each space the weights of `TEXTS` on the squared error in it."""
+    eps, x0 = zip(*(weighting(schedule, t) for weighting in WEIGHTINGS.values()), strict=True)
+    weights = weightings.Weights(jnp.stack(eps), jnp.stack(x0))
+    return {
+        space: jax.vmap(functools.partial(weightings.in_space, space, t=t, schedule=schedule))(weights)
+        for space in KINDS
+    }
 
 
 def infinite(name: str, text: str, space: str, t: float) -> bool:
@@ -112,29 +116,32 @@ def infinite(name: str, text: str, space: str, t: float) -> bool:
 
 @every_schedule
 def test_the_loss_and_its_derivative_in_the_output_are_finite_at_all_trained_times(name: str) -> None:
+    """Of a sample in as many parts as there are kinds of prediction: the loss is finite where that of each part is."""
     process = Gaussian(SCHEDULES[name])
     times = (2.0**-23, 1e-3, 1.0)  # the first is the smallest that a continuous draw can give
-    pairs = [(kind, space) for kind in KINDS for space in KINDS]
+    x0 = jnp.asarray(np.stack([X0] * len(KINDS)), jnp.float32)
 
     @jax.jit
     def parts(t: jax.Array) -> Any:
-        def loss(output: jax.Array, kind: Any, space: Any) -> jax.Array:
-            model = denoiser(lambda params, x, t: params[None], output, process, predicts=kind)
-            return losses.simple(model, process, jnp.asarray(X0, jnp.float32), t, key=KEY, space=space)
+        def all_losses(output: jax.Array) -> dict[str, jax.Array]:
+            networks = [denoiser(lambda params, x, t: params[None], output, process, predicts=kind) for kind in KINDS]
 
-        def all_losses(output: jax.Array) -> list[jax.Array]:
-            return [loss(output, *pair) for pair in pairs]
+            def model(x_t: jax.Array, t: jax.Array, cond: Any = None, /) -> Prediction:
+                halves = zip(*(network(x, t) for network, x in zip(networks, x_t, strict=True)), strict=True)
+                return Prediction(*map(jnp.stack, halves))
+
+            return {space: losses.simple(model, process, x0, t, key=KEY, space=space) for space in KINDS}
 
         plain = jax.jvp(all_losses, (jnp.full((2, 3), 0.5),), (jnp.ones((2, 3)),))
-        return plain, {space: factors_in(space, t, process.schedule) for space in KINDS}
+        return plain, factors_at(t, process.schedule)
 
     for t in times:
-        plain, factors = jax.device_get(parts(jnp.float32(t)))
-        for pair, *found in zip(pairs, *plain, strict=True):
-            for text, factor in factors[pair[1]].items():
+        (value, slope), factors = jax.device_get(parts(jnp.float32(t)))
+        for space in KINDS:
+            for text, factor in zip(TEXTS, factors[space], strict=True):
                 with np.errstate(all="ignore"):
-                    finite = np.all(np.isfinite(factor * np.asarray(found)))
-                assert finite != infinite(name, text, pair[1], t), (text, pair, t)
+                    finite = np.all(np.isfinite(factor * np.array([value[space], slope[space]])))
+                assert finite != infinite(name, text, space, t), (text, space, t)
 
 
 @pytest.mark.parametrize("t", [0.3, 0.8])
@@ -241,8 +248,8 @@ def test_the_condition_reaches_the_network() -> None:
 def test_an_experiment_weighs_as_its_config_says(weight: str | None) -> None:
     config = tiny.config({"loss": {"space": "v", "weight": weight}})
     experiment = make_experiment(config, (2,), bounded=False)
-    params = experiment.init(jax.random.key(0))
-    t, keys, _ = experiment.draw(jax.random.key(1), 4)
+    params = jax.jit(experiment.init)(jax.random.key(0))
+    t, keys, _ = jax.jit(lambda key: experiment.draw(key, 4))(jax.random.key(1))
     x0 = jax.random.normal(jax.random.key(2), (4, 2))
     model, process = experiment.network(params), experiment.process(params)
 

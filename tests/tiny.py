@@ -1,9 +1,15 @@
 """Runs that train in a second: two-dimensional points and a small network, in this process or in others."""
 
+import atexit
 import copy
+import functools
+import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,7 +97,102 @@ def start(script: str, *arguments: str, cache: Path, devices: int = 1, **options
     )
 
 
-def finish(process: subprocess.Popen[str], *, seconds: float = 120) -> tuple[int, str, str]:
+# Imports once, then runs each script that it reads of in a fork of itself, whose exit code another fork waits for.
+_SERVER = """
+import json, os, runpy, signal, sys
+import jax, sklearn.datasets
+from jaxdiff import cli
+for line in sys.stdin:
+    script, arguments, devices, cache, folder = json.loads(line)
+    if os.fork():
+        continue
+    process = os.fork()
+    if process:
+        print(process, flush=True)
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        with open(os.path.join(folder, "code.part"), "w") as file:
+            file.write(str(code))
+        os.rename(file.name, os.path.join(folder, "code"))
+        os._exit(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT), number)
+    os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"  # the last one counts
+    jax.config.update("jax_compilation_cache_dir", cache)
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+    sys.exit()
+try:
+    while os.waitpid(-1, os.WNOHANG)[0]:
+        pass
+except ChildProcessError:
+    pass
+os.killpg(0, signal.SIGKILL)
+"""
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """It ends, with all that it has started, when this process does and closes its standard input."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    server = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", _SERVER],
+        env=environment,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=REPOSITORY,
+        start_new_session=True,
+    )
+    atexit.register(server.communicate)
+    return server
+
+
+class Forked:
+    """Like what `start` starts, but a fork of a process that has imported everything, and with XLA_FLAGS as here."""
+
+    def __init__(self, script: str, *arguments: str, cache: Path, devices: int = 1) -> None:
+        self._folder = Path(tempfile.mkdtemp(dir=cache.parent))
+        server, order = _server(), (str(REPOSITORY / script), arguments, devices, str(cache), str(self._folder))
+        server.stdin.write(json.dumps(order) + "\n")
+        server.stdin.flush()
+        self.pid = int(server.stdout.readline())
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, or the negative of the signal that ended it; None while it runs."""
+        path = self._folder / "code"
+        return int(path.read_text()) if path.exists() else None
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float = 30) -> tuple[str, str]:
+        end = time.monotonic() + timeout
+        while self.returncode is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.005)
+        out, err = ((self._folder / name).read_text() for name in ("out", "err"))
+        return out, err
+
+
+Process = subprocess.Popen[str] | Forked
+
+
+def finish(process: Process, *, seconds: float = 120) -> tuple[int, str, str]:
     """(exit code, standard output, standard error) of a process; one that takes longer is killed."""
     try:
         out, err = process.communicate(timeout=seconds)

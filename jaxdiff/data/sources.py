@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
-import sklearn.datasets
 from jaxtyping import Float, Float32, Int32, Num, UInt8
 
 from jaxdiff.data import mnist, toy
@@ -114,7 +113,9 @@ def quantize(x: Float[np.ndarray, "*shape"], levels: int) -> Float32[np.ndarray,
 
 
 def _load_digits(split: str) -> Dataset:
-    bunch = sklearn.datasets.load_digits()
+    from sklearn.datasets import load_digits  # imported here because it takes long, and few runs need it
+
+    bunch = load_digits()
     part = slice(_DIGITS_TRAIN) if split == "train" else slice(_DIGITS_TRAIN, None)
     return Dataset(
         name="digits",

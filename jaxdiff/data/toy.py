@@ -7,7 +7,6 @@ standard deviations of order one, as a diffusion model expects its data.
 import math
 
 import numpy as np
-import sklearn.datasets
 from jaxtyping import Float32, Int32
 
 Points = Float32[np.ndarray, "n 2"]
@@ -21,13 +20,17 @@ def _sklearn_seed(rng: np.random.Generator) -> int:
 
 def swissroll(n: int, rng: np.random.Generator) -> tuple[Points, None]:
     """The Swiss roll, a rolled plane, seen from its side: a spiral, slightly blurred."""
-    x, _ = sklearn.datasets.make_swiss_roll(n, noise=0.5, random_state=_sklearn_seed(rng))
+    from sklearn.datasets import make_swiss_roll  # imported here, as below, because it takes long
+
+    x, _ = make_swiss_roll(n, noise=0.5, random_state=_sklearn_seed(rng))
     return (x[:, [0, 2]] / 8).astype(np.float32), None
 
 
 def moons(n: int, rng: np.random.Generator) -> tuple[Points, Labels]:
     """Two interleaved half circles, slightly blurred; the label says which."""
-    x, labels = sklearn.datasets.make_moons(n, noise=0.05, random_state=_sklearn_seed(rng))
+    from sklearn.datasets import make_moons
+
+    x, labels = make_moons(n, noise=0.05, random_state=_sklearn_seed(rng))
     return (x - [0.5, 0.25]).astype(np.float32), labels.astype(np.int32)
 
 
