@@ -99,9 +99,10 @@ def start(script: str, *arguments: str, cache: Path, devices: int = 1, **options
 
 # Imports once, then runs each script that it reads of in a fork of itself, whose exit code another fork waits for.
 _SERVER = """
-import json, os, runpy, signal, sys
+import gc, json, os, runpy, signal, sys
 import jax, sklearn.datasets
 from jaxdiff import cli
+gc.freeze()  # or a fork that ends goes through all of these modules
 for line in sys.stdin:
     script, arguments, devices, cache, folder = json.loads(line)
     if os.fork():
