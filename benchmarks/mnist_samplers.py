@@ -35,6 +35,7 @@ ROWS = (
     ("dpm++2m", "uniform", 1, False),
     ("dpm++2m", "log_snr", 1, False),
     ("dpm++3m", "uniform", 1, False),
+    ("unipc", "uniform", 1, False),
     ("dpm++2m_sde", "uniform", 1, False),
     ("edm", "uniform", 2, False),
 )
