@@ -136,7 +136,7 @@ def test_an_unknown_key_is_named_by_its_path_with_the_nearest_known_one(path, me
         (
             "schedule",
             {},
-            "schedule.name is missing from the config; the known ones are cosine, edm, flow, learned, linear",
+            "schedule.name is missing from the config; the known ones are cosine, edm, flow, learned",
         ),
         ("data", {}, "data.name is missing from the config"),
         ("train", {"steps": 3}, "train.batch_size is missing from the config"),
