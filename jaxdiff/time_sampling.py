@@ -14,7 +14,7 @@ f times its weights. log_normal returns no weights and does not: it has the dens
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -66,8 +66,8 @@ class LossHistory:
     Times are uniform until every bin is full.
     """
 
-    losses: Float[Array, "T length"]
-    counts: Int[Array, " T"]  # of losses that each bin has seen
+    losses: Any  # an array of shape (T, length), and whatever JAX puts in its place (shapes, shardings)
+    counts: Any  # (T,), of losses that each bin has seen
     floor: float = dataclasses.field(metadata={"static": True})
 
     def update(self, t: Float[Array, " n"], losses: Float[Array, " n"]) -> Self:

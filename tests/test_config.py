@@ -133,7 +133,11 @@ def test_an_unknown_key_is_named_by_its_path_with_the_nearest_known_one(path, me
         ("schedule.beta_last", "x", "schedule.beta_last = 'x' has the wrong type; it must be float"),
         ("model.name", "mpl", "model.name = 'mpl' is unknown; did you mean 'mlp'?"),
         ("model.name", None, "model.name = None is unknown; the known ones are mlp, unet"),
-        ("schedule", {}, "schedule.name is missing from the config; the known ones are cosine, edm, flow, linear"),
+        (
+            "schedule",
+            {},
+            "schedule.name is missing from the config; the known ones are cosine, edm, flow, learned",
+        ),
         ("data", {}, "data.name is missing from the config"),
         ("train", {"steps": 3}, "train.batch_size is missing from the config"),
     ],

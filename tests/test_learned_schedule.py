@@ -1,5 +1,6 @@
 """Schedules trained with the network: the gradients, what they do to the estimate's variance, and a run's folder."""
 
+import copy
 import dataclasses
 import functools
 import math
@@ -194,5 +195,5 @@ def test_the_loss_of_a_schedule_with_learned_ends_is_the_bound() -> None:
 )
 def test_what_does_not_go_with_a_learned_schedule_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
-        tiny.config({**LEARNED, **changes})
-    tiny.config({**LEARNED, "schedule.learn_ends": False, "loss.weight": "sigmoid:bias=1"})
+        tiny.config({**copy.deepcopy(LEARNED), **changes})
+    tiny.config({**copy.deepcopy(LEARNED), "schedule.learn_ends": False, "loss.weight": "sigmoid:bias=1"})

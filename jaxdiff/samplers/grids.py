@@ -87,7 +87,8 @@ def make(grid: Grid, steps: int | None, schedule: Schedule) -> Float[np.ndarray,
         fall strictly, or leave [0, 1].
     """
     if isinstance(grid, str):
-        times = REGISTRY[grid](check(grid, steps, schedule), schedule)
+        steps = check(grid, steps, schedule)
+        times = REGISTRY[grid](steps, schedule)
         return times if schedule.steps is None else _snap(times, schedule.steps)
     times = np.asarray(grid, np.float64)
     if times.ndim != 1 or len(times) < 2:
