@@ -173,7 +173,7 @@ def test_a_tolerance_that_float32_cannot_reach_warns_and_gains_nothing():
         data, x0 = mixture(schedule, 2), jnp.asarray(x0, jnp.float32)
         reached = encoding.encode(data, process, x0, solver=Solver(rtol=3e-7, atol=3e-7))
         with pytest.warns(
-            UserWarning, match=r"rtol = 1e-08, atol = 1e-08 are more than float32 .* up to 4\.8e-07 .* x64"
+            UserWarning, match=r"rtol = 1e-08, atol = 1e-08 are more than float32 .* up to 4\.8e-07 .*x64"
         ):
             beyond = encoding.encode(data, process, x0, solver=Solver(rtol=1e-8, atol=1e-8))
     errors = [np.abs(np.asarray(latents) - exact).max() for latents in (reached, beyond)]
@@ -190,8 +190,8 @@ def test_what_is_encoded_and_decoded_comes_back_as_exactly_as_asked():
         solver = Solver(rtol=tolerance, atol=tolerance)
         x1 = encoding.encode(data, process, x0, solver=solver)
         errors.append(np.abs(np.asarray(encoding.decode(data, process, x1, solver=solver) - x0)).max())
-    assert errors[1] < errors[0] / 10
-    assert errors[2] < errors[1] / 10
+    assert errors[1] < errors[0] / 5
+    assert errors[2] < errors[1] / 5
     assert errors[2] < 1e-4
 
 

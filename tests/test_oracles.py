@@ -66,7 +66,7 @@ def test_the_score_is_the_gradient_of_the_density_and_the_noise_is_its_negative(
     found = jax.device_get(everything(mixture(name), np.float64(t)))
     alpha, sigma = found["alpha"], found["sigma"]
     for of in (found["whole"], found["parts"]):
-        x0, noise = of["prediction"]
+        x0, noise, _ = of["prediction"]
         np.testing.assert_allclose(of["score"], of["gradient"], rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(noise, -sigma * of["gradient"], rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(alpha * x0 + sigma * noise, np.broadcast_to(X, x0.shape), rtol=1e-9, atol=1e-9)
@@ -109,7 +109,7 @@ def test_data_without_variance_are_found(name):
     for dtype in (jnp.float64, jnp.float32):
         oracle = oracles.gaussian([0.5, -1.0], 0.0, schedule=schedules.REGISTRY[name]())
         for t in (0.0, 0.5, 1.0):
-            x0, noise = oracle(jnp.array([0.1, 0.2], dtype), jnp.asarray(t, dtype))
+            x0, noise, _ = oracle(jnp.array([0.1, 0.2], dtype), jnp.asarray(t, dtype))
             np.testing.assert_allclose(x0, [0.5, -1.0], rtol=1e-5)
             assert jnp.isfinite(noise).all()
 

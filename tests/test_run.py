@@ -111,7 +111,7 @@ IMAGE = np.zeros((1, 8, 8, 1), np.float32)
 
 
 @pytest.mark.parametrize(
-    ("images", "message"),
+    ("wrong", "message"),
     [
         (IMAGE[..., 0], r"samples have shape (1, 8, 8); this model takes (n, 8, 8, 1), n >= 1"),
         (IMAGE[:0], r"samples have shape (0, 8, 8, 1); this model takes (n, 8, 8, 1), n >= 1"),
@@ -120,9 +120,9 @@ IMAGE = np.zeros((1, 8, 8, 1), np.float32)
         (IMAGE + 0.03, "images lie up to 0.03 beside the 17 levels -1 + 2k/16 that have a probability; round them"),
     ],
 )
-def test_what_is_no_image_of_the_data_has_no_bits(run, images, message):
+def test_what_is_no_image_of_the_data_has_no_bits(run, wrong, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        run.bits_per_dim(images)
+        run.bits_per_dim(wrong)
 
 
 def test_quantising_gives_the_nearest_level():

@@ -345,7 +345,7 @@ def test_every_registered_sampler_is_made_by_its_name(name: str) -> None:
         ("ddim:eta=abc", r"sampler = 'ddim:eta=abc': {'eta': 'abc'} does not fit ddim\(eta: float = 0.0\)$"),
         ("ddim:eta=1.5", "eta = 1.5; the rule is 0 <= eta <= 1"),
         ("ddim:eta=nan", "ddim:eta=nan"),
-        ("ddpm:variance=medium", "variance = 'medium'; give 'small', 'large' or a number"),
+        ("ddpm:variance=medium", "variance = 'medium'; give 'small', 'large', 'learned' or a number"),
         ("ddpm:variance=-0.1", "variance = -0.1"),
         ("ddpm:variance=None", r"{'variance': None} does not fit ddpm\(variance: str \| float = 'small'\)$"),
     ],

@@ -127,8 +127,8 @@ def test_the_loss_and_its_derivative_in_the_output_are_finite_at_all_trained_tim
             networks = [denoiser(lambda params, x, t: params[None], output, process, predicts=kind) for kind in KINDS]
 
             def model(x_t: jax.Array, t: jax.Array, cond: Any = None, /) -> Prediction:
-                halves = zip(*(network(x, t) for network, x in zip(networks, x_t, strict=True)), strict=True)
-                return Prediction(*map(jnp.stack, halves))
+                found = [network(x, t) for network, x in zip(networks, x_t, strict=True)]
+                return Prediction(jnp.stack([one.x0 for one in found]), jnp.stack([one.noise for one in found]))
 
             return {space: losses.simple(model, process, x0, t, key=KEY, space=space) for space in KINDS}
 
