@@ -30,7 +30,7 @@ WAYS = {"bound": "bound", "ode": "ODE"}
 # of few steps at its two ends, where λ runs to ±20.
 ROWS = (
     ("ddpm", "uniform", 1, True),
-    ("ddim", "uniform", 1, True),
+    ("ddim", "uniform", 1, False),
     ("heun", "uniform", 2, False),
     ("dpm++2m", "uniform", 1, False),
     ("dpm++2m", "log_snr", 1, False),
