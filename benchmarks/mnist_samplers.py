@@ -8,15 +8,13 @@ assumed: Heun's method calls the network twice a step, and once in the last. All
 """
 
 import argparse
-import hashlib
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from results import Results, identity, source
 
 import jaxdiff as jd
 from jaxdiff import data, evaluation, samplers, xla
@@ -53,13 +51,10 @@ def main() -> None:
     args = parser.parse_args()
     xla.split_cpu(args.batch)
     run = jd.load(args.workdir)
-    source = {"name": run.config.data.name, "dir": args.data_dir or run.config.data.dir}
-    reference = evaluation.reference(**source)
+    dataset = {"name": run.config.data.name, "dir": args.data_dir or run.config.data.dir}
+    reference = evaluation.reference(**dataset)
     card = reference.classifier.card
-    results = Results(
-        args.out.with_suffix(".json"),
-        {"data": card.name, "step": run.step, "weights": digest(run.params), "n": args.n, "classifier": card.sha256},
-    )
+    results = Results(args.out.with_suffix(".json"), identity(run, card, args.n))
     for name, grid, calls, many in ROWS:
         for budget in args.budgets:
             key = f"{name} {grid} {budget}"
@@ -76,39 +71,13 @@ def main() -> None:
             found = {field: getattr(distance, field) for field in ("value", "standard_error", "floor")}
             results.add(key, {"steps": steps, "evaluations": taken, **found})
     if args.bits and (key := f"bits {args.bits}") not in results.cells:
-        test = data.load(**source, split="test")
+        test = data.load(**dataset, split="test")
         chosen = np.random.default_rng(1).choice(len(test.x), args.bits, replace=False)
         bits = run.bits_per_dim(data.normalize(test.x[chosen], test.levels))
         print(", ".join(f"{name} {mean:.3f} ± {error:.3f} bits/dim" for name, (mean, error) in bits.items()))
         results.add(key, bits)
     args.out.write_text(page(results.cells, results.of, columns=args.budgets, card=card))
     print(f"{args.out}, {results.path}")
-
-
-class Results:
-    """The finished cells, in a file that is whole at any time."""
-
-    def __init__(self, path: Path, of: dict) -> None:
-        self.path, self.of = path, of
-        found = json.loads(path.read_text()) if path.exists() else {"of": of, "cells": {}}
-        if found["of"] != of:
-            raise SystemExit(f"{path} holds results of {found['of']}, not of {of}; give another --out, or delete it")
-        self.cells: dict[str, dict] = found["cells"]
-
-    def add(self, key: str, cell: dict) -> None:
-        self.cells[key] = cell
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        incomplete = self.path.with_suffix(".incomplete")
-        incomplete.write_text(json.dumps({"of": self.of, "cells": self.cells}, indent=1) + "\n")
-        os.replace(incomplete, self.path)
-
-
-def digest(params: object) -> str:
-    """What tells weights from others."""
-    content = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        content.update(np.asarray(leaf).tobytes())
-    return content.hexdigest()[:12]
 
 
 def evaluations(process: jd.Process, sampler: samplers.Sampler, steps: int, grid: str) -> int:
@@ -136,11 +105,10 @@ def page(cells: dict[str, dict], of: dict, *, columns: Sequence[int], card: eval
             row.append("" if cell is None else f"{cell['value']:.2f} ± {cell['standard_error']:.2f}{taken}")
         lines.append(f"| `{name}` | {grid} | " + " | ".join(row) + " |")
     floor = next(cell["floor"] for cell in cells.values() if "floor" in cell)
+    before, after = source(of, "mnist_samplers.py", floor, card)
     paragraphs = [
         f"# Samplers on {of['data']}",
-        f"Fréchet distance (± its standard error) of {of['n']} samples to the train split, on features of the shipped "
-        f"{card}. As many images of the test split are at {floor:.2f}, the floor. Where the network evaluations taken "
-        "are not the column's, they are in brackets.",
+        f"{before} Where the network evaluations taken are not the column's, they are in brackets.",
         "\n".join(lines),
     ]
     if found := goal(cells):
@@ -149,10 +117,7 @@ def page(cells: dict[str, dict], of: dict, *, columns: Sequence[int], card: eval
         if key.startswith("bits "):
             costs = ", ".join(f"{mean:.3f} ± {error:.3f} by the {WAYS[way]}" for way, (mean, error) in bits.items())
             paragraphs.append(f"Bits a dimension of {key.removeprefix('bits ')} images of the test split: {costs}.")
-    paragraphs.append(
-        f"Made by `benchmarks/mnist_samplers.py` of step {of['step']} of a run, weights {of['weights']}, with jax "
-        f"{jax.__version__}."
-    )
+    paragraphs.append(after)
     return "\n\n".join(paragraphs) + "\n"
 
 

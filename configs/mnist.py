@@ -2,6 +2,8 @@
 network as `:ddpm`.
 
     python train.py --config=configs/mnist.py --workdir=runs/mnist
+    python train.py --config=configs/mnist.py:conditional --workdir=runs/conditional
+    python train.py --config=configs/mnist.py:classifier --workdir=runs/classifier
     python train.py --config=configs/mnist.py:vdm --workdir=runs/vdm
     python train.py --config=configs/mnist.py:ddpm --workdir=runs/ddpm
 
@@ -28,7 +30,7 @@ from jaxdiff.config import Config, Data, Every, Loss, Optimizer, Sampling, Train
 
 def get_config(variant: str = "") -> ConfigDict:
     """The locked config of a variant."""
-    variants = {"": _small, "vdm": _vdm, "ddpm": _ddpm}
+    variants = {"": _small, "conditional": _conditional, "classifier": _classifier, "vdm": _vdm, "ddpm": _ddpm}
     if variant not in variants:
         raise ValueError(f"configs/mnist.py has no variant {variant!r}; it has {', '.join(filter(None, variants))}")
     return variants[variant]().to_config_dict()
@@ -54,6 +56,18 @@ def _small() -> Config:
         train=Train(steps=1500, batch_size=64, ema_decay=0.995),
         sampling=Sampling(sampler="ddpm", steps=50),
         every=Every(log=100, checkpoint=500, sample=500),
+    )
+
+
+def _conditional() -> Config:
+    return dataclasses.replace(_small(), p_uncond=0.1)
+
+
+def _classifier() -> Config:
+    return dataclasses.replace(
+        _small(),
+        model={"name": "classifier", "patch": 2, "channels": (32, 64)},
+        train=Train(steps=1000, batch_size=64, ema_decay=0.99),
     )
 
 

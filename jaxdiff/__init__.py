@@ -3,6 +3,8 @@
 from jaxdiff import (
     data,
     evaluation,
+    guidance,
+    inpainting,
     likelihood,
     losses,
     oracles,
@@ -34,6 +36,8 @@ __all__ = [
     "denoiser",
     "encode",
     "evaluation",
+    "guidance",
+    "inpainting",
     "likelihood",
     "load",
     "log_likelihood",

@@ -16,15 +16,12 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from jaxdiff import data, plots, run, samplers, xla
-from jaxdiff.bounds import Bound
+from jaxdiff import plots, requests, run, xla
 from jaxdiff.config import Config, nearest
 from jaxdiff.training import loop
 from jaxdiff.training.recorder import DivergenceError
 
 FLAGS = flags.FLAGS
-
-Made = tuple[str, np.ndarray | None, dict[str, Any]]  # what to say of it, a picture, and arrays to keep beside it
 
 
 def train() -> None:
@@ -40,26 +37,7 @@ def train() -> None:
 
 def sample() -> None:
     """The command line of `sample.py`."""
-    flags.DEFINE_string("workdir", None, "The run's folder.")
-    flags.DEFINE_integer("n", 64, "How many samples.")
-    flags.DEFINE_integer("reconstruct", None, "Instead: encode so many images to latents, and decode them again.")
-    flags.DEFINE_integer("interpolate", None, "Instead: so many rows, each from one image to another by their latents.")
-    flags.DEFINE_integer("bits_per_dim", None, "Instead: what so many images cost under the model, as table and plot.")
-    flags.DEFINE_string(
-        "images",
-        "test",
-        "For these three: test, the first of the data set's test split; samples of the model; or files, A.png,B.png or "
-        "A.npz.",
-    )
-    flags.DEFINE_string(
-        "sampler", None, f"One of {', '.join(samplers.REGISTRY)}, with options as in ddim:eta=0.5; default: the run's."
-    )
-    flags.DEFINE_integer("steps", None, "The number of jumps; default: the run's.")
-    flags.DEFINE_string("grid", None, f"One of {', '.join(samplers.grids.REGISTRY)}; default: the run's.")
-    flags.DEFINE_string("label", None, "The class to draw, of a conditional model.")
-    flags.DEFINE_integer("seed", 0, "The same seed gives the same samples.")
-    flags.DEFINE_integer("batch", 64, "How many at a time.")
-    flags.DEFINE_string("out", "samples.png", "The picture; the samples themselves go beside it, as .npz.")
+    requests.define_flags()
     _run(_sample, required=("workdir",))
 
 
@@ -83,101 +61,14 @@ def _sample() -> None:
     out = _writable_picture(Path(FLAGS.out))
     if not 0 <= FLAGS.seed < 2**32:
         raise ValueError(f"--seed = {FLAGS.seed}; the rule is 0 <= seed < 2^32")
-    instead = [name for name in _INSTEAD if FLAGS[name].value is not None]
-    _check_read(instead)
+    requests.check_flags()
     xla.split_cpu(FLAGS.batch)
     loaded = run.load(FLAGS.workdir)
-    said, picture, arrays = _INSTEAD[instead[0]](loaded) if instead else _samples(loaded)
+    said, picture, arrays = requests.make(loaded)
     np.savez(out.with_suffix(".npz"), **arrays)
     if picture is not None:
         plots.save(out, picture)
     print(f"{said}: {'' if picture is None else f'{out}, '}{out.with_suffix('.npz')}")
-
-
-def _draw(loaded: run.Run, n: int) -> np.ndarray:
-    return loaded.sample(
-        jax.random.key(FLAGS.seed),
-        n=n,
-        labels=FLAGS.label,
-        sampler=FLAGS.sampler,
-        steps=FLAGS.steps,
-        grid=FLAGS.grid,
-        batch=FLAGS.batch,
-        progress=True,
-    )
-
-
-def _samples(loaded: run.Run) -> Made:
-    samples = _draw(loaded, FLAGS.n)
-    picture = plots.image_grid(samples) if samples.ndim == 4 else plots.scatter(samples)
-    return f"{len(samples)} samples of step {loaded.step}", picture, {"samples": samples}
-
-
-def _images(loaded: run.Run, n: int) -> np.ndarray:
-    """The n images that --images names."""
-    if FLAGS.images == "samples":
-        return _draw(loaded, n)
-    if FLAGS.images == "test":
-        return loaded.test_examples(n)
-    return data.read_files(FLAGS.images.split(","), n=n)
-
-
-def _reconstruct(loaded: run.Run) -> Made:
-    x0 = _images(loaded, FLAGS.reconstruct)
-    x1 = loaded.encode(x0, batch=FLAGS.batch, progress=True)
-    again = loaded.decode(x1, batch=FLAGS.batch, progress=True)
-    error = np.abs(again - x0)
-    print(f"reconstruction error: {np.sqrt((error**2).mean()):.1e} (root mean square), {error.max():.1e} at most")
-    picture = plots.reconstructions(x0, x1 / float(loaded.process.schedule.sigma(1.0)), again)
-    arrays = {"original": x0, "latent": x1, "reconstruction": again}
-    return f"{len(x0)} originals, latents and reconstructions by step {loaded.step}", picture, arrays
-
-
-def _interpolate(loaded: run.Run) -> Made:
-    if len(shape := loaded.experiment.shape) != 3:
-        raise ValueError(f"--interpolate draws rows of images, but this run's samples have shape {shape}; leave it out")
-    ends = _images(loaded, 2 * FLAGS.interpolate)
-    rows = loaded.interpolate(ends[::2], ends[1::2], batch=FLAGS.batch, progress=True)
-    picture = plots.image_grid(np.concatenate(rows), columns=rows.shape[1])
-    return f"{len(rows)} rows of {rows.shape[1]} by step {loaded.step}", picture, {"samples": rows}
-
-
-def _bits_per_dim(loaded: run.Run) -> Made:
-    x0 = _images(loaded, FLAGS.bits_per_dim)
-    if FLAGS.images == "samples" and loaded.levels is not None:
-        x0 = data.quantize(x0, loaded.levels)
-    costs = loaded.costs(x0, key=jax.random.key(FLAGS.seed), batch=FLAGS.batch, progress=True)
-    print(costs.table())
-    said, ode = f"{len(x0)} images under step {loaded.step}", {"ode": costs.ode}
-    if costs.bound is None:
-        return said, None, ode
-    picture = plots.bound_over_time(costs.bound) if isinstance(costs.bound, Bound) else None
-    return said, picture, ode | costs.bound._asdict()
-
-
-_INSTEAD: dict[str, Callable[[run.Run], Made]] = {
-    "reconstruct": _reconstruct,
-    "interpolate": _interpolate,
-    "bits_per_dim": _bits_per_dim,
-}
-
-
-def _check_read(instead: list[str]) -> None:
-    """Refuses flags that say nothing about what is made."""
-    if len(instead) > 1:
-        raise ValueError(f"--{instead[0]} and --{instead[1]} make one picture each; leave one out")
-    for name in instead:
-        if FLAGS.get_flag_value(name, 0) < 1:
-            raise ValueError(f"--{name} = {FLAGS[name].value}; it must be at least 1")
-    draws = not instead or FLAGS.images == "samples"
-    unread = {
-        "images": "" if instead else f"with --{', --'.join(_INSTEAD)} only",
-        "n": f"without --{instead[0]}, which has its own number" if instead else "",
-        **dict.fromkeys(("sampler", "steps", "grid", "label"), "" if draws else "to draw samples only"),
-    }
-    for name, why in unread.items():
-        if why and FLAGS[name].present:
-            raise ValueError(f"--{name} is read {why}; leave it out")
 
 
 def _writable_picture(out: Path) -> Path:
@@ -217,8 +108,9 @@ def _run(main: Callable[[], None], *, required: tuple[str, ...]) -> None:
                 raise
             _fail(error)
 
-    for flag in FLAGS.get_flags_for_module(__name__):
-        FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # for --help, which looks in the script
+    for module in (__name__, requests.__name__):
+        for flag in FLAGS.get_flags_for_module(module):
+            FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # for --help, which looks in the script
     app.run(guarded, flags_parser=_parse)
 
 

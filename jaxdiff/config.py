@@ -147,6 +147,8 @@ class Config:
     train: Train
     predicts: Kind = "eps"
     scale_input: bool = False  # see `jaxdiff.denoiser`
+    # None trains an unconditional model; a number, one that is told each example's label but for this share of them.
+    p_uncond: float | None = None
     learned_variance: bool = False  # the network predicts the reverse step's variance too: `jaxdiff.losses.hybrid`
     loss: Loss = dataclasses.field(default_factory=Loss)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
@@ -157,6 +159,10 @@ class Config:
         _check_types(self, "")
         object.__setattr__(self, "model", _component("model", self.model, models.REGISTRY))
         object.__setattr__(self, "schedule", _component("schedule", self.schedule, SCHEDULES))
+        if self.p_uncond is not None and not 0 <= self.p_uncond < 1:
+            raise ValueError(
+                f"p_uncond = {self.p_uncond}; the rule is 0 <= p_uncond < 1, or None for an unconditional model"
+            )
         # What can't be made is found out now: all of it costs milliseconds. JAX computes nothing here, as it would then
         # choose its devices before `jaxdiff.xla.split_cpu` can: of a schedule that is drawn only shapes are made.
         with _named("model"):
@@ -171,7 +177,9 @@ class Config:
             self.check_sampler(samplers.make(self.sampling.sampler))
         with _named("loss"):
             time_sampler(self.loss.times, schedule)
-        if isinstance(schedule, schedules.Learned):
+        if self.model["name"] == "classifier":
+            _check_classifier(self)
+        elif isinstance(schedule, schedules.Learned):
             _check_learned(self, schedule)
         if self.learned_variance and schedule.steps is None:
             raise ValueError(
@@ -186,6 +194,13 @@ class Config:
                     f"every.{name} = {getattr(self.every, name)} is not a multiple of "
                     f"train.steps_per_dispatch = {dispatch}{default}; make it one, or set train.steps_per_dispatch"
                 )
+
+    @property
+    def told_labels(self) -> str | None:
+        """What of the config needs the data's labels; None if nothing does."""
+        if self.model["name"] == "classifier":
+            return "model 'classifier'"
+        return None if self.p_uncond is None else f"a model with p_uncond = {self.p_uncond}"
 
     def check_sampler(self, sampler: samplers.Sampler) -> None:
         """Raises a ValueError for a sampler that asks of the network what it does not predict."""
@@ -213,6 +228,18 @@ class Config:
     def to_config_dict(self) -> ConfigDict:
         """A locked ConfigDict for the command line."""
         return _with_placeholders(type(self), self.to_mapping()).lock()
+
+
+def _check_classifier(config: Config) -> None:
+    """Refuse what says how a denoiser is trained."""
+    for name, unused in {
+        "p_uncond": config.p_uncond is None,
+        "learned_variance": not config.learned_variance,
+        "loss.weight": config.loss.weight is None,
+        "schedule": config.schedule["name"] != "learned",
+    }.items():
+        if not unused:
+            raise ValueError(f"{name} is set, but model 'classifier' has no use for it; leave it at its default")
 
 
 def _check_learned(config: Config, schedule: schedules.Learned) -> None:
@@ -274,11 +301,12 @@ def _component(path: str, section: Mapping[str, Any], registry: Mapping[str, Cal
     name = section["name"]
     if not isinstance(name, str) or name not in registry:
         raise ValueError(f"{path}.name = {name!r} is unknown{nearest(str(name), registry)}")
-    # dtype is decided by train.dtype, outputs by learned_variance, key by train.seed; parent and name are Flax's own.
+    # Decided elsewhere: classes by p_uncond, dtype by train.dtype, outputs by learned_variance, key by train.seed.
+    # parent and name are Flax's own.
     parameters = {
         key: parameter
         for key, parameter in inspect.signature(registry[name]).parameters.items()
-        if key not in ("dtype", "outputs", "parent", "name", "key")
+        if key not in ("classes", "dtype", "outputs", "parent", "name", "key")
     }
     hints = typing.get_type_hints(registry[name] if inspect.isfunction(registry[name]) else registry[name].__init__)
     given = {key: value for key, value in section.items() if key != "name"}

@@ -14,12 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
-from jaxdiff import bounds, denoisers, losses, models, schedules, weightings
+from jaxdiff import bounds, data, denoisers, losses, models, schedules, weightings
 from jaxdiff import config as configs
 from jaxdiff.config import Config
-from jaxdiff.processes import Gaussian
+from jaxdiff.data import Dataset
+from jaxdiff.evaluation import NoisyAccuracy, accuracy_by_noise
+from jaxdiff.guidance import NetworkClassifier
+from jaxdiff.processes import Gaussian, Process
 from jaxdiff.time_sampling import LossHistory, TimeSampler, time_sampler, to_steps
 from jaxdiff.typing import Denoiser, PyTree, Time
 from jaxdiff.weightings import Weighting
@@ -44,10 +47,16 @@ class Experiment:
     shape: tuple[int, ...]
     bounded: bool  # whether samples have a range, [−1, 1]
     levels: int | None  # that a coordinate of the data can take; None: continuous
+    classes: int  # that the network is told of; 0: it is unconditional
     schedule: schedules.Schedule  # a learned one is here as it starts with a fixed key; see `process`
     model: nn.Module
     times: TimeSampler
     weight: Weighting | None
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the network is a classifier of noisy samples, and no denoiser."""
+        return isinstance(self.model, models.NoisyClassifier)
 
     @property
     def learns_schedule(self) -> bool:
@@ -82,12 +91,26 @@ class Experiment:
         """This one with a network that computes in float32."""
         return dataclasses.replace(self, model=self.model.clone(dtype=jnp.float32))
 
+    def classifier(self, params: PyTree) -> NetworkClassifier:
+        """The classifier of noisy samples."""
+        return NetworkClassifier(
+            apply=self.model.apply,
+            params=params,
+            process=self.process(params),
+            scale_input=self.config.scale_input,
+        )
+
     def sampling_denoiser(self, params: PyTree) -> Denoiser:
         """The denoiser as it samples: with x̂_0 held in the data's range as the config says."""
-        network, clip = self.network(params), self.config.sampling.clip
+        network = self.network(params)
+        return self.held_in_range(network, network.process)
+
+    def held_in_range(self, denoiser: Denoiser, process: Process) -> Denoiser:
+        """The denoiser with x̂_0 held in the data's range as the config says; what guides it comes first."""
+        clip = self.config.sampling.clip
         if clip == "none" or not self.bounded:
-            return network
-        return (denoisers.clipped if clip == "static" else denoisers.thresholded)(network, network.process)
+            return denoiser
+        return (denoisers.clipped if clip == "static" else denoisers.thresholded)(denoiser, process)
 
     def draw(
         self, key: Key[Array, ""], n: int, history: LossHistory | None = None
@@ -102,13 +125,25 @@ class Experiment:
         return (t if steps is None else to_steps(t, steps=steps)), keys, weights
 
     def loss(
-        self, params: PyTree, x0: Float[Array, "n *shape"], t: Float[Array, " n"], keys: Key[Array, " n"]
+        self,
+        params: PyTree,
+        x0: Float[Array, "n *shape"],
+        t: Float[Array, " n"],
+        keys: Key[Array, " n"],
+        labels: Int[Array, " n"] | None = None,
     ) -> Float[Array, " n"]:
         """The loss of each example of a batch, at its time and with its key's noise.
+
+        Of a conditional model each example's label is made −1, for none, with probability p_uncond, by its own key.
+        That of a classifier is the cross-entropy, −log p(label|x_t, t).
 
         Where the ends of the schedule are learned it is the whole bound, in nats a coordinate; else what the config's
         `loss` says.
         """
+        if self.classifies:
+            assert labels is not None
+            one_of = partial(losses.cross_entropy, self.classifier(params), self.process(params))
+            return jax.vmap(one_of)(x0, labels, t, keys)
         loss: Callable[..., Float[Array, ""]] = losses.simple
         if self.config.learned_variance:
             loss = partial(losses.hybrid, weight=self.weight)
@@ -118,42 +153,78 @@ class Experiment:
         process, schedule = denoiser.process, denoiser.process.schedule
         learns_ends = isinstance(schedule, schedules.Learned) and schedule.ends is not None
 
-        def one(x0: Float[Array, "*shape"], t: Time, key: Key[Array, ""]) -> Float[Array, ""]:
-            found = loss(denoiser, process, x0, t, key=key, space=self.config.loss.space)
+        def one(
+            x0: Float[Array, "*shape"], t: Time, key: Key[Array, ""], label: Int[Array, ""] | None
+        ) -> Float[Array, ""]:
+            if label is not None and self.config.p_uncond is not None:
+                dropped = jax.random.bernoulli(jax.random.fold_in(key, 2), self.config.p_uncond)
+                label = jnp.where(dropped, -1, label)
+            found = loss(denoiser, process, x0, t, key=key, cond=label, space=self.config.loss.space)
             if learns_ends:
                 key = jax.random.fold_in(key, 1)
                 start = bounds.reconstruction_term(key, process, x0, levels=self.levels)
                 found += (bounds.prior_term(schedule, x0) + start) / x0.size
             return found
 
-        return jax.vmap(one)(x0, t, keys)
+        return jax.vmap(one)(x0, t, keys, labels)
 
 
-def make_experiment(config: Config, shape: tuple[int, ...], *, bounded: bool, levels: int | None = None) -> Experiment:
+def make_experiment(
+    config: Config, shape: tuple[int, ...], *, bounded: bool, levels: int | None = None, classes: int | None = None
+) -> Experiment:
     """The objects that a config names, for samples of the given shape, [−1, 1] if `bounded`, and of so many levels.
 
     Raises:
-      ValueError: for a shape that the network can't take, found without running it; for a weight that is infinite at
-        t = 1 on what the loss measures.
+      ValueError: for a conditional model of data without `classes`; for a shape that the network can't take, found
+        without running it; for a weight that is infinite at t = 1 on what the loss measures.
     """
+    told = config.told_labels
+    if told and classes is None:
+        raise ValueError(f"{told} is trained on labels, but data {config.data.name!r} has none; take a set that has")
+    classes = (classes or 0) if told else 0
     schedule = configs.build(configs.SCHEDULES, config.schedule)
     experiment = Experiment(
         config=config,
         shape=shape,
         bounded=bounded,
         levels=levels,
+        classes=classes,
         schedule=schedule,
         model=configs.build(
             models.REGISTRY,
             config.model,
             dtype=compute_dtype(config.train.dtype),
-            outputs=2 if config.learned_variance else 1,
+            classes=classes,
+            **({"outputs": 2} if config.learned_variance else {}),
         ),
         times=time_sampler(config.loss.times, schedule),
         weight=_weighting(config, schedule),
     )
     jax.eval_shape(experiment.init, jax.random.key(0))
     return experiment
+
+
+def test_split(experiment: Experiment) -> Dataset:
+    """The labelled test split of the data set, which a classifier is measured on.
+
+    Raises:
+      ValueError, ConnectionError: where it is not at hand, or has no labels.
+    """
+    section = experiment.config.data
+    found = data.load(section.name, split="test", dir=section.dir)
+    if found.labels is None:
+        raise ValueError(f"data.name = {section.name!r}: its test split has no labels to measure a classifier with")
+    return found
+
+
+def noisy_accuracy(experiment: Experiment, params: PyTree, test: Dataset, n: int = 1000) -> NoisyAccuracy:
+    """That of a classifier on the first n examples of a labelled set, or on all where there are fewer."""
+    assert test.labels is not None
+    x0 = data.normalize(test.x[:n], test.levels)
+    classifier = experiment.classifier(params)
+    key = jax.random.key(experiment.config.train.seed)
+    log_probs = jax.tree_util.Partial(NetworkClassifier.log_probs, classifier)
+    return accuracy_by_noise(key, log_probs, classifier.process, x0, test.labels[:n])
 
 
 def _weighting(config: Config, schedule: schedules.Schedule) -> Weighting | None:

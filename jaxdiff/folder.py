@@ -30,15 +30,19 @@ _FREE = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Form:
-    """What a run must know of its data to sample: the shape of one example, and its levels (None: unbounded)."""
+    """What a run must know of its data to sample."""
 
     shape: tuple[int, ...]
+    """Of one example."""
     levels: int | None
+    """The number of values that a coordinate can take; None: unbounded."""
+    classes: int | None = None
+    """The number of labels; None: the data have none."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> "Form":
         """That of a data set."""
-        return cls(shape=tuple(dataset.shape), levels=dataset.levels)
+        return cls(shape=tuple(dataset.shape), levels=dataset.levels, classes=dataset.num_classes)
 
 
 def prepare(workdir: Path, config: Config) -> None:
@@ -85,7 +89,8 @@ def read(workdir: Path) -> tuple[Config, Form]:
         raise ValueError(f"workdir = {workdir} is no run: it has no config.json; give a folder that train.py wrote")
     try:
         content = json.loads(path.read_text())
-        form = Form(shape=tuple(content["data"]["shape"]), levels=content["data"]["levels"])
+        data = content["data"]
+        form = Form(shape=tuple(data["shape"]), levels=data["levels"], classes=data.get("classes"))
         return Config.from_mapping(content["config"]), form
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(

@@ -17,9 +17,11 @@ and κ is small. With ρ = σ²_{t|s}/β̃ = σ_t²/σ_s² each coordinate has
     KL = ½ [(SNR_s − SNR_t) (x_0 − x̂_0)² ρ^{−v} + v log ρ + ρ^{−v} − 1]
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff.parameterization import Kind, from_prediction
 from jaxdiff.processes import Process
@@ -136,6 +138,21 @@ def hybrid(
     first = s * schedule.steps < 0.01  # t − 1/T is rounded
     kl = step_kl(x0, fixed, t=t, s=jnp.where(first, t, s), schedule=schedule)
     return loss + share * schedule.steps * jnp.where(first, 0, kl.mean())
+
+
+def cross_entropy(
+    log_prob: Callable[[Array, Time, Array], Float[Array, ""]],
+    process: Process,
+    x0: Float[Array, "*shape"],
+    label: Int[Array, ""],
+    t: Time,
+    key: Key[Array, ""],
+) -> Float[Array, ""]:
+    """−log p(label|x_t, t) of a classifier `(x_t, t, label) -> log p` of noisy samples, for one of them, in nats.
+
+    x_t is drawn from x_0 by the key. At its least over all classifiers it is the entropy of the label given x_t.
+    """
+    return -log_prob(process.corrupt(x0, process.noise(key, x0.shape), t), t, label)
 
 
 def step_kl(

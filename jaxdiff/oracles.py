@@ -72,7 +72,7 @@ class Mixture:
 class Oracle:
     """The exact denoiser of a mixture under a schedule: `(x_t, t, cond) -> Prediction(x0, noise)`.
 
-    `cond` is the number of a component, of which alone the data then are; None for the whole mixture.
+    `cond` is the number of a component, of which alone the data then are; −1 or None for the whole mixture.
     """
 
     data: Mixture
@@ -117,7 +117,8 @@ class Oracle:
         log_density = -0.5 * (whitened**2 / variances + jnp.log(2 * math.pi * variances)).sum(1)
         log_weights = self.data.log_weights
         if cond is not None:
-            log_weights = jnp.where(jnp.arange(len(log_weights)) == cond, 0.0, -jnp.inf)
+            only = jnp.where(jnp.arange(len(log_weights)) == cond, 0.0, -jnp.inf)
+            log_weights = jnp.where(cond < 0, log_weights, only)
         return whitened, variances, log_weights + log_density
 
 

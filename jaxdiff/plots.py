@@ -13,6 +13,7 @@ from PIL import Image
 
 from jaxdiff import samplers
 from jaxdiff.bounds import Bound
+from jaxdiff.evaluation import NoisyAccuracy
 from jaxdiff.processes import Process
 from jaxdiff.samplers.jump import jump, posterior_variances
 from jaxdiff.samplers.loop import as_pytree
@@ -60,6 +61,20 @@ def save(path: Path, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
     partial = path.with_name(path.name + ".part")
     Image.fromarray(pixels).save(partial, format="PNG")
     partial.rename(path)
+
+
+def accuracy_by_noise(found: NoisyAccuracy, *, classes: int) -> UInt8[np.ndarray, "height width 3"]:
+    """The accuracy of a classifier of noisy samples over t, above the log-SNR; chance is the dashed line."""
+    figure = matplotlib.figure.Figure(figsize=(5, 3.2), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(found.times, found.accuracy, marker="o", markersize=4)
+    axis.axhline(1 / classes, color="grey", linestyle="--", linewidth=1)
+    axis.set(xlabel="t", ylabel=f"accuracy of {found.n}", ylim=(0, 1.02))
+    above = axis.secondary_xaxis("top")
+    above.set_xticks(found.times[::2], [f"{snr:.0f}" if np.isfinite(snr) else "∞" for snr in found.log_snr[::2]])
+    above.set_xlabel("log-SNR")
+    axis.grid(alpha=0.3)
+    return _pixels(figure)
 
 
 def scatter(points: Float[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "height width 3"]:

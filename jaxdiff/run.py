@@ -14,12 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
-from jaxdiff import costs, data, encoding, folder, samplers, xla
+from jaxdiff import conditioning, costs, data, encoding, folder, inpainting, samplers, xla
+from jaxdiff.conditioning import Labels
 from jaxdiff.config import Config
 from jaxdiff.costs import Costs
-from jaxdiff.experiment import Experiment, make_experiment
+from jaxdiff.evaluation import NoisyAccuracy
+from jaxdiff.experiment import Experiment, make_experiment, noisy_accuracy, test_split
+from jaxdiff.guidance import Weight
+from jaxdiff.inpainting import Known
 from jaxdiff.probability_flow import Outcome, Solver
 from jaxdiff.processes import Process
 from jaxdiff.samplers.batches import all_devices, in_batches, sample_in_batches
@@ -61,7 +65,9 @@ class Run:
         key: Key[Array, ""],
         *,
         n: int,
-        labels: Any = None,
+        labels: Labels | None = None,
+        guidance: Weight | None = None,
+        classifier: "Run | None" = None,
         sampler: str | samplers.Sampler | None = None,
         steps: int | None = None,
         grid: Grid | None = None,
@@ -73,7 +79,12 @@ class Run:
         Args:
           key: a typed key. Sample i depends on fold_in(key, i) alone; n and `batch` change its rounding.
           n: how many.
-          labels: the classes to draw, of a conditional model.
+          labels: the class to draw, or one class a sample (−1 is any), or a blend of classes with their weights, which
+            should sum to 1, as in {3: 0.5, 8: 0.5} (see `jaxdiff.guidance.mixed`). Of a conditional model, or with a
+            classifier.
+          guidance: w, a number or a function of t (see `jaxdiff.guidance`). 0 and None are the plain conditional model.
+          classifier: the run of a classifier of noisy samples to guide by; without it guidance is classifier-free. An
+            unconditional model is guided by it with the weight 1 + w, so that w means the same for both.
           sampler: a name with options ("ddim:eta=0.5") or a sampler; the config's if left out.
           steps: the number of jumps; the config's if left out.
           grid: the times to visit (see `jaxdiff.samplers.grids`); the config's if left out.
@@ -84,11 +95,139 @@ class Run:
           float32, images in [−1, 1] of shape (n, height, width, channels), points of shape (n, 2).
 
         Raises:
-          ValueError: for labels of an unconditional model, an unknown sampler or one that wants a variance which the
-            network does not predict, and steps that the schedule lacks.
+          ValueError: for labels of an unconditional model or out of range; guidance without labels, or of a model whose
+            training dropped none; a classifier of other data or another process; an unknown sampler or one that wants a
+            variance which the network does not predict; and steps that the schedule lacks.
         """
-        if labels is not None:
-            raise ValueError(f"labels = {labels!r}, but this model is unconditional: it was trained without labels")
+        denoiser, cond = self._told(n, labels, guidance, classifier)
+        return self._draw(
+            key, denoiser, cond, n=n, sampler=sampler, steps=steps, grid=grid, batch=batch, progress=progress
+        )
+
+    def inpaint(
+        self,
+        key: Key[Array, ""],
+        x0: Float[np.ndarray | Array, "n *shape"],
+        mask: Bool[np.ndarray, "..."],
+        *,
+        resample: int = 5,
+        labels: Labels | None = None,
+        guidance: Weight | None = None,
+        classifier: "Run | None" = None,
+        sampler: str | samplers.Sampler | None = None,
+        steps: int | None = None,
+        grid: Grid | None = None,
+        batch: int = 64,
+        progress: bool = False,
+    ) -> Float[np.ndarray, "n *shape"]:
+        """Draw what is missing of each of n samples (see `jaxdiff.inpainting`).
+
+        Args:
+          key: as for `sample`.
+          x0: samples in the scale of `sample`, anything where they are not known.
+          mask: True where they are known: of their shape, or without the leading axis, or without the last one, too.
+          resample: how often each jump is made; more fits the new part better to the old.
+          labels, guidance, classifier, sampler, steps, grid, batch, progress: as for `sample`. The sampler must not
+            remember earlier steps if `resample` > 1; by default it is "ddpm".
+
+        Raises:
+          ValueError: as `sample`; for samples of another shape or range, a mask that does not fit them, and
+            resample < 1.
+        """
+        x0 = self._checked(x0)
+        mask = np.asarray(mask, bool)
+        if mask.ndim in (len(x0.shape) - 2, len(x0.shape) - 1) and mask.shape[-1:] != x0.shape[-1:]:
+            mask = mask[..., None]
+        try:
+            mask = np.broadcast_to(mask, x0.shape)
+        except ValueError:
+            raise ValueError(f"mask has shape {mask.shape}; samples have {x0.shape}: give one value a pixel") from None
+        chosen = samplers.make(sampler or "ddpm") if sampler is None or isinstance(sampler, str) else sampler
+        denoiser, cond = self._told(len(x0), labels, guidance, classifier)
+        return self._draw(
+            key,
+            inpainting.inpainting(denoiser, self.process),
+            Known(x0, mask, cond),
+            n=len(x0),
+            sampler=chosen if resample == 1 else inpainting.resampled(chosen, resample),
+            steps=steps,
+            grid=grid,
+            batch=batch,
+            progress=progress,
+        )
+
+    def vary(
+        self,
+        key: Key[Array, ""],
+        x0: Float[np.ndarray | Array, "n *shape"],
+        *,
+        t: float = 0.5,
+        labels: Labels | None = None,
+        guidance: Weight | None = None,
+        classifier: "Run | None" = None,
+        sampler: str | samplers.Sampler | None = None,
+        steps: int | None = None,
+        grid: Grid | None = None,
+        batch: int = 64,
+        progress: bool = False,
+    ) -> Float[np.ndarray, "n *shape"]:
+        """Image to image: noise samples to time t, and draw them anew from there.
+
+        Meng et al. 2022, "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations".
+
+        Args:
+          key: as for `sample`; draws the noise, too.
+          x0: samples in the scale of `sample`.
+          t: in (0, 1]: how much is forgotten; what is left of a sample shows in the log-SNR at t.
+          labels, guidance, classifier, sampler, batch, progress: as for `sample`.
+          steps: of the whole way from 1 to 0, of which those below t are made.
+          grid: as for `sample`; times that are given start at t.
+
+        Raises:
+          ValueError: as `sample`; for samples of another shape or range, and t outside (0, 1].
+        """
+        x0 = self._checked(x0)
+        if not 0 < t <= 1:
+            raise ValueError(f"t = {t}; the rule is 0 < t <= 1")
+        settings, process = self.config.sampling, self.process
+        if grid is None or isinstance(grid, str):
+            steps = settings.steps if steps is None else steps
+            times = samplers.grids.make(grid or settings.grid, steps, process.schedule)
+            grid = [t, *times[times < t - 1e-6]]
+        elif grid[0] != t:
+            raise ValueError(f"grid starts at {grid[0]}, but samples are noised to t = {t}; start it there")
+        denoiser, cond = self._told(len(x0), labels, guidance, classifier)
+        key_noise, key_draw = jax.random.split(key)
+        start = jax.vmap(lambda i, x: process.corrupt(x, process.noise(jax.random.fold_in(key_noise, i), x.shape), t))(
+            jnp.arange(len(x0)), jnp.asarray(x0)
+        )
+        return self._draw(
+            key_draw,
+            denoiser,
+            cond,
+            n=len(x0),
+            start=np.asarray(start),
+            sampler=sampler,
+            grid=grid,
+            batch=batch,
+            progress=progress,
+        )
+
+    def _draw(
+        self,
+        key: Key[Array, ""],
+        denoiser: Denoiser,
+        cond: PyTree,
+        *,
+        n: int,
+        sampler: str | samplers.Sampler | None,
+        steps: int | None = None,
+        grid: Grid | None,
+        batch: int,
+        progress: bool,
+        start: Float[np.ndarray, "n *shape"] | None = None,
+    ) -> Float[np.ndarray, "n *shape"]:
+        """Samples, with what is left out as the config says."""
         defaults = self.config.sampling
         if isinstance(sampler, str) or sampler is None:
             sampler = samplers.make(defaults.sampler if sampler is None else sampler)
@@ -97,16 +236,35 @@ class Run:
             steps = defaults.steps
         return sample_in_batches(
             key,
-            self.denoiser,
+            self.experiment.held_in_range(denoiser, self.process),
             self.process,
             sampler,
             shape=self.experiment.shape,
             n=n,
             batch=batch,
+            cond=cond,
+            start=start,
             steps=steps,
             grid=defaults.grid if grid is None else grid,
             progress=progress,
         )
+
+    def _told(
+        self, n: int, labels: Labels | None, w: Weight | None, classifier: "Run | None"
+    ) -> tuple[Denoiser, PyTree]:
+        by = None if classifier is None else (classifier.experiment, classifier.params)
+        return conditioning.tell(self.experiment, self.params, n=n, labels=labels, w=w, classifier=by)
+
+    def noisy_accuracy(self, n: int = 1000) -> NoisyAccuracy:
+        """Of a classifier's run: its accuracy on n examples of the test split, by the level of noise.
+
+        Raises:
+          ValueError: for the run of a denoiser.
+          ValueError, ConnectionError: where the data set is not at hand.
+        """
+        if not self.experiment.classifies:
+            raise ValueError("this run is of a denoiser; only a classifier has an accuracy")
+        return noisy_accuracy(self.experiment, self.params, test_split(self.experiment), n)
 
     def test_examples(self, n: int) -> Float[np.ndarray, "n *shape"]:
         """The first n examples of its data set's test split, in the scale of `sample`.
@@ -256,7 +414,8 @@ class Run:
 
     @functools.cached_property  # one network, so that what is compiled with it is found again
     def _network(self) -> Denoiser:
-        """The model as it is: without clipping, and in float32, for a solver's tolerance is far below bfloat16."""
+        """The model as it is, told no label: without clipping, and in float32, as tolerances are far below bfloat16."""
+        conditioning.tell(self.experiment, self.params, n=1, labels=None, w=None, classifier=None)  # raises if it can't
         return self.experiment.in_float32().network(self.params)
 
     def _checked(self, x: Float[np.ndarray | Array, "n *shape"], *, of_data: bool = True) -> Float[np.ndarray, "..."]:
@@ -298,7 +457,9 @@ def load(workdir: str | Path) -> Run:
     """
     path = Path(workdir)
     config, form = folder.read(path)
-    experiment = make_experiment(config, form.shape, bounded=form.levels is not None, levels=form.levels)
+    experiment = make_experiment(
+        config, form.shape, bounded=form.levels is not None, levels=form.levels, classes=form.classes
+    )
     everywhere = NamedSharding(all_devices(), P())
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),

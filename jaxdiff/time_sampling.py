@@ -4,15 +4,19 @@
     continuous   t uniform in (0, 1]
     antithetic   t_i = 1 − (u + i/n mod 1), one u uniform in [0, 1)      (Kingma et al. 2021, appendix I.1)
     log_normal   log(σ_t/α_t) ~ N(m, s²)                                 (Karras et al. 2022, table 1)
+    secant       λ_t = −2 log tan(a u + b), u uniform in [0, 1]            (Ho & Salimans 2022, section 3)
     LossHistory  bins of (0, 1] with p_j ∝ √E[L_j²], weights 1/(T p_j)   (Nichol & Dhariwal 2021, section 3.3)
 
 The first three estimate the same E_t[f(t)], t uniform; each t_i alone is uniform. LossHistory estimates it too, of
 f times its weights. log_normal returns no weights and does not: it has the density N(log ς_t; m, s²)·(log ς_t)' in t,
 ς = σ/α, and is thus a weighting of its own, as its authors mean it. Under α = 1 − t, σ = t it is the logit-normal law.
+secant is one, too: λ has the density of a hyperbolic secant, sech(λ/2)/(2π), cut off at λ_max by b = atan e^{−λ_max/2}
+and at λ_min by a = atan e^{−λ_min/2} − b. Under a cosine schedule, whose angle atan(σ/α) runs evenly, t is uniform.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, Self, get_args
 
@@ -23,7 +27,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxdiff.schedules import Schedule
 
 TimeSampler = Callable[[Key[Array, ""], int], Float[Array, " n"]]
-Times = Literal["auto", "discrete", "continuous", "antithetic", "log_normal", "importance"]
+Times = Literal["auto", "discrete", "continuous", "antithetic", "log_normal", "secant", "importance"]
 
 
 def discrete(key: Key[Array, ""], n: int, *, steps: int) -> Float[Array, " n"]:
@@ -50,6 +54,23 @@ def log_normal(
     """
     log_ratio = mean + std * jax.random.normal(key, (n,))
     t = schedule.time(-2 * log_ratio)
+    return jnp.clip(t, jnp.finfo(t.dtype).eps, 1)
+
+
+def secant(
+    key: Key[Array, ""], n: int, *, schedule: Schedule, log_snr_min: float = -20.0, log_snr_max: float = 20.0
+) -> Float[Array, " n"]:
+    """n independent times whose log-SNR has the law of a hyperbolic secant between two ends; as `log_normal` beyond
+    the schedule's range.
+
+    Raises:
+      ValueError: where log_snr_min is not below log_snr_max.
+    """
+    if not log_snr_min < log_snr_max:
+        raise ValueError(f"log_snr_min = {log_snr_min}, log_snr_max = {log_snr_max}; the rule is min < max")
+    b = math.atan(math.exp(-log_snr_max / 2))
+    a = math.atan(math.exp(-log_snr_min / 2)) - b
+    t = schedule.time(-2 * jnp.log(jnp.tan(a * jax.random.uniform(key, (n,)) + b)))
     return jnp.clip(t, jnp.finfo(t.dtype).eps, 1)
 
 
@@ -139,9 +160,9 @@ def time_sampler(times: Times, schedule: Schedule) -> TimeSampler:
     """The sampler of training times for a schedule.
 
     Args:
-      times: "discrete", "continuous", "antithetic", "log_normal", or "auto": discrete where the schedule is, else
-        continuous. On a discrete schedule antithetic and log-normal times are moved up to its steps. "importance" is
-        "auto" here: who trains so draws from a `LossHistory` instead (see `first_history`).
+      times: "discrete", "continuous", "antithetic", "log_normal", "secant", or "auto": discrete where the schedule is,
+        else continuous. On a discrete schedule those in between are moved up to its steps. "importance" is "auto"
+        here: who trains so draws from a `LossHistory` instead (see `first_history`).
       schedule: the noise schedule.
 
     Raises:
@@ -152,8 +173,12 @@ def time_sampler(times: Times, schedule: Schedule) -> TimeSampler:
     steps = schedule.steps
     if times == "discrete" and steps is None:
         raise ValueError("times = 'discrete', but the schedule is continuous; use 'continuous' or a discrete schedule")
-    if times in ("antithetic", "log_normal"):
-        draw = antithetic if times == "antithetic" else functools.partial(log_normal, schedule=schedule)
+    between: dict[str, TimeSampler] = {
+        "antithetic": antithetic,
+        "log_normal": functools.partial(log_normal, schedule=schedule),
+        "secant": functools.partial(secant, schedule=schedule),
+    }
+    if draw := between.get(times):
         return draw if steps is None else lambda key, n: to_steps(draw(key, n), steps=steps)
     if steps is None or times == "continuous":
         return continuous

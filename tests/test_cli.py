@@ -12,9 +12,11 @@ import pytest
 import tiny
 from PIL import Image
 
+import jaxdiff as jd
 from jaxdiff import folder
 from jaxdiff.experiment import make_experiment
 from jaxdiff.folder import Form
+from jaxdiff.training import loop
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.sharding import make_mesh
 from jaxdiff.training.step import abstract_state, init_state
@@ -60,7 +62,7 @@ def test_a_trained_run_has_its_config_metrics_picture_and_checkpoints(trained):
 
 
 def test_sampling_images_writes_a_picture_and_the_samples(tmp_path):
-    config, form = tiny.config(base=tiny.IMAGES), Form(shape=(8, 8, 1), levels=17)
+    config, form = tiny.config(base=tiny.IMAGES), Form(shape=(8, 8, 1), levels=17, classes=10)
     folder.write(tmp_path, config, form)
     experiment = make_experiment(config, form.shape, bounded=True)
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
@@ -77,6 +79,29 @@ def test_sampling_images_writes_a_picture_and_the_samples(tmp_path):
         assert file["samples"].dtype == np.float32
     with Image.open(picture) as image:
         assert image.size[0] > image.size[1] > 64
+
+
+def test_a_conditional_run_draws_rows_of_labels_and_fills_in_what_is_missing(commands, tmp_path):
+    loop.train(tiny.config({"p_uncond": 0.1}, base=tiny.IMAGES), tmp_path / "run")
+
+    def made(name: str, *flags: str) -> tuple[np.ndarray, tuple[int, int]]:
+        path = tmp_path / f"{name}.png"
+        code, out, err = commands.run(
+            "sample.py", f"--workdir={tmp_path / 'run'}", f"--out={path}", "--steps=3", *flags
+        )
+        assert code == 0, err
+        assert str(path) in out
+        with np.load(path.with_suffix(".npz")) as file, Image.open(path) as image:
+            return file["samples"], image.size
+
+    samples, size = made("classes", "--label=all", "--guidance=1", "--batch=16")
+    assert samples.shape == (70, 8, 8, 1)  # 64, and as many as fill ten rows
+    assert size[1] / size[0] == pytest.approx(10 / 7, rel=0.05)
+    kept, size = made("inpainted", "--inpaint=2", "--variants=3", "--label=3+8", "--mask=left", "--resample=1")
+    assert kept.shape == (2, 3, 8, 8, 1)
+    assert size[0] / size[1] == pytest.approx(5 / 2, rel=0.05)
+    x0 = jd.load(tmp_path / "run").test_examples(2)
+    np.testing.assert_allclose(kept[:, :, :, :4], np.broadcast_to(x0[:, None, :, :4], (2, 3, 8, 4, 1)), atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_samples(trained, commands, tmp_path):
@@ -138,7 +163,7 @@ TRAIN_MISTAKES = {
     "--distributed": "--distributed can't start with --coordinator=None, --num_processes=None, --process_id=None: ",
     "--config=nowhere.py": "--config = nowhere.py: there is no such file; give FILE or FILE:VARIANT",
     "--config=configs/mnist.py:huge": "configs/mnist.py has no variant 'huge'; it has ",
-    "--config=configs/digits.py:huge": "configs/digits.py has no variants; leave out :huge",
+    "--config=configs/digits.py:huge": "configs/digits.py has no variant 'huge'; it has conditional, classifier",
 }
 
 
@@ -152,6 +177,12 @@ def test_a_mistake_in_training_is_told_in_one_line(commands, tmp_path, mistake):
     assert err.count("\n") == 1
     assert (code, out) == (1, "")
     assert not (workdir / "checkpoints").exists()
+
+
+def test_a_variant_of_a_file_without_variants_is_told_in_one_line(commands, tmp_path):
+    config = tiny.write_config(tmp_path)
+    code, _, err = commands.run("train.py", f"--config={config}:huge", f"--workdir={tmp_path / 'run'}")
+    assert (code, err) == (1, f"error: {config} has no variants; leave out :huge\n")
 
 
 def test_an_image_that_cannot_be_halved_is_told_in_one_line(commands, tmp_path):
@@ -223,7 +254,7 @@ SAMPLE_MISTAKES = {
     "--steps=0": "steps = 0; a sampler needs at least 1 step",
     "--steps=21": "steps = 21, but the schedule has 20 steps; ask for at most 20",
     "--n=0": "n = 0, batch = 64; both must be at least 1",
-    "--label=3": "labels = '3', but this model is unconditional: it was trained without labels",
+    "--label=3": "labels = 3, but this model is unconditional: it was trained without labels",
     "--seed=-1": "--seed = -1; the rule is 0 <= seed < 2^32",
     "--out=digits.jpg": "--out = digits.jpg: the picture is a PNG; give a name that ends in .png",
     "--out=/dev/null/x.png": "--out = /dev/null/x.png can't be written (",
@@ -233,7 +264,17 @@ SAMPLE_MISTAKES = {
     "--reconstruct=20001": "n = 20001, but the test split of swissroll has 20000 examples: 1 to as many",
     "--interpolate=2": "--interpolate draws rows of images, but this run's samples have shape (2,); leave it out",
     "--bits_per_dim=2": "bits_per_dim is for images of so many levels; for points in the plane see log_likelihood",
-    "--images=x.npz": "--images is read with --reconstruct, --interpolate, --bits_per_dim only; leave it out",
+    "--images=x.npz": "--images is read with --reconstruct, --interpolate, --inpaint, --vary, --bits_per_dim only",
+    "--guidance=1": "guidance = 1.0 guides towards a label; give labels too",
+    "--label=three": "--label = 'three'; give a number, 0,1,2 or all, or a blend as in 3+8 or 3:0.7+8:0.3",
+    "--label=3+3": "--label = '3+3'; give a number, 0,1,2 or all, or a blend",
+    "--label=0,1 --n=3": "--n = 3 is not divisible by 2 labels, a row for each; make it a multiple",
+    "--inpaint=2": "--inpaint draws images, but this run's samples have shape (2,); leave it out",
+    "--inpaint=2 --label=0,1": "--inpaint draws images",
+    "--vary=2 --label=0,1": "--label = '0,1': here all have one label; give one, or a blend as in 3+8",
+    "--vary=2 --time=0": "t = 0.0; the rule is 0 < t <= 1",
+    "--mask=top": "--mask is read with --inpaint only; leave it out",
+    "--reconstruct=2 --guidance=1": "--guidance is read to draw samples only; leave it out",
     "--reconstruct=2 --n=3": "--n is read without --reconstruct, which has its own number; leave it out",
     "--reconstruct=2 --steps=3": "--steps is read to draw samples only; leave it out",
     "--reconstruct=2 --interpolate=2": "--reconstruct and --interpolate make one picture each; leave one out",

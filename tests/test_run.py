@@ -84,7 +84,12 @@ def test_images_cost_the_bits_of_their_law_by_the_ode_and_little_more_by_the_bou
 def run_of(oracle: oracles.Oracle, schedule: schedules.Schedule, levels: int | None) -> Run:
     """A run whose network is the exact denoiser of 2x2 images."""
     experiment = types.SimpleNamespace(
-        shape=(2, 2, 1), process=lambda params: jd.Gaussian(schedule), network=lambda params: oracle
+        shape=(2, 2, 1),
+        process=lambda params: jd.Gaussian(schedule),
+        network=lambda params: oracle,
+        classifies=False,
+        classes=0,
+        config=types.SimpleNamespace(p_uncond=None),
     )
     experiment.in_float32 = lambda: experiment
     return Run(experiment=experiment, params=None, step=0, levels=levels)

@@ -198,3 +198,22 @@ def test_a_history_passes_through_scan() -> None:
 def test_a_history_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         loss_history(**options)
+
+
+def test_secant_times_have_the_log_snr_of_a_hyperbolic_secant(x64: None) -> None:
+    """P(λ <= l) = (atan e^{−λ_min/2} − atan e^{−l/2})/a, by Kolmogorov and Smirnov on 20,000 draws at 1e-4."""
+    schedule, low, high = schedules.VP(), -8.0, 6.0
+    t = time_sampling.secant(jax.random.key(3), 20_000, schedule=schedule, log_snr_min=low, log_snr_max=high)
+    log_snr = np.asarray(jax.vmap(schedule.log_snr)(t))
+    first, last = (np.arctan(np.exp(-end / 2)) for end in (low, high))
+
+    def cdf(value: np.ndarray) -> np.ndarray:
+        return np.clip((first - np.arctan(np.exp(-value / 2))) / (first - last), 0, 1)
+
+    assert stats.kstest(log_snr, cdf).pvalue > 1e-4
+    assert low - 1e-6 <= log_snr.min() < log_snr.max() <= high + 1e-6
+    cosine = schedules.TruncatedCosine(log_snr_max=high, log_snr_min=low)
+    even = time_sampling.secant(jax.random.key(3), 20_000, schedule=cosine, log_snr_min=low, log_snr_max=high)
+    assert stats.kstest(np.asarray(even), "uniform").pvalue > 1e-4
+    with pytest.raises(ValueError, match=r"log_snr_min = 6.0, log_snr_max = -8.0; the rule is min < max"):
+        time_sampling.secant(jax.random.key(0), 1, schedule=schedule, log_snr_min=high, log_snr_max=low)

@@ -146,7 +146,7 @@ def pmap_steps(experiment: Experiment, devices: int) -> State:
     for n in range(STEPS):
         chosen = indices(0, n, (1, BATCH), len(x))[0]
         drawn = experiment.draw(jax.random.fold_in(key, n), BATCH)
-        batch = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, *leaf.shape[1:]), (x[chosen], *drawn))
+        batch = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, *leaf.shape[1:]), (x[chosen], None, *drawn))
         state = step(state, batch)
     return jax.tree.map(lambda leaf: leaf[0], state)
 
@@ -210,7 +210,7 @@ def test_each_device_works_on_its_part_of_the_batch_and_the_state_is_donated():
     assert "all-gather" not in program
     step(state, *inputs)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)))
-    assert not batches.resident.is_deleted()
+    assert not batches.resident.x.is_deleted()
 
 
 def test_the_average_follows_the_weights_with_a_warmed_up_decay():

@@ -1,6 +1,7 @@
 """Data sets as arrays in memory: handwritten digits, MNIST, 2-D toys, TFDS images."""
 
 from jaxdiff.data.files import read_files as read_files
+from jaxdiff.data.files import read_mask as read_mask
 from jaxdiff.data.sources import Dataset as Dataset
 from jaxdiff.data.sources import load as load
 from jaxdiff.data.sources import normalize as normalize

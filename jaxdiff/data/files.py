@@ -1,10 +1,11 @@
 """Images from a user's files."""
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from PIL import Image
 
 
@@ -30,6 +31,22 @@ def read_files(paths: Sequence[str | Path], *, n: int) -> Float32[np.ndarray, "n
     return images[:n]
 
 
+def read_mask(path: str | Path, shape: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+    """A mask from a picture: True where it is brighter than half.
+
+    Raises:
+      ValueError: where the file can't be read, or has not this height and width.
+    """
+    try:
+        with Image.open(path) as file:
+            mask = np.asarray(file.convert("L")) > 127
+    except OSError as error:
+        raise ValueError(f"{path} can't be read ({error}); give a picture") from error
+    if mask.shape != shape:
+        raise ValueError(f"{path} is a mask of shape {mask.shape}; the images have {shape}: give one pixel for each")
+    return mask
+
+
 def _read(path: Path) -> Float32[np.ndarray, "n *shape"]:
     try:
         with np.load(path) if path.suffix == ".npz" else Image.open(path) as file:
@@ -38,7 +55,7 @@ def _read(path: Path) -> Float32[np.ndarray, "n *shape"]:
                 return (np.atleast_3d(pixels)[None] / 127.5 - 1).astype(np.float32)
             name = "samples" if "samples" in file else ", ".join(file)
             return np.asarray(file[name], np.float32)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} can't be read ({error}); give a picture, or a .npz with one array or one named 'samples'"
         ) from error

@@ -7,6 +7,7 @@ reference.classifier.accuracy(images, labels)
 
 from jaxdiff.evaluation.classifiers import CARDS, Card, FrozenClassifier, load_classifier
 from jaxdiff.evaluation.frechet import frechet_distance
+from jaxdiff.evaluation.noisy import NoisyAccuracy, accuracy_by_noise
 from jaxdiff.evaluation.reference import Distance, Reference, reference
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "Card",
     "Distance",
     "FrozenClassifier",
+    "NoisyAccuracy",
     "Reference",
+    "accuracy_by_noise",
     "frechet_distance",
     "load_classifier",
     "reference",

@@ -1,9 +1,13 @@
-"""A small convolutional classifier of clean images, whose last hidden layer serves as features."""
+"""Classifiers: a small one of clean images, whose last hidden layer serves as features, and one of noisy images."""
+
+from collections.abc import Sequence
 
 import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.models.layers import to_patches
+from jaxdiff.models.layers import ResidualBlock, TimeEmbedding, check_time, conv, group_norm, halve, to_patches
 
 
 class Classifier(nn.Module):
@@ -28,3 +32,69 @@ class Classifier(nn.Module):
         x = nn.relu(nn.Conv(self.width, (3, 3), name="conv2")(x))
         features = nn.Dense(self.features, name="features")(x.reshape(len(x), -1))
         return features, nn.Dense(self.classes, name="logits")(nn.relu(features))
+
+
+class NoisyClassifier(nn.Module):
+    """A classifier of noisy images: `model.apply(variables, x, t)` for x (n, height, width, channels), t (n,).
+
+    The way down of `jaxdiff.models.UNet` without attention, in which the time is embedded as there; then GroupNorm,
+    SiLU, the mean over pixels, and dense logits. Its last layer starts at zero: every class is as likely.
+
+    Fields:
+      channels: of each level; between two levels the image is halved.
+      layers: residual blocks in each level.
+      groups: of GroupNorm.
+      time_dim: size of the time embedding.
+      time_steps: t in [0, 1] is embedded as the position t·time_steps − 1.
+      patch: 2 works on squares of 2×2 pixels as one with 4 times the channels.
+      classes: how many there are.
+      dtype: of the computation, but for the last layer. Parameters and output are float32.
+
+    Raises:
+      ValueError: for fields that don't go together, when it is made.
+    """
+
+    channels: Sequence[int] = (32, 64)
+    layers: int = 1
+    groups: int = 8
+    time_dim: int = 128
+    time_steps: int = 1000
+    patch: int = 1
+    classes: int = 0
+    dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("layers", "groups", "patch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}; the rule is 1 or more")
+        check_time(self.time_dim, self.time_steps)
+        if not self.channels or any(width % self.groups for width in self.channels):
+            raise ValueError(
+                f"channels = {tuple(self.channels)}; the rule is one or more multiples of groups = {self.groups}"
+            )
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n height width channels"], t: Float[Array, " n"]
+    ) -> Float[Array, "n {self.classes}"]:
+        """The logits of a batch, float32.
+
+        Raises:
+          ValueError: for what are no images, and for an image size that can't be halved often enough.
+        """
+        multiple = self.patch * 2 ** (len(self.channels) - 1)
+        if x.ndim != 4 or x.shape[1] % multiple or x.shape[2] % multiple:
+            raise ValueError(
+                f"a classifier takes images whose sides are multiples of {multiple}, but an example here has shape "
+                f"{x.shape[1:]}; take fewer channels or a smaller patch"
+            )
+        time = TimeEmbedding(self.time_dim, self.time_steps, self.dtype, name="time")(t)
+        h = conv(self.channels[0], self.dtype, "stem")(to_patches(x, self.patch))
+        for i, width in enumerate(self.channels):
+            if i > 0:
+                h = halve(width, self.dtype, f"halve{i}")(h)
+            for j in range(self.layers):
+                h = ResidualBlock(width, self.groups, self.dtype, name=f"block{i}_{j}")(h, time)
+        h = nn.silu(group_norm(self.groups, self.dtype, "norm")(h)).mean(axis=(1, 2))
+        return nn.Dense(self.classes, dtype=jnp.float32, kernel_init=nn.initializers.zeros, name="logits")(h)

@@ -3,14 +3,31 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxdiff.models.attention import attend
 
 
-def check_no_condition(cond: object) -> None:
-    if cond is not None:
-        raise ValueError(f"this network has no labels, but was given the condition {cond!r}: pass None")
+class LabelEmbedding(nn.Module):
+    """Labels 0 … classes − 1 of shape (n,) to (n, dim). A label of −1, or none at all, has a vector of its own.
+
+    A label that there is not gives NaN. With no classes, zeros: then a condition is refused.
+    """
+
+    classes: int
+    dim: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, labels: Int[Array, " n"] | None, n: int) -> Float[Array, "n dim"] | float:
+        if not self.classes:
+            if labels is not None:
+                raise ValueError(f"this network has no labels, but was given the condition {labels!r}: pass None")
+            return 0.0
+        if labels is None:
+            labels = jnp.full(n, -1)
+        row = jnp.where(labels < 0, self.classes, jnp.where(labels < self.classes, labels, self.classes + 1))
+        return nn.Embed(self.classes + 1, self.dim, dtype=self.dtype, name="table")(row)
 
 
 def check_time(dim: int, steps: int) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.models.layers import TimeEmbedding, check_no_condition, check_time
+from jaxdiff.models.layers import LabelEmbedding, TimeEmbedding, check_time
 from jaxdiff.typing import PyTree
 
 
@@ -28,6 +28,7 @@ class MLP(nn.Module):
       depth: number of residual blocks.
       time_dim: size of the time embedding.
       time_steps: t in [0, 1] is embedded as the position t·time_steps − 1.
+      classes: how many labels there are; 0 for a network without. Their embedding is added to that of the time.
       outputs: how many numbers it predicts for each number of x; they lie behind one another on the last axis.
       dtype: of the computation, but for the last layer. Parameters and output are float32.
 
@@ -39,6 +40,7 @@ class MLP(nn.Module):
     depth: int = 3
     time_dim: int = 128
     time_steps: int = 1000
+    classes: int = 0
     outputs: int = 1
     dtype: DTypeLike = jnp.float32
 
@@ -58,18 +60,18 @@ class MLP(nn.Module):
         Args:
           x: the noisy vectors.
           t: their diffusion times in [0, 1].
-          cond: None; this network takes no condition.
+          cond: labels of shape (n,), −1 for none; or None.
 
         Returns:
           What the network is trained to predict, in float32.
 
         Raises:
-          ValueError: for a condition, and for what are no vectors.
+          ValueError: for a condition where there are no classes, and for what are no vectors.
         """
-        check_no_condition(cond)
         if x.ndim != 2:
             raise ValueError(f"an mlp takes vectors, but an example here has shape {x.shape[1:]}; take a unet")
         time = TimeEmbedding(self.time_dim, self.time_steps, self.dtype, name="time")(t)
+        time = time + LabelEmbedding(self.classes, self.time_dim, self.dtype, name="label")(cond, len(x))
         h = nn.Dense(self.width, dtype=self.dtype, name="stem")(x)
         for i in range(self.depth):
             branch = nn.Dense(self.width, dtype=self.dtype, name=f"block{i}_dense1")(nn.silu(h))

@@ -21,10 +21,10 @@ from jaxtyping import Array, Float
 
 from jaxdiff.models.layers import (
     Double,
+    LabelEmbedding,
     ResidualBlock,
     SelfAttention,
     TimeEmbedding,
-    check_no_condition,
     check_time,
     conv,
     from_patches,
@@ -55,6 +55,7 @@ class UNet(nn.Module):
       time_dim: size of the time embedding.
       time_steps: t in [0, 1] is embedded as the position t·time_steps − 1.
       patch: 2 works on squares of 2×2 pixels as one with 4 times the channels: 28×28 at 14×14.
+      classes: how many labels there are; 0 for a network without. Their embedding is added to that of the time.
       outputs: how many numbers it predicts for each number of x; they lie behind one another on the last axis.
       dtype: of the computation, but for the last layer. Parameters and output are float32.
 
@@ -73,6 +74,7 @@ class UNet(nn.Module):
     time_dim: int = 128
     time_steps: int = 1000
     patch: int = 1
+    classes: int = 0
     outputs: int = 1
     dtype: DTypeLike = jnp.float32
 
@@ -127,20 +129,21 @@ class UNet(nn.Module):
         Args:
           x: the noisy images.
           t: their diffusion times in [0, 1].
-          cond: None; this network takes no condition.
+          cond: labels of shape (n,), −1 for none; or None.
 
         Returns:
           What the network is trained to predict, in float32.
 
         Raises:
-          ValueError: for a condition, for what are no images, and for an image size that it can't take.
+          ValueError: for a condition where there are no classes, for what are no images, and for an image size that
+            it can't take.
         """
-        check_no_condition(cond)
         if x.ndim != 4:
             raise ValueError(f"a unet takes images, but an example here has shape {x.shape[1:]}; take an mlp")
         height, width, channels = x.shape[1:]
         self.check_size(height, width)
         time = TimeEmbedding(self.time_dim, self.time_steps, self.dtype, name="time")(t)
+        time = time + LabelEmbedding(self.classes, self.time_dim, self.dtype, name="label")(cond, len(x))
 
         def block(h: Array, features: int, name: str) -> Array:
             return ResidualBlock(features, self.groups, self.dtype, name=f"{name}_block")(h, time)

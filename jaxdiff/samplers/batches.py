@@ -33,13 +33,15 @@ def sample_in_batches(
     batch: int,
     steps: int | None = None,
     grid: Grid = "uniform",
+    cond: PyTree = None,
+    start: Float[np.ndarray, "n *shape"] | None = None,
     mesh: Mesh | None = None,
     progress: bool = False,
 ) -> Float[np.ndarray, "n *shape"]:
     """`jaxdiff.sample` for any n, in the memory that `batch` samples take.
 
     Args:
-      key, denoiser, process, sampler, shape, n, steps, grid: as for `jaxdiff.sample`.
+      key, denoiser, process, sampler, shape, n, steps, grid, cond, start: as for `jaxdiff.sample`; NumPy arrays.
       batch: how many at a time; rounded up to a multiple of the devices.
       mesh: the devices; all there are if left out. The denoiser's weights may be sharded over it.
       progress: whether to show a progress bar.
@@ -55,7 +57,7 @@ def sample_in_batches(
     times = grids.make(grid, steps, process.schedule)
     mesh = mesh or all_devices()
 
-    def draw(indices: Integer[Array, " size"], _: None) -> Float[Array, "size *shape"]:
+    def draw(indices: Integer[Array, " size"], rows: tuple[PyTree, Any]) -> Float[Array, "size *shape"]:
         x = sample_each(
             _spread_keys(key, indices, indices.sharding),
             denoiser,
@@ -63,6 +65,8 @@ def sample_in_batches(
             sampler,
             times=times,
             shape=shape,
+            cond=rows[0],
+            start=rows[1],
             on_step=_counter if progress else None,
             outermost=True,
         )
@@ -74,7 +78,7 @@ def sample_in_batches(
 
     batches = -(-n // _size(n, batch, mesh))
     with _counter.shown_as(batches * (len(times) - 1)) if progress else nullcontext():
-        return in_batches(draw, n, batch=batch, mesh=mesh)
+        return in_batches(draw, n, rows=(cond, start), batch=batch, mesh=mesh)
 
 
 def in_batches(

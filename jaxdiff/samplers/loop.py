@@ -52,6 +52,7 @@ def sample(
     steps: int | None = None,
     grid: Grid = "uniform",
     cond: PyTree = None,
+    start: Float[Array, "n *shape"] | None = None,
     trajectory: bool = False,
     on_step: Callable[[int], None] | None = None,
 ) -> Float[Array, "n *shape"]:
@@ -68,8 +69,10 @@ def sample(
       shape: the shape of one sample.
       n: how many.
       steps: the number of jumps; left out where `grid` lists the times.
-      grid: the name of a rule for the times, or the falling times themselves, of which the first must be 1.
+      grid: the name of a rule for the times, or the falling times themselves, of which the first must be 1 unless
+        `start` is given.
       cond: a pytree whose leaves have leading axis n, one condition a sample; None if there is none.
+      start: x at the grid's first time, which then need not be 1; None draws it from the prior.
       trajectory: whether to return every x on the way.
       on_step: called with the number of jumps done after each one; it may come late, and must not raise. A new
         function is a new compilation: define it once.
@@ -79,7 +82,8 @@ def sample(
 
     Raises:
       ValueError: for n < 1, for steps or a grid that the schedule can't take (see `jaxdiff.samplers.grids`), for a
-        grid that does not start at 1, and for a condition without the leading axis n.
+        grid that does not start at 1 where there is no `start`, for a condition without the leading axis n, and for a
+        `start` of another shape than (n, *shape).
     """
     if n < 1:
         raise ValueError(f"n = {n}; ask for at least 1 sample")
@@ -87,6 +91,8 @@ def sample(
         if jnp.shape(leaf)[:1] != (n,):
             name = f"cond{jax.tree_util.keystr(path)}"
             raise ValueError(f"{name} has shape {jnp.shape(leaf)}; give one condition a sample: leading axis n = {n}")
+    if start is not None and start.shape != (n, *shape):
+        raise ValueError(f"start has shape {start.shape}; the rule is one x a sample: {(n, *shape)}")
     times = grids.make(grid, steps, process.schedule)
     return sample_each(
         sample_keys(key, np.arange(n)),
@@ -96,6 +102,7 @@ def sample(
         times=times,
         shape=shape,
         cond=cond,
+        start=start,
         trajectory=trajectory,
         on_step=on_step,
     )
@@ -115,6 +122,7 @@ def sample_each(
     times: Float[np.ndarray, " times"],
     shape: tuple[int, ...],
     cond: PyTree = None,
+    start: Float[Array, "n *shape"] | None = None,
     trajectory: bool = False,
     on_step: Callable[[int], None] | None = None,
     outermost: bool = False,
@@ -124,16 +132,19 @@ def sample_each(
     `outermost` says that no `jax.jit` is around the call, so that it can have the options of `jaxdiff.xla`.
 
     Raises:
-      ValueError: for times that do not start at 1.
+      ValueError: for times that do not start at 1 where there is no `start`.
     """
-    if times[0] != 1:
-        raise ValueError(f"the times start at {times[0]}, but the prior is that of t = 1; start them at 1")
+    if times[0] != 1 and start is None:
+        raise ValueError(
+            f"the times start at {times[0]}, but the prior is that of t = 1; start them at 1, or give start"
+        )
     return _compiled(outermost)(
         keys,
         jax.tree.map(as_pytree, denoiser),
         process,
         jnp.asarray(times, jnp.result_type(float)),
         cond,
+        start,
         sampler=sampler,
         shape=tuple(shape),
         trajectory=trajectory,
@@ -162,15 +173,16 @@ def _sample(
     process: Process,
     times: Float[Array, " times"],
     cond: PyTree,
+    start: Float[Array, "n *shape"] | None,
     *,
     sampler: Sampler,
     shape: tuple[int, ...],
     trajectory: bool,
     on_step: Callable[[int], None] | None,
 ) -> Float[Array, "n *shape"]:
-    def one(key: Key[Array, ""], cond: PyTree) -> Float[Array, "*shape"]:
+    def one(key: Key[Array, ""], cond: PyTree, start: Float[Array, "*shape"] | None) -> Float[Array, "*shape"]:
         key_start, key_jumps = jax.random.split(key)
-        x = process.prior(key_start, shape)
+        x = process.prior(key_start, shape) if start is None else start
 
         def denoise(x_t: Float[Array, "*shape"], t: Time, _: PyTree = None, /) -> Prediction:
             return denoiser(x_t, t, cond)
@@ -195,4 +207,4 @@ def _sample(
         (last, _), visited = jax.lax.scan(body, (x, sampler.init(x)), jumps)
         return jnp.concatenate([x[None], visited]) if trajectory else last
 
-    return jax.vmap(one)(keys, cond)
+    return jax.vmap(one)(keys, cond, start)

@@ -9,12 +9,13 @@ import functools
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Int, Num
+from jaxtyping import Array, Int, Int32, Num
 
 from jaxdiff.data import Dataset
 from jaxdiff.training.sharding import batch_spec, place
@@ -36,13 +37,20 @@ def indices(seed: int, first_step: int, shape: tuple[int, int], n: int) -> Int[n
     return chosen.reshape(shape)
 
 
+class Examples(NamedTuple):
+    """Raw examples, and their labels where the model is told them."""
+
+    x: Num[Any, "..."]
+    labels: Int32[Any, "..."] | None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dispatch:
     """The input of one compiled call: `count` steps, the first of which is step `first`, counted from 0."""
 
     first: int
     count: int
-    batch: Num[Array, "steps batch ..."]  # examples, or their indices where the data set lies on the devices
+    batch: Examples | Int[Array, "steps batch"]  # or their indices, where the data set lies on the devices
     waited: float  # seconds that the loop waited for it
 
 
@@ -54,11 +62,11 @@ class Batches:
     every process gathers only what its own devices need.
     """
 
-    dataset: Dataset
+    examples: Examples
     mesh: Mesh
     seed: int
     batch_size: int
-    resident: Num[Array, "n ..."] | None
+    resident: Examples | None
 
     def stream(self, start: int, stop: int, size: int) -> Iterator[Dispatch]:
         """Dispatches of `size` steps from step `start` to `stop`, each made while the one before it runs.
@@ -68,7 +76,7 @@ class Batches:
         bounds = [start, *range((start // size + 1) * size, stop, size), stop]
         with ThreadPoolExecutor(1) as pool:
 
-            def submit(i: int) -> Future[Array] | None:
+            def submit(i: int) -> Future[Examples | Array] | None:
                 return pool.submit(self._batch, bounds[i], bounds[i + 1] - bounds[i]) if bounds[i] < stop else None
 
             i, following = 0, submit(0)
@@ -76,23 +84,30 @@ class Batches:
                 ready, following = following, submit(i + 1)
                 began = time.perf_counter()
                 batch = ready.result()
-                yield Dispatch(first=bounds[i], count=len(batch), batch=batch, waited=time.perf_counter() - began)
+                count = bounds[i + 1] - bounds[i]
+                yield Dispatch(first=bounds[i], count=count, batch=batch, waited=time.perf_counter() - began)
                 i += 1
 
-    def _batch(self, first: int, count: int) -> Num[Array, "steps batch ..."]:
-        chosen = indices(self.seed, first, (count, self.batch_size), len(self.dataset.x))
+    def _batch(self, first: int, count: int) -> Examples | Int[Array, "steps batch"]:
+        chosen = indices(self.seed, first, (count, self.batch_size), len(self.examples.x))
         spec = batch_spec(leading=1)
         if self.resident is not None:
             return place(chosen, self.mesh, spec)
-        examples = self.dataset.x
-        return jax.make_array_from_callback(
-            (*chosen.shape, *self.dataset.shape),
-            NamedSharding(self.mesh, spec),
-            lambda index: examples[chosen[index[:2]]],  # type: ignore[index]
-        )
+
+        def gather(array: np.ndarray) -> Array:
+            return jax.make_array_from_callback(
+                (*chosen.shape, *array.shape[1:]),
+                NamedSharding(self.mesh, spec),
+                lambda index: array[chosen[index[:2]]],  # type: ignore[index]
+            )
+
+        return jax.tree.map(gather, self.examples)
 
 
-def make_batches(dataset: Dataset, mesh: Mesh, *, seed: int, batch_size: int, on_device: bool) -> Batches:
-    """The stream of batches over `dataset`; with `on_device` the data set is copied to every device once."""
-    resident = place(dataset.x, mesh, P()) if on_device else None
-    return Batches(dataset=dataset, mesh=mesh, seed=seed, batch_size=batch_size, resident=resident)
+def make_batches(
+    dataset: Dataset, mesh: Mesh, *, seed: int, batch_size: int, on_device: bool, labelled: bool = False
+) -> Batches:
+    """The stream of batches over `dataset`, with its labels or without; `on_device` copies it to every device once."""
+    examples = Examples(dataset.x, dataset.labels if labelled else None)
+    resident = jax.tree.map(lambda array: place(array, mesh, P()), examples) if on_device else None
+    return Batches(examples=examples, mesh=mesh, seed=seed, batch_size=batch_size, resident=resident)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, UInt8
 from jaxdiff import data, folder, plots, samplers
 from jaxdiff.config import Config, Train
 from jaxdiff.data import Dataset
-from jaxdiff.experiment import Experiment, make_experiment
+from jaxdiff.experiment import Experiment, make_experiment, noisy_accuracy, test_split
 from jaxdiff.folder import Form
 from jaxdiff.samplers.batches import sample_in_batches
 from jaxdiff.training.batches import Dispatch, make_batches
@@ -65,7 +65,11 @@ def train(config: Config, workdir: Path) -> State:
     _prepare(workdir, config)
     dataset = data.load(config.data.name, dir=config.data.dir)
     form = Form.of(dataset)
-    experiment = make_experiment(config, form.shape, bounded=form.levels is not None, levels=form.levels)
+    experiment = make_experiment(
+        config, form.shape, bounded=form.levels is not None, levels=form.levels, classes=form.classes
+    )
+    if experiment.classifies:
+        test_split(experiment)  # if there is none, better known now
     if jax.process_index() == 0:
         folder.write(workdir, config, form)
     abstract = abstract_state(experiment, mesh)
@@ -80,7 +84,12 @@ def train(config: Config, workdir: Path) -> State:
             return state
 
         batches = make_batches(
-            dataset, mesh, seed=settings.seed, batch_size=settings.batch_size, on_device=config.data.on_device
+            dataset,
+            mesh,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            on_device=config.data.on_device,
+            labelled=experiment.classes > 0,
         )
         run_step = make_step(experiment, mesh, abstract, dataset.levels)
         recorder = Recorder(
@@ -184,6 +193,10 @@ def _picture(experiment: Experiment, dataset: Dataset, params: PyTree, mesh: Mes
 
     Every process must call it: they draw images together. Points are few, and every process draws all of them.
     """
+    if experiment.classifies:
+        return plots.accuracy_by_noise(
+            noisy_accuracy(experiment, params, test_split(experiment)), classes=experiment.classes
+        )
     settings = experiment.config.sampling
     key, sampler = jax.random.key(experiment.config.train.seed), samplers.make(settings.sampler)
     if len(experiment.shape) == 1:
@@ -197,6 +210,7 @@ def _picture(experiment: Experiment, dataset: Dataset, params: PyTree, mesh: Mes
             steps=settings.steps,
             rule=settings.grid,
         )
+    classes = experiment.classes
     images = sample_in_batches(
         key,
         experiment.sampling_denoiser(params),
@@ -205,8 +219,9 @@ def _picture(experiment: Experiment, dataset: Dataset, params: PyTree, mesh: Mes
         shape=experiment.shape,
         n=settings.n,
         batch=settings.n,
+        cond=np.arange(settings.n) % classes if classes else None,
         steps=settings.steps,
         grid=settings.grid,
         mesh=mesh,
     )
-    return plots.image_grid(images)
+    return plots.image_grid(images, columns=classes or None)  # a column for each label

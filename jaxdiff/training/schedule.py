@@ -24,12 +24,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff.schedules import Learned
 from jaxdiff.typing import PyTree
 
-Loss = Callable[[PyTree, Array, Array, Array], Float[Array, " n"]]  # of parameters, a batch, its times and its keys
+Loss = Callable[..., Float[Array, " n"]]  # of parameters, a batch, its times, keys and labels
 
 
 def gradient(
@@ -38,6 +38,7 @@ def gradient(
     x0: Float[Array, "n *shape"],
     t: Float[Array, " n"],
     keys: Key[Array, " n"],
+    labels: Int[Array, " n"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, PyTree], Float[Array, " n"]]:
     """The mean loss, what to descend along, and the loss of each example.
 
@@ -47,6 +48,7 @@ def gradient(
       x0: clean samples.
       t: their times, uniform in (0, 1].
       keys: for their noise.
+      labels: theirs, None where the network is not told them.
 
     Returns:
       A scalar; a tree like `params` (the gradient of no one function); and the n losses.
@@ -55,10 +57,10 @@ def gradient(
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(t), *leaf.shape)), params["schedule"])
 
     def mean(rest: dict[str, PyTree], copies: Learned) -> tuple[Float[Array, ""], Float[Array, " n"]]:
-        def one(schedule: Learned, *example: Array) -> Float[Array, ""]:
+        def one(schedule: Learned, *example: Array | None) -> Float[Array, ""]:
             return loss({**rest, "schedule": schedule}, *jax.tree.map(lambda leaf: leaf[None], example))[0]
 
-        losses = jax.vmap(one)(copies, x0, t, keys)
+        losses = jax.vmap(one)(copies, x0, t, keys, labels)
         return losses.mean(), losses
 
     (value, losses), (network, each) = jax.value_and_grad(mean, argnums=(0, 1), has_aux=True)(rest, copies)

@@ -26,13 +26,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Key, Num
+from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff import data, xla
 from jaxdiff.config import Optimizer
 from jaxdiff.experiment import Experiment
 from jaxdiff.time_sampling import LossHistory, first_history
 from jaxdiff.training import schedule
+from jaxdiff.training.batches import Examples
 from jaxdiff.training.sharding import batch_spec, state_shardings
 from jaxdiff.typing import PyTree
 
@@ -56,7 +57,8 @@ class Metrics(NamedTuple):
     learning_rate: Float[Array, " steps"]
 
 
-StepFunction = Callable[[State, Num[Array, "n ..."] | None, Num[Array, "steps batch ..."]], tuple[State, Metrics]]
+Batch = Examples | Int[Array, "steps batch"]
+StepFunction = Callable[[State, Examples | None, Batch], tuple[State, Metrics]]
 
 
 def learning_rate(config: Optimizer, steps: int) -> optax.Schedule:
@@ -114,15 +116,15 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> State:
 
 
 def gradient(
-    experiment: Experiment, params: PyTree, batch: tuple[Array, Array, Array, Array]
+    experiment: Experiment, params: PyTree, batch: tuple[Any, ...]
 ) -> tuple[Float[Array, ""], PyTree, Float[Array, " n"]]:
-    """The mean loss of a batch of (examples, times, keys, weights), what to descend along, and each example's loss."""
-    *examples, weights = batch
+    """The mean loss, what to descend along, and each example's loss, of a batch (x_0, labels, times, keys, weights)."""
+    x0, labels, t, keys, weights = batch
     if experiment.learns_schedule:  # whose times are uniform: the weights are 1
-        return schedule.gradient(experiment.loss, params, *examples)
+        return schedule.gradient(experiment.loss, params, x0, t, keys, labels)
 
     def mean(params: PyTree) -> tuple[Float[Array, ""], Float[Array, " n"]]:
-        losses = experiment.loss(params, *examples)
+        losses = experiment.loss(params, x0, t, keys, labels)
         return jnp.mean(weights * losses), losses
 
     (loss, losses), grads = jax.value_and_grad(mean, has_aux=True)(params)
@@ -154,20 +156,19 @@ def update(experiment: Experiment, state: State, loss: Float[Array, ""], grads: 
 def make_step(experiment: Experiment, mesh: Mesh, abstract: State, levels: int | None) -> StepFunction:
     """The compiled step: `(state, resident, batch) -> (state, metrics)`, which runs one step for each row of `batch`.
 
-    `resident` is the data set, of which `batch` holds indices; where it is None, `batch` holds examples. The state is
-    donated. `levels` says how raw values are scaled to [−1, 1] (see `jaxdiff.data.normalize`).
+    `resident` is the data set, of which `batch` holds indices; where it is None, `batch` holds examples. Their leaves
+    have the leading axes of steps and of examples. The state is donated. `levels` says how raw values are scaled to
+    [−1, 1] (see `jaxdiff.data.normalize`).
     """
     micro = experiment.config.train.accumulate
     whole, split = NamedSharding(mesh, batch_spec()), NamedSharding(mesh, batch_spec(leading=1))
     everywhere = NamedSharding(mesh, P())
 
-    def one_step(
-        resident: Num[Array, "n ..."] | None, state: State, chosen: Num[Array, "batch ..."]
-    ) -> tuple[State, Metrics]:
-        examples = chosen if resident is None else resident[chosen]
-        x0 = data.normalize(examples, levels)
+    def one_step(resident: Examples | None, state: State, chosen: Any) -> tuple[State, Metrics]:
+        examples = chosen if resident is None else jax.tree.map(lambda leaf: leaf[chosen], resident)
+        x0 = data.normalize(examples.x, levels)
         drawn = experiment.draw(jax.random.fold_in(state.key, state.step), len(x0), state.history)
-        batch = jax.lax.with_sharding_constraint((x0, *drawn), whole)
+        batch = jax.lax.with_sharding_constraint((x0, examples.labels, *drawn), whole)
 
         def finish(loss: Array, grads: PyTree, losses: Array) -> tuple[State, Metrics]:
             if state.history is None:
@@ -183,7 +184,7 @@ def make_step(experiment: Experiment, mesh: Mesh, abstract: State, levels: int |
         parts = jax.tree.map(lambda leaf: leaf.reshape(-1, micro, *leaf.shape[1:]).swapaxes(0, 1), batch)
         parts = jax.lax.with_sharding_constraint(parts, split)
 
-        def add(total: PyTree, part: tuple[Array, Array, Array, Array]) -> tuple[PyTree, Array]:
+        def add(total: PyTree, part: tuple[Any, ...]) -> tuple[PyTree, Array]:
             *found, losses = gradient(experiment, state.params, part)
             return jax.tree.map(jnp.add, total, tuple(found)), losses
 
@@ -200,10 +201,8 @@ def make_step(experiment: Experiment, mesh: Mesh, abstract: State, levels: int |
         out_shardings=(shardings, NamedSharding(mesh, P())),
         compiler_options=xla.compiler_options(),
     )
-    def steps(
-        state: State, resident: Num[Array, "n ..."] | None, batch: Num[Array, "steps batch ..."]
-    ) -> tuple[State, Metrics]:
-        return _scan(partial(one_step, resident), state, batch, unroll=len(batch) == 1)
+    def steps(state: State, resident: Examples | None, batch: Batch) -> tuple[State, Metrics]:
+        return _scan(partial(one_step, resident), state, batch, unroll=len(jax.tree.leaves(batch)[0]) == 1)
 
     return steps
 
