@@ -9,6 +9,7 @@ from jaxdiff import (
     losses,
     oracles,
     parameterization,
+    perturbations,
     samplers,
     schedules,
     time_sampling,
@@ -18,7 +19,7 @@ from jaxdiff.bounds import continuous_bound, variational_bound
 from jaxdiff.denoisers import clipped, denoiser, thresholded
 from jaxdiff.encoding import decode, encode, slerp
 from jaxdiff.likelihood import log_likelihood
-from jaxdiff.processes import Gaussian, Process
+from jaxdiff.processes import Gaussian, Perturbed, Process
 from jaxdiff.run import Run, load
 from jaxdiff.samplers import sample
 from jaxdiff.typing import Denoiser, Prediction
@@ -26,6 +27,7 @@ from jaxdiff.typing import Denoiser, Prediction
 __all__ = [
     "Denoiser",
     "Gaussian",
+    "Perturbed",
     "Prediction",
     "Process",
     "Run",
@@ -44,6 +46,7 @@ __all__ = [
     "losses",
     "oracles",
     "parameterization",
+    "perturbations",
     "sample",
     "samplers",
     "schedules",

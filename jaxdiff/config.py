@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from typing import Any, Literal, Self, Union, get_args, get_origin
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict, config_dict
 
-from jaxdiff import models, samplers, schedules, weightings
+from jaxdiff import models, parameterization, processes, samplers, schedules, weightings
 from jaxdiff.parameterization import Kind
 from jaxdiff.samplers.jump import Jump
 from jaxdiff.time_sampling import Times, time_sampler
@@ -139,12 +140,13 @@ class Every:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """One run. `model` and `schedule` are mappings: a registered `name` and the fields of what it names."""
+    """One run. `model`, `schedule` and `process` are mappings: a registered `name` and the fields of what it names."""
 
     data: Data
     model: Mapping[str, Any]
     schedule: Mapping[str, Any]
     train: Train
+    process: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "gaussian"})
     predicts: Kind = "eps"
     scale_input: bool = False  # see `jaxdiff.denoiser`
     # None trains an unconditional model; a number, one that is told each example's label but for this share of them.
@@ -159,6 +161,7 @@ class Config:
         _check_types(self, "")
         object.__setattr__(self, "model", _component("model", self.model, models.REGISTRY))
         object.__setattr__(self, "schedule", _component("schedule", self.schedule, SCHEDULES))
+        object.__setattr__(self, "process", _component("process", self.process, processes.REGISTRY))
         if self.p_uncond is not None and not 0 <= self.p_uncond < 1:
             raise ValueError(
                 f"p_uncond = {self.p_uncond}; the rule is 0 <= p_uncond < 1, or None for an unconditional model"
@@ -172,6 +175,11 @@ class Config:
                 schedule = jax.eval_shape(functools.partial(build, SCHEDULES, self.schedule))
             else:
                 schedule = build(SCHEDULES, self.schedule)
+        with _named("process"):
+            examples = {"examples": np.zeros((2, 1))} if processes.takes_examples(self.process) else {}
+            signal = build(processes.REGISTRY, self.process, schedule=schedules.VP(), **examples).signal
+        parameterization.check(self.predicts, signal, what="predicts")
+        parameterization.check(self.loss.space, signal, what="loss.space")
         with _named("sampling"):
             samplers.grids.check(self.sampling.grid, self.sampling.steps, schedule)
             self.check_sampler(samplers.make(self.sampling.sampler))
@@ -280,7 +288,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
 
 
 def build(registry: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], **extra: Any) -> Any:
-    """The object that a `model` or `schedule` section names, made with the section's fields and `extra`."""
+    """The object that a `model`, `schedule` or `process` section names, made with the section's fields and `extra`."""
     options = {key: _plain(value) for key, value in section.items() if key != "name"}
     return registry[section["name"]](**options, **extra)
 
@@ -301,12 +309,13 @@ def _component(path: str, section: Mapping[str, Any], registry: Mapping[str, Cal
     name = section["name"]
     if not isinstance(name, str) or name not in registry:
         raise ValueError(f"{path}.name = {name!r} is unknown{nearest(str(name), registry)}")
-    # Decided elsewhere: classes by p_uncond, dtype by train.dtype, outputs by learned_variance, key by train.seed.
+    # Decided elsewhere: classes by p_uncond, dtype by train.dtype, outputs by learned_variance, key by train.seed, the
+    # schedule of a process by its own section, its examples by the data.
     # parent and name are Flax's own.
     parameters = {
         key: parameter
         for key, parameter in inspect.signature(registry[name]).parameters.items()
-        if key not in ("classes", "dtype", "outputs", "parent", "name", "key")
+        if key not in ("classes", "dtype", "outputs", "parent", "name", "key", "schedule", "examples")
     }
     hints = typing.get_type_hints(registry[name] if inspect.isfunction(registry[name]) else registry[name].__init__)
     given = {key: value for key, value in section.items() if key != "name"}

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiff import parameterization
-from jaxdiff.parameterization import Kind, noise_from_x0, to_prediction
-from jaxdiff.processes import Process
+from jaxdiff.parameterization import Kind, to_prediction
+from jaxdiff.processes import Process, noise_left
 from jaxdiff.typing import Denoiser, Prediction, PyTree, Time
 
 
@@ -27,7 +27,7 @@ class NetworkDenoiser:
     learned_variance: bool = dataclasses.field(metadata={"static": True})
 
     def __call__(self, x_t: Float[Array, "*shape"], t: Time, cond: PyTree = None, /) -> Prediction:
-        schedule = self.process.schedule
+        schedule, signal, cond = self.process.schedule, self.process.signal, self.process.told(cond)
         t = jnp.asarray(t, jnp.promote_types(x_t.dtype, jnp.float32))  # k/1000 is lost in bfloat16
         x_in = x_t
         if self.scale_input:
@@ -44,10 +44,11 @@ class NetworkDenoiser:
             )
         output = output[0].astype(t.dtype)
         if not self.learned_variance:
-            return to_prediction(self.predicts, output, x_t, t=t, schedule=schedule)
+            return to_prediction(self.predicts, output, x_t, t=t, schedule=schedule, signal=signal)
         output, raw = jnp.split(output, 2, axis=-1)
         # 0, what an untrained network says, is the geometric mean of the two variances.
-        return to_prediction(self.predicts, output, x_t, t=t, schedule=schedule)._replace(variance_mix=(raw + 1) / 2)
+        prediction = to_prediction(self.predicts, output, x_t, t=t, schedule=schedule, signal=signal)
+        return prediction._replace(variance_mix=(raw + 1) / 2)
 
 
 def denoiser(
@@ -55,7 +56,7 @@ def denoiser(
     params: PyTree,
     process: Process,
     *,
-    predicts: Kind = "eps",
+    predicts: Kind | None = None,
     scale_input: bool = False,
     learned_variance: bool = False,
 ) -> NetworkDenoiser:
@@ -67,7 +68,8 @@ def denoiser(
         It is called with n = 1; under `jax.vmap` that costs what the batched call costs.
       params: its weights, any pytree.
       process: the process that it was trained for.
-      predicts: what it predicts: "eps", "x0", "v", "score" or "velocity" (see `jaxdiff.parameterization`).
+      predicts: what it predicts: "eps", "x0", "v", "score" or "velocity" (see `jaxdiff.parameterization`). None is
+        "eps", or "x0" where the process perturbs the signal without an inverse.
       scale_input: whether the network is given x_t/√(α_t² + σ_t²) instead of x_t: unit variance at every t for data
         of unit variance. It changes nothing where variance is preserved; a variance-exploding schedule needs it.
       learned_variance: whether the network predicts the variance of the reverse step too. It then returns twice as
@@ -79,10 +81,11 @@ def denoiser(
       the network's output has not the shape of its input. The prediction is at least float32.
 
     Raises:
-      ValueError: for an unknown `predicts`.
+      ValueError: for an unknown `predicts`, and for one that can't work with the process.
     """
-    if predicts not in parameterization.KINDS:
-        raise ValueError(parameterization.unknown(predicts))
+    if predicts is None:
+        predicts = parameterization.natural(process.signal)
+    parameterization.check(predicts, process.signal, what="predicts")
     return NetworkDenoiser(
         apply=apply,
         params=params,
@@ -106,7 +109,7 @@ class Clipped:
     def __call__(self, x_t: Float[Array, "*shape"], t: Time, cond: PyTree = None, /) -> Prediction:
         prediction = self.inner(x_t, t, cond)
         x0 = jnp.clip(prediction.x0, self.low, self.high)
-        return prediction._replace(x0=x0, noise=noise_from_x0(x0, x_t, t, self.process.schedule))
+        return prediction._replace(x0=x0, noise=noise_left(self.process, x0, x_t, t))
 
 
 def clipped(inner: Denoiser, process: Process, *, low: float = -1.0, high: float = 1.0) -> Clipped:
@@ -135,7 +138,7 @@ class Thresholded:
         prediction = self.inner(x_t, t, cond)
         reach = jnp.maximum(jnp.quantile(jnp.abs(prediction.x0), self.quantile), 1)
         x0 = jnp.clip(prediction.x0, -reach, reach) / reach
-        return prediction._replace(x0=x0, noise=noise_from_x0(x0, x_t, t, self.process.schedule))
+        return prediction._replace(x0=x0, noise=noise_left(self.process, x0, x_t, t))
 
 
 def thresholded(inner: Denoiser, process: Process, *, quantile: float = 0.995) -> Thresholded:

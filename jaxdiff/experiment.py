@@ -4,6 +4,9 @@ A learned schedule is one of the parameters: `params["schedule"]` beside Flax's 
 schedule (`process`, the denoisers) is thus made from parameters, the averaged ones where samples are drawn. The network
 is then told the log-SNR instead of t: what it learns does not change as the schedule moves, and the loss depends on the
 schedule only through its ends (`jaxdiff.bounds`).
+
+A network that is told the random parameters of a perturbation sees them as further channels of x, and what it says of
+those is left out.
 """
 
 import dataclasses
@@ -13,18 +16,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
-from jaxdiff import bounds, data, denoisers, losses, models, schedules, weightings
+from jaxdiff import bounds, data, denoisers, losses, models, processes, samplers, schedules, weightings
 from jaxdiff import config as configs
 from jaxdiff.config import Config
 from jaxdiff.data import Dataset
 from jaxdiff.evaluation import NoisyAccuracy, accuracy_by_noise
 from jaxdiff.guidance import NetworkClassifier
-from jaxdiff.processes import Gaussian, Process
+from jaxdiff.processes import Perturbed, Process, Told
 from jaxdiff.time_sampling import LossHistory, TimeSampler, time_sampler, to_steps
-from jaxdiff.typing import Denoiser, PyTree, Time
+from jaxdiff.typing import Denoiser, Prediction, PyTree, Time
 from jaxdiff.weightings import Weighting
 
 
@@ -39,6 +43,24 @@ class _ToldLogSNR:
         return self.model.apply(weights, x, params["schedule"].position(t), *cond)  # type: ignore[return-value]
 
 
+@dataclasses.dataclass(frozen=True)
+class _ToldParameters:
+    """A network that sees the parameters of its sample's perturbation."""
+
+    apply: Callable[..., Array]
+
+    def __call__(self, params: PyTree, x: Array, t: Array, told: Told) -> Array:
+        cond = () if told.cond is None else (told.cond,)
+        return self.apply(params, _with_parameters(x, told.signal), t, *cond)[..., : x.shape[-1]]
+
+
+def _with_parameters(x: Array, signal: PyTree) -> Array:
+    """x, of shape (n, ..., channels), and behind its channels the arrays of n transforms, on every axis."""
+    spread = [leaf.reshape(len(x), *[1] * (x.ndim - leaf.ndim), *leaf.shape[1:]) for leaf in jax.tree.leaves(signal)]
+    channels = [jnp.broadcast_to(leaf, (*x.shape[:-1], leaf.shape[-1])).astype(x.dtype) for leaf in spread]
+    return jnp.concatenate([x, *channels], axis=-1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """A config made into objects. Make one with `make_experiment`."""
@@ -49,6 +71,7 @@ class Experiment:
     levels: int | None  # that a coordinate of the data can take; None: continuous
     classes: int  # that the network is told of; 0: it is unconditional
     schedule: schedules.Schedule  # a learned one is here as it starts with a fixed key; see `process`
+    first_process: Process  # with that schedule
     model: nn.Module
     times: TimeSampler
     weight: Weighting | None
@@ -63,23 +86,33 @@ class Experiment:
         """Whether the schedule is among the parameters."""
         return isinstance(self.schedule, schedules.Learned)
 
+    @property
+    def tells_parameters(self) -> bool:
+        """Whether the network is told the random parameters of the process."""
+        return bool(self.config.process.get("tell"))
+
     def init(self, key: Key[Array, ""]) -> PyTree:
         """The network's first weights; with them, where it is learned, the first schedule."""
         x, t = jnp.zeros((1, *self.shape)), jnp.zeros((1,))
+        if self.tells_parameters:
+            drawn: Any = self.first_process.draw(key, self.shape)
+            x = _with_parameters(x, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], drawn.signal))
         weights = self.model.init(key, x, t)
         if not self.learns_schedule:
             return weights
         key = jax.random.fold_in(key, 1)
         return {**weights, "schedule": configs.build(configs.SCHEDULES, self.config.schedule, key=key)}
 
-    def process(self, params: PyTree) -> Gaussian:
+    def process(self, params: PyTree) -> Process:
         """The process of these parameters: another one for others only where the schedule is learned."""
-        return Gaussian(params["schedule"] if self.learns_schedule else self.schedule)
+        first: Any = self.first_process
+        return dataclasses.replace(first, schedule=params["schedule"]) if self.learns_schedule else first
 
     def network(self, params: PyTree) -> denoisers.NetworkDenoiser:
         """The denoiser as it is trained."""
+        apply: Callable[..., Any] = _ToldLogSNR(self.model) if self.learns_schedule else self.model.apply
         return denoisers.denoiser(
-            _ToldLogSNR(self.model) if self.learns_schedule else self.model.apply,
+            _ToldParameters(apply) if self.tells_parameters else apply,
             params,
             self.process(params),
             predicts=self.config.predicts,
@@ -170,13 +203,25 @@ class Experiment:
 
 
 def make_experiment(
-    config: Config, shape: tuple[int, ...], *, bounded: bool, levels: int | None = None, classes: int | None = None
+    config: Config,
+    shape: tuple[int, ...],
+    *,
+    bounded: bool,
+    levels: int | None = None,
+    classes: int | None = None,
+    examples: Float[np.ndarray, "n *shape"] | None = None,
 ) -> Experiment:
     """The objects that a config names, for samples of the given shape, [−1, 1] if `bounded`, and of so many levels.
 
+    Args:
+      config: names them.
+      shape, bounded, levels, classes: of the data.
+      examples: of the data, as the network sees it, where the process is made of some; see `jaxdiff.folder`.
+
     Raises:
       ValueError: for a conditional model of data without `classes`; for a shape that the network can't take, found
-        without running it; for a weight that is infinite at t = 1 on what the loss measures.
+        without running it; for a weight that is infinite at t = 1 on what the loss measures; for a process that lacks
+        its examples.
     """
     told = config.told_labels
     if told and classes is None:
@@ -190,6 +235,12 @@ def make_experiment(
         levels=levels,
         classes=classes,
         schedule=schedule,
+        first_process=configs.build(
+            processes.REGISTRY,
+            config.process,
+            schedule=schedule,
+            **({"examples": examples} if processes.takes_examples(config.process) else {}),
+        ),
         model=configs.build(
             models.REGISTRY,
             config.model,
@@ -201,7 +252,19 @@ def make_experiment(
         weight=_weighting(config, schedule),
     )
     jax.eval_shape(experiment.init, jax.random.key(0))
+    if not experiment.learns_schedule:
+        _check_process(experiment)
     return experiment
+
+
+def _check_process(experiment: Experiment) -> None:
+    """Raises a ValueError, before any training, for a process that is none or that the sampler can't reverse."""
+    process, sampler = experiment.process({}), samplers.make(experiment.config.sampling.sampler)
+    process = process.draw(jax.random.key(0), experiment.shape)
+    if isinstance(process, Perturbed):
+        x = jnp.zeros(experiment.shape)
+        jump = partial(sampler.step, t=0.5, s=0.25, denoise=lambda x, *_: Prediction(x, x), process=process)
+        jax.eval_shape(lambda: jump(jax.random.key(0), x, sampler.init(x))[0])
 
 
 def test_split(experiment: Experiment) -> Dataset:

@@ -1,6 +1,7 @@
-"""A run's folder, as far as it says what the run is: `config.json`.
+"""A run's folder, as far as it says what the run is: `config.json` and `examples.npy`.
 
 config.json    the config and what the network needs to know of the data
+examples.npy   examples of the data, where the process is made of some: raw, as in `Dataset.x`
 checkpoints/   see `jaxdiff.training.checkpoint`
 damaged/       checkpoints that were found damaged, if any
 samples/       pictures made while training, NNNNNNNN.png by step
@@ -12,8 +13,15 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Num
+
+from jaxdiff import processes
 from jaxdiff.config import Config, differences
 from jaxdiff.data import Dataset
+
+_EXAMPLES = "examples.npy"
+_MOST_EXAMPLES = 2048  # enough for a covariance of images; they become a constant of the compiled step
 
 # A resumed run may differ in these: they don't change what its steps compute, but for rounding, or say where to stop
 # (a cosine decay then ends at the new place).
@@ -70,8 +78,13 @@ def prepare(workdir: Path, config: Config) -> None:
         )
 
 
-def write(workdir: Path, config: Config, form: Form) -> None:
-    """Write `config.json`, whole or not at all."""
+def write(workdir: Path, config: Config, form: Form, examples: Num[np.ndarray, "n *shape"] | None = None) -> None:
+    """Write `config.json`, whole or not at all, and before it the raw examples, where there are some."""
+    if examples is not None:
+        partial = workdir / f"{_EXAMPLES}.{os.getpid()}"
+        with partial.open("wb") as file:
+            np.save(file, examples)
+        partial.rename(workdir / _EXAMPLES)
     text = json.dumps({"config": config.to_mapping(), "data": dataclasses.asdict(form)}, indent=2)
     partial = workdir / f"config.json.{os.getpid()}"
     partial.write_text(text + "\n")
@@ -96,3 +109,48 @@ def read(workdir: Path) -> tuple[Config, Form]:
         raise ValueError(
             f"{path} is damaged or of another version ({error}); restore it from a copy, or train in another folder"
         ) from error
+
+
+def choose_examples(workdir: Path, config: Config, dataset: Dataset) -> Num[np.ndarray, "n *shape"] | None:
+    """The raw examples that the config's process is made of, the same for every run of a data set; None for no such.
+
+    Raises:
+      ValueError: where the folder holds a run of others.
+    """
+    if not processes.takes_examples(config.process):
+        return None
+    n = len(dataset.x)
+    chosen = np.random.default_rng(0).permutation(n)[:_MOST_EXAMPLES] if n > _MOST_EXAMPLES else slice(None)
+    found, path = dataset.x[chosen], workdir / _EXAMPLES
+    if path.exists() and (workdir / "config.json").exists():
+        old = read_examples(workdir, config, Form.of(dataset))
+        if not np.array_equal(old, found):  # type: ignore[arg-type]
+            raise ValueError(
+                f"{path} holds examples of other data than {config.data.name!r} is here; go on with the data that the "
+                "run was begun with, or choose another folder"
+            )
+    return found
+
+
+def read_examples(workdir: Path, config: Config, form: Form) -> Num[np.ndarray, "n *shape"] | None:
+    """The raw examples that the process of a folder's run is made of; None where it is made of none.
+
+    Raises:
+      ValueError: where they are missing or damaged.
+    """
+    if not processes.takes_examples(config.process):
+        return None
+    path = workdir / _EXAMPLES
+    hint = "restore it from a copy, or delete it and run train.py on this folder again, which writes it from the data"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, and the process of this run is made of it; {hint}")
+    try:
+        found = np.load(path, allow_pickle=False)
+        expected = np.float32 if form.levels is None else np.uint8
+        if found.dtype != expected or found.shape[1:] != form.shape or len(found) < 2:
+            raise ValueError(
+                f"it holds {found.dtype} of shape {found.shape}, not {np.dtype(expected)} (n, *{form.shape})"
+            )
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {hint}") from error
+    return found

@@ -30,8 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxdiff.parameterization import noise_from_x0
-from jaxdiff.processes import Process
+from jaxdiff.processes import Process, gaussian, noise_left
 from jaxdiff.typing import Denoiser, Prediction, PyTree, Time
 
 _FAINT = -14.0  # a log-SNR at which the signal is a thousandth of the noise
@@ -94,7 +93,7 @@ class ClassifierFree:
         std = jnp.std(guided.x0)
         scale = 1 + self.rescale * jnp.where(std > 0, jnp.std(conditional.x0) / jnp.where(std > 0, std, 1) - 1, 0)
         x0 = guided.x0 * scale
-        return guided._replace(x0=x0, noise=noise_from_x0(x0, x_t, t, self.process.schedule))
+        return guided._replace(x0=x0, noise=noise_left(self.process, x0, x_t, t))
 
 
 def classifier_free(
@@ -163,9 +162,12 @@ def classifier(denoiser: Denoiser, log_prob: LogProb, w: Weight, *, process: Pro
       log_prob: `(x_t, t, cond) -> log p(cond|x_t, t)`, a scalar, differentiable in x_t: that of a classifier trained on
         noisy samples of this process.
       w: the weight, or a function of t that gives it.
-      process: the process.
+      process: the process, which must be Gaussian: elsewhere n̂ is no score.
+
+    Raises:
+      ValueError: for another process.
     """
-    return Classifier(inner=denoiser, log_prob=log_prob, w=w, process=process)
+    return Classifier(inner=denoiser, log_prob=log_prob, w=w, process=gaussian(process))
 
 
 @jax.tree_util.register_dataclass

@@ -21,8 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from jaxdiff.parameterization import noise_from_x0
-from jaxdiff.processes import Process
+from jaxdiff.processes import Process, gaussian, noise_left
 from jaxdiff.samplers.jump import posterior_variances
 from jaxdiff.samplers.loop import Sampler
 from jaxdiff.typing import Denoiser, Prediction, PyTree, Time
@@ -57,7 +56,7 @@ class Inpainting:
             )
         prediction = self.inner(x_t, t, known.cond)
         x0 = jnp.where(known.mask, known.x0, prediction.x0)
-        return prediction._replace(x0=x0, noise=noise_from_x0(x0, x_t, t, self.process.schedule))
+        return prediction._replace(x0=x0, noise=noise_left(self.process, x0, x_t, t))
 
 
 def inpainting(denoiser: Denoiser, process: Process) -> Inpainting:
@@ -95,7 +94,7 @@ class Resampled:
         denoise: Denoiser,
         process: Process,
     ) -> tuple[Float[Array, "*shape"], None]:
-        schedule = process.schedule
+        schedule = gaussian(process).schedule  # it is noised back as a Gaussian process goes on
         transition, _ = posterior_variances(schedule, t, s)
 
         def jump(key: Key[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -124,7 +123,8 @@ def resampled(sampler: Sampler, times: int = 10) -> Resampled:
       times: how often each jump is made, r in the source with a jump length of 1; that many network calls a step.
 
     Raises:
-      ValueError: for times < 1; when sampling, for a sampler that remembers earlier steps.
+      ValueError: for times < 1; when sampling, for a sampler that remembers earlier steps, and a process that is not
+        Gaussian.
     """
     if times < 1:
         raise ValueError(f"times = {times}; the rule is 1 or more")

@@ -13,6 +13,10 @@ and with the responsibilities r_j(x) = w_j N(x; α m_j, V_j)/p_t(x), all that a 
 
 C_j = U_j diag(c_j) U_jᵀ is decomposed once, so that every t costs two products with U_j and V_j is never inverted: σ
 may be 0, and so may variances of the data.
+
+For a finite set of points a_i as the data, any g and any noise whose coordinates are independent with density f,
+
+    x̂_0 = Σ_i r_i a_i,    r_i ∝ Π_coordinates f((x_t − α g_t(a_i))/σ),    n̂ = (x_t − α Σ_i r_i g_t(a_i))/σ
 """
 
 import dataclasses
@@ -24,6 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from numpy.typing import ArrayLike
 
+from jaxdiff.processes import Process
 from jaxdiff.schedules import Schedule
 from jaxdiff.typing import Prediction, Time
 
@@ -122,6 +127,44 @@ class Oracle:
         return whitened, variances, log_weights + log_density
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Empirical:
+    """The exact denoiser of a finite set of points under a process. Make one with `empirical`."""
+
+    points: Float[Array, "n *shape"]
+    process: Process
+
+    def __call__(self, x_t: Float[Array, "*shape"], t: Time, cond: None = None, /) -> Prediction:
+        schedule = self.process.schedule
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        contents = jax.vmap(lambda point: self.process.signal(point, t))(self.points)
+        left = (x_t[None] - alpha * contents) / jnp.where(sigma > 0, sigma, 1)
+        coordinates = tuple(range(1, left.ndim))
+        law = getattr(self.process.noise, "log_density", _normal_log_density)
+        log_joint = law(left, t).sum(coordinates)
+        # Where none of the points could have made x_t, the nearest one is taken; at σ = 0 too.
+        possible = (log_joint.max() > -jnp.inf) & (sigma > 0)
+        nearness = -1e6 * (left**2).sum(coordinates)
+        r = jax.nn.softmax(jnp.where(possible, log_joint, nearness))
+        x0, content = jnp.tensordot(r, self.points, 1), jnp.tensordot(r, contents, 1)
+        return Prediction(x0, jnp.where(sigma > 0, (x_t - alpha * content) / jnp.where(sigma > 0, sigma, 1), 0))
+
+
+def empirical(points: Float[Array | np.ndarray, "n *shape"], process: Process) -> Empirical:
+    """The exact denoiser of data that are these points, each as probable as any other.
+
+    Args:
+      points: n samples of any shape; a call costs n evaluations of g and of the density.
+      process: the process, with noise of independent coordinates and a known density (`log_density`): normal, laplace,
+        uniform, exponential.
+
+    Raises:
+      ValueError: when called, for noise whose density is not known.
+    """
+    return Empirical(points=jnp.asarray(points), process=process)
+
+
 def gaussian(mean: ArrayLike, covariance: ArrayLike, *, schedule: Schedule) -> Oracle:
     """The exact denoiser of normal data.
 
@@ -180,3 +223,7 @@ def mixture(weights: ArrayLike, means: ArrayLike, covariances: ArrayLike, *, sch
         shape=shape,
     )
     return Oracle(data=data, schedule=schedule)
+
+
+def _normal_log_density(noise: Float[Array, "*shape"], t: Time) -> Float[Array, "*shape"]:
+    return -0.5 * noise**2

@@ -14,7 +14,7 @@ from PIL import Image
 from jaxdiff import samplers
 from jaxdiff.bounds import Bound
 from jaxdiff.evaluation import NoisyAccuracy
-from jaxdiff.processes import Process
+from jaxdiff.processes import Process, bind
 from jaxdiff.samplers.jump import jump, posterior_variances
 from jaxdiff.samplers.loop import as_pytree
 from jaxdiff.schedules import check_times
@@ -139,10 +139,12 @@ def _drift(
 ) -> Float[Array, "n 2"]:
     t, s = times
     _, posterior = posterior_variances(process.schedule, t, s)
+    mine = process.draw(jax.random.key(0), points.shape[1:])
+    model = bind(denoiser, mine)
 
     def one(x: Float[Array, "2"]) -> Float[Array, "2"]:
         zero = jnp.zeros(())
-        mean = jump(denoiser(x, t), process, s, removed=posterior, added=zero, z=jnp.zeros_like(x))
+        mean = jump(model(x, t), mine, t=t, s=s, removed=posterior, added=zero, z=jnp.zeros_like(x))
         return (mean - x) / (t - s)
 
     return jax.vmap(one)(points)
@@ -155,7 +157,8 @@ def _corrupt(
     """The points at time t, with the same noise for every t."""
 
     def one(x0: Float[Array, "2"], key: Key[Array, ""]) -> Float[Array, "2"]:
-        return process.corrupt(x0, process.noise(key, x0.shape), t)
+        mine = process.draw(jax.random.fold_in(key, 3), x0.shape)
+        return mine.corrupt(x0, mine.noise(key, x0.shape, t), t)
 
     return jax.vmap(one)(points, jax.random.split(key, len(points)))
 

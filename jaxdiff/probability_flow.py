@@ -29,7 +29,7 @@ import numpy as np
 from jax.experimental import io_callback
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.processes import Gaussian, Process
+from jaxdiff.processes import Process, gaussian
 from jaxdiff.schedules import Schedule, check_times
 from jaxdiff.typing import Denoiser, PyTree, Time
 
@@ -210,10 +210,3 @@ def carry(
         solver=solver,
     )
     return radius(schedule, s) * y, outcome
-
-
-def gaussian(process: Process) -> Gaussian:
-    """The process itself; raises a ValueError for one that has no probability-flow ODE."""
-    if not isinstance(process, Gaussian):
-        raise ValueError(f"process = {process!r}: only a Gaussian process has a probability-flow ODE")
-    return process

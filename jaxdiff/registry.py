@@ -1,8 +1,9 @@
-"""Things by name, with options, as they are written on a command line: "ddim", "ddim:eta=0.5", "min_snr:gamma=3"."""
+"""Things by name, with options, as on a command line: "ddim", "min_snr:gamma=3", "shift:pixels=(2,0)"."""
 
 import ast
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ def make(what: str, text: str, registry: Mapping[str, Callable[..., T]]) -> T:
     signature = inspect.signature(registry[name]).replace(return_annotation=inspect.Signature.empty)
     known = list(signature.parameters)
     values: dict[str, Any] = {}
-    for option in filter(None, options.split(",")):
+    for option in filter(None, re.split(r",(?![^=]*\))", options)):  # not at the commas of a tuple
         field, equals, value = option.partition("=")
         if not equals or field not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"

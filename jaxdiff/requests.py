@@ -217,8 +217,6 @@ def _mask(shape: tuple[int, ...]) -> np.ndarray:
 
 def _bits_per_dim(loaded: run.Run) -> Made:
     x0 = _images(loaded, FLAGS.bits_per_dim)
-    if FLAGS.images == "samples" and loaded.levels is not None:
-        x0 = data.quantize(x0, loaded.levels)
     costs = loaded.costs(x0, key=jax.random.key(FLAGS.seed), batch=FLAGS.batch, progress=True)
     print(costs.table())
     said, ode = f"{len(x0)} images under step {loaded.step}", {"ode": costs.ode}

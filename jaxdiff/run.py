@@ -362,8 +362,8 @@ class Run:
         """What images cost under the model, term by term: `.table()` prints it, `.bits_per_dim()` sums it up.
 
         Args:
-          x0: images of the data set's levels, −1 + 2k/(levels − 1), as `jaxdiff.data.normalize` makes them of
-            0 … levels − 1, and `jaxdiff.data.quantize` of samples.
+          x0: images in [−1, 1], as `sample` and `jaxdiff.data.normalize` make them; moved to the nearest of the data
+            set's levels, −1 + 2k/(levels − 1), as nothing between them has a probability.
           key: draws noise, dequantisation and probes, of image i with fold_in(key, i) alone; a fixed one if left out.
           probes: of Hutchinson's estimate of the ODE's divergence.
           batch: how many images at a time; it changes rounding only.
@@ -374,17 +374,12 @@ class Run:
           (which must have noise at t = 0; else there is no bound), and the ODE's likelihood.
 
         Raises:
-          ValueError: for a model of points, which have no levels; for images of another shape, beyond [−1, 1] or
-            between levels; for probes or batch < 1; and where the ODE's solver gives up.
+          ValueError: for a model of points, which have no levels; for images of another shape or beyond [−1, 1];
+            for probes or batch < 1; and where the ODE's solver gives up.
         """
         if self.levels is None:
             raise ValueError("bits_per_dim is for images of so many levels; for points in the plane see log_likelihood")
-        x0 = self._checked(x0)
-        if (between := np.abs(x0 - data.quantize(x0, self.levels)).max()) > 1e-3 / (self.levels - 1):
-            raise ValueError(
-                f"images lie up to {between:.2g} beside the {self.levels} levels -1 + 2k/{self.levels - 1} that have a "
-                f"probability; round them with jaxdiff.data.quantize(images, {self.levels})"
-            )
+        x0 = data.quantize(self._checked(x0), self.levels)
         return costs.measure(
             jax.random.key(0) if key is None else key,
             self._network,
@@ -453,12 +448,19 @@ def load(workdir: str | Path) -> Run:
     Nothing but the folder is needed: neither the config file nor the data.
 
     Raises:
-      ValueError: where the folder is no run, or holds no whole checkpoint.
+      ValueError: where the folder is no run, or holds no whole checkpoint, or lacks the examples that its process is
+        made of.
     """
     path = Path(workdir)
     config, form = folder.read(path)
+    examples = folder.read_examples(path, config, form)
     experiment = make_experiment(
-        config, form.shape, bounded=form.levels is not None, levels=form.levels, classes=form.classes
+        config,
+        form.shape,
+        bounded=form.levels is not None,
+        levels=form.levels,
+        classes=form.classes,
+        examples=None if examples is None else np.asarray(data.normalize(examples, form.levels)),
     )
     everywhere = NamedSharding(all_devices(), P())
     abstract = jax.tree.map(

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 from ml_collections import ConfigDict
@@ -49,7 +50,8 @@ def test_every_config_file_builds_and_survives_the_command_line_and_json(path, v
     assert Config.from_mapping(config.to_config_dict()) == config
     assert Config.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
     shape = SHAPES.get(config.data.name, (2,))
-    experiment = make_experiment(config, shape, bounded=len(shape) == 3)
+    examples = np.random.default_rng(0).normal(size=(3, *shape))
+    experiment = make_experiment(config, shape, bounded=len(shape) == 3, classes=10, examples=examples)
     assert experiment.schedule.steps == config.schedule.get("steps")
 
 
@@ -132,7 +134,7 @@ def test_an_unknown_key_is_named_by_its_path_with_the_nearest_known_one(path, me
         ("model.width", 1.5, "model.width = 1.5 has the wrong type; it must be int"),
         ("schedule.beta_last", "x", "schedule.beta_last = 'x' has the wrong type; it must be float"),
         ("model.name", "mpl", "model.name = 'mpl' is unknown; did you mean 'mlp'?"),
-        ("model.name", None, "model.name = None is unknown; the known ones are mlp, unet"),
+        ("model.name", None, "model.name = None is unknown; the known ones are classifier, mlp, unet"),
         (
             "schedule",
             {},

@@ -26,7 +26,7 @@ class GivenNoise(jd.Gaussian):
 
     z: Any = None
 
-    def noise(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def noise(self, key: jax.Array, shape: tuple[int, ...], t: Any = 1.0) -> jax.Array:
         return self.z
 
 

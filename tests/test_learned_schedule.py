@@ -29,7 +29,7 @@ LEARNED = {
 VARIANCE = 0.3
 
 
-def bound_of_normal_data(params: Any, x0: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
+def bound_of_normal_data(params: Any, x0: jax.Array, t: jax.Array, keys: jax.Array, labels: None = None) -> jax.Array:
     """The diffusion term, a coordinate, with the exact denoiser but for a factor on its estimate."""
     schedule = params["schedule"]
     exact = oracles.gaussian(np.zeros(2), VARIANCE, schedule=schedule)

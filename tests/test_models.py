@@ -284,7 +284,7 @@ def test_image_sizes():
 @pytest.mark.parametrize(("model", "shape"), [(UNet(), (1, 28, 28, 1)), (MLP(), (1, 2))])
 def test_a_condition_is_refused(model, shape):
     with pytest.raises(ValueError, match="this network has no labels"):
-        model.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(1), 3)
+        model.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(1), jnp.array([3]))
 
 
 def test_mlp_fits_a_swiss_roll():

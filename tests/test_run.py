@@ -122,12 +122,17 @@ IMAGE = np.zeros((1, 8, 8, 1), np.float32)
         (IMAGE[:0], r"samples have shape (0, 8, 8, 1); this model takes (n, 8, 8, 1), n >= 1"),
         (IMAGE + np.inf, "samples have values that are not finite"),
         (IMAGE + 16, "images lie in [16, 16], beyond [-1, 1]; scale 0 ... 16 with jaxdiff.data.normalize(images, 17)"),
-        (IMAGE + 0.03, "images lie up to 0.03 beside the 17 levels -1 + 2k/16 that have a probability; round them"),
     ],
 )
 def test_what_is_no_image_of_the_data_has_no_bits(run, wrong, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         run.bits_per_dim(wrong)
+
+
+def test_images_between_levels_cost_what_the_nearest_do(run):
+    x0 = np.round(np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 1)) * 8).astype(np.float32) / 8
+    between = np.clip(x0 + 0.03, -1, 1)
+    assert run.bits_per_dim(between, probes=1)["bound"] == run.bits_per_dim(x0, probes=1)["bound"]
 
 
 def test_quantising_gives_the_nearest_level():

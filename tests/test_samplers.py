@@ -44,7 +44,7 @@ class FixedNoise(Gaussian):
 
     value: Any = 0.0
 
-    def noise(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def noise(self, key: jax.Array, shape: tuple[int, ...], t: Any = 1.0) -> jax.Array:
         return jnp.full(shape, self.value)
 
 

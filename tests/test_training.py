@@ -24,7 +24,7 @@ from jaxdiff.config import Config, Optimizer
 from jaxdiff.experiment import Experiment, make_experiment
 from jaxdiff.run import load
 from jaxdiff.training import loop, recorder
-from jaxdiff.training.batches import indices, make_batches
+from jaxdiff.training.batches import Examples, indices, make_batches
 from jaxdiff.training.recorder import DivergenceError
 from jaxdiff.training.sharding import make_mesh
 from jaxdiff.training.step import Metrics, State, abstract_state, gradient, init_state, learning_rate, make_step, update
@@ -298,7 +298,7 @@ def test_the_history_gets_each_loss_of_the_batch_at_its_time_and_weighs_the_mean
     assert np.ptp(weights) > 0.5
     losses = jax.jit(experiment.loss)(state.params, jnp.asarray(x), t, keys)
     after, metrics = make_step(experiment, mesh, abstract_state(experiment, mesh), None)(
-        state._replace(key=key), None, x[None]
+        state._replace(key=key), None, Examples(x[None], None)
     )
     np.testing.assert_allclose(metrics.loss[0], (weights * losses).mean(), rtol=1e-5)
     expected = before.update(t, losses)

@@ -194,7 +194,7 @@ class GivenNoise(Gaussian):
 
     given: Any
 
-    def noise(self, key: Any, shape: tuple[int, ...]) -> Any:
+    def noise(self, key: Any, shape: tuple[int, ...], t: Any = 1.0) -> Any:
         return self.given
 
 

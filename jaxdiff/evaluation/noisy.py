@@ -73,7 +73,8 @@ def _right(
 ) -> Float[Array, " k"]:
     def at(t: Float[Array, ""]) -> Float[Array, ""]:
         def one(key: Key[Array, ""], x0: Float[Array, "*shape"], label: Int[Array, ""]) -> Array:
-            x_t = process.corrupt(x0, process.noise(key, x0.shape), t)
+            mine = process.draw(jax.random.fold_in(key, 3), x0.shape)
+            x_t = mine.corrupt(x0, mine.noise(key, x0.shape, t), t)
             return log_probs(x_t, t).argmax() == label
 
         return jax.vmap(one)(keys, x0, labels).mean()

@@ -6,7 +6,7 @@ from functools import partial
 from jaxdiff import registry
 from jaxdiff.samplers import grids
 from jaxdiff.samplers.adaptive import adaptive
-from jaxdiff.samplers.jump import ddim, ddpm, fresh
+from jaxdiff.samplers.jump import ddim, ddpm, fresh, mixed, transported
 from jaxdiff.samplers.loop import Sampler, sample
 from jaxdiff.samplers.multistep import dpmpp, unipc
 from jaxdiff.samplers.ode import euler, heun, midpoint, rk4
@@ -27,10 +27,12 @@ __all__ = [
     "langevin",
     "make",
     "midpoint",
+    "mixed",
     "predictor_corrector",
     "reverse_sde",
     "rk4",
     "sample",
+    "transported",
     "unipc",
 ]
 
@@ -38,6 +40,9 @@ REGISTRY: dict[str, Callable[..., Sampler]] = {
     "ddim": ddim,
     "ddpm": ddpm,
     "fresh": fresh,
+    "mixed": mixed,
+    "transported": transported,
+    "residual": transported,  # the same rule: see `jaxdiff.samplers.jump`
     "euler": euler,
     "midpoint": midpoint,
     "heun": heun,

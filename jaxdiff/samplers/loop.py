@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
 from jaxdiff import xla
-from jaxdiff.processes import Process
+from jaxdiff.processes import Process, bind
 from jaxdiff.samplers import grids
 from jaxdiff.samplers.grids import Grid
 from jaxdiff.typing import Denoiser, Prediction, PyTree, Time
@@ -37,7 +37,8 @@ class Sampler(Protocol):
         """x_s and the new state. `denoise` already holds the condition.
 
         Raises:
-          ValueError: for times outside [0, 1] or s not below t, where they are known when the step is traced.
+          ValueError: for times outside [0, 1] or s not below t, where they are known when the step is traced, and for a
+            process that the sampler can't reverse.
         """
 
 
@@ -82,8 +83,9 @@ def sample(
 
     Raises:
       ValueError: for n < 1, for steps or a grid that the schedule can't take (see `jaxdiff.samplers.grids`), for a
-        grid that does not start at 1 where there is no `start`, for a condition without the leading axis n, and for a
-        `start` of another shape than (n, *shape).
+        grid that does not start at 1 where there is no `start`, for a condition without the leading axis n, for a
+        `start` of another shape than (n, *shape), for a process that is none (see `jaxdiff.Perturbed`) and one that
+        the sampler can't reverse.
     """
     if n < 1:
         raise ValueError(f"n = {n}; ask for at least 1 sample")
@@ -93,6 +95,7 @@ def sample(
             raise ValueError(f"{name} has shape {jnp.shape(leaf)}; give one condition a sample: leading axis n = {n}")
     if start is not None and start.shape != (n, *shape):
         raise ValueError(f"start has shape {start.shape}; the rule is one x a sample: {(n, *shape)}")
+    process.draw(key, tuple(shape))  # it says what is wrong with it
     times = grids.make(grid, steps, process.schedule)
     return sample_each(
         sample_keys(key, np.arange(n)),
@@ -182,10 +185,12 @@ def _sample(
 ) -> Float[Array, "n *shape"]:
     def one(key: Key[Array, ""], cond: PyTree, start: Float[Array, "*shape"] | None) -> Float[Array, "*shape"]:
         key_start, key_jumps = jax.random.split(key)
-        x = process.prior(key_start, shape) if start is None else start
+        mine = process.draw(jax.random.fold_in(key, 2), shape)
+        model = bind(denoiser, mine)
+        x = mine.prior(key_start, shape) if start is None else start
 
         def denoise(x_t: Float[Array, "*shape"], t: Time, _: PyTree = None, /) -> Prediction:
-            return denoiser(x_t, t, cond)
+            return model(x_t, t, cond)
 
         def body(carry: Any, jump: Any) -> tuple[Any, Any]:
             x_t, state = carry
@@ -197,7 +202,7 @@ def _sample(
                 t=t,
                 s=s,
                 denoise=denoise,
-                process=process,
+                process=mine,
             )
             if on_step is not None:
                 jax.debug.callback(lambda done: on_step(int(done)), i + 1)

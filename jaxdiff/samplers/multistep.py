@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxdiff.processes import Process
+from jaxdiff.processes import Process, gaussian
 from jaxdiff.schedules import Schedule, check_times
 from jaxdiff.typing import Denoiser, Time
 
@@ -83,7 +83,7 @@ class DPMSolver:
         process: Process,
     ) -> tuple[Float[Array, "*shape"], History]:
         check_times(t, s)
-        schedule = process.schedule
+        schedule = gaussian(process).schedule
         x0 = denoise(x_t, t).x0
         x0s, times = state.with_newest(x0, schedule.log_snr(t) / 2)
         slope, curvature = _differences(x0s, times, state.known)
@@ -129,7 +129,7 @@ class UniPC:
         process: Process,
     ) -> tuple[Float[Array, "*shape"], Unfinished]:
         check_times(t, s)
-        schedule, known = process.schedule, state.past.known
+        schedule, known = gaussian(process).schedule, state.past.known
         x0s, times = state.past.with_newest(denoise(x_t, t).x0, schedule.log_snr(t) / 2)
         slope, curvature = _differences(x0s, times, known)
         at_start = slope - 2 * curvature * jnp.where(known > 0, times[0] - times[1], 0.0)

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxdiff.processes import Process
+from jaxdiff.processes import Process, gaussian
 from jaxdiff.schedules import Schedule, check_times
 from jaxdiff.typing import Denoiser, Prediction, Time
 
@@ -64,7 +64,7 @@ class RungeKutta:
         process: Process,
     ) -> tuple[Float[Array, "*shape"], None]:
         check_times(t, s)
-        schedule = process.schedule
+        schedule = gaussian(process).schedule
         first = denoise(x_t, t)
         euler = process.corrupt(first.x0, first.noise, s)
         if not self.stages:

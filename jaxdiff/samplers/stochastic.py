@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxdiff.processes import Process
+from jaxdiff.processes import Process, gaussian
 from jaxdiff.samplers.jump import ddim
 from jaxdiff.samplers.loop import Sampler
 from jaxdiff.samplers.ode import heun
@@ -61,7 +61,7 @@ class ReverseSDE:
         process: Process,
     ) -> tuple[Float[Array, "*shape"], None]:
         check_times(t, s)
-        schedule = process.schedule
+        schedule = gaussian(process).schedule
         prediction = denoise(x_t, t)
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         d_alpha, d_sigma = rates(schedule, t)
@@ -71,7 +71,7 @@ class ReverseSDE:
         x_s = x_t - (f * x_t + g2 * prediction.noise / sigma) * (t - s) + jnp.sqrt(g2 * (t - s)) * z
         # At α_t = 0, f is infinite: there x_t is noise alone. To data no noise is added: the estimate is the result.
         x_s = jnp.where(alpha > 0, x_s, process.corrupt(prediction.x0, z, s))
-        return jnp.where(s > 0, x_s, process.signal(prediction.x0, s)), None
+        return jnp.where(s > 0, x_s, schedule.alpha(s) * prediction.x0), None
 
 
 @jax.tree_util.register_static
@@ -99,13 +99,13 @@ class Corrected:
         process: Process,
     ) -> tuple[Float[Array, "*shape"], Any]:
         check_times(t, s)
-        schedule = process.schedule
+        schedule = gaussian(process).schedule
         key_predict, key_correct = jax.random.split(key)
         if self.predictor is not None:
             x_s, state = self.predictor.step(key_predict, x_t, state, t=t, s=s, denoise=denoise, process=process)
         else:
             ratio = jnp.where(schedule.alpha(t) > 0, schedule.alpha(s) / schedule.alpha(t), 1.0)
-            x_s = jax.lax.cond(s > 0, lambda: ratio * x_t, lambda: process.signal(denoise(x_t, t).x0, s))
+            x_s = jax.lax.cond(s > 0, lambda: ratio * x_t, lambda: schedule.alpha(s) * denoise(x_t, t).x0)
 
         def correct(x: Float[Array, "*shape"], key: Key[Array, ""]) -> tuple[Float[Array, "*shape"], None]:
             size = self.snr**2 * schedule.sigma(s)
@@ -141,7 +141,7 @@ class Churn:
         process: Process,
     ) -> tuple[Float[Array, "*shape"], None]:
         check_times(t, s)
-        schedule = process.schedule
+        schedule = gaussian(process).schedule
         alpha, ratio = schedule.alpha(t), jnp.exp(-schedule.log_snr(t) / 2)
         raised = ratio * (1 + self.gamma)
         # Not above the noise of t = 1, which is the most that the model knows.

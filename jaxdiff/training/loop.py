@@ -65,13 +65,19 @@ def train(config: Config, workdir: Path) -> State:
     _prepare(workdir, config)
     dataset = data.load(config.data.name, dir=config.data.dir)
     form = Form.of(dataset)
+    examples = folder.choose_examples(workdir, config, dataset)
     experiment = make_experiment(
-        config, form.shape, bounded=form.levels is not None, levels=form.levels, classes=form.classes
+        config,
+        form.shape,
+        bounded=form.levels is not None,
+        levels=form.levels,
+        classes=form.classes,
+        examples=None if examples is None else np.asarray(data.normalize(examples, form.levels)),
     )
     if experiment.classifies:
         test_split(experiment)  # if there is none, better known now
     if jax.process_index() == 0:
-        folder.write(workdir, config, form)
+        folder.write(workdir, config, form, examples)
     abstract = abstract_state(experiment, mesh)
     with closing(Checkpoints(workdir / "checkpoints", keep=config.every.keep)) as checkpoints:
         state = checkpoints.restore(abstract)

@@ -1,0 +1,179 @@
+"""Diffusion under perturbations on real digits: every perturbed config of configs/digits.py against the plain one.
+
+    python benchmarks/digits_perturbations.py --runs=runs/perturbed
+
+trains what is not yet trained in the folders runs/perturbed/gaussian, runs/perturbed/laplace … (or goes on there), and
+writes docs/digits_perturbations.md, docs/pictures/digits_perturbations.png and, after every row,
+docs/digits_perturbations.json: the same command again goes on where it was stopped. All runs see the same steps of the
+same batches, and are sampled with as many network evaluations from the same keys.
+
+Beside each network stands the exact denoiser of the train split under the same process, with the same sampler: what it
+loses is lost by the process, the start and the steps, and what the network loses beyond that by the network.
+"""
+
+import argparse
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import matplotlib.figure
+import numpy as np
+from results import Results, identity, source
+
+import jaxdiff as jd
+from jaxdiff import data, evaluation, perturbations, xla
+from jaxdiff.config import Config
+from jaxdiff.samplers.batches import sample_in_batches
+
+PLAIN = "gaussian"
+VARIANTS = ("laplace", "uniform", "bernoulli", "rotate", "mask", "blur", "pixelate", "overlap")
+SHOWN = 12  # samples in the picture
+LEVELS = "0123456789abcdefg"  # 17, a character each
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, required=True, help="the folder of the runs' folders")
+    parser.add_argument("--train_steps", type=int, help="default: the configs'")
+    parser.add_argument("--n", type=int, default=297, help="samples a row; the test split has 297 images")
+    parser.add_argument("--batch", type=int, default=100, help="samples at a time")
+    parser.add_argument("--steps", type=int, default=50, help="network evaluations a sample")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/digits_perturbations.md"), help="the .json goes beside it"
+    )
+    args = parser.parse_args()
+    for name in (PLAIN, *VARIANTS):
+        train(args.runs / name, name, args.train_steps)
+    xla.split_cpu(args.batch)
+    runs = {name: jd.load(args.runs / name) for name in (PLAIN, *VARIANTS)}
+    reference = evaluation.reference("digits")
+    card = reference.classifier.card
+    each = {name: identity(run, card, args.n) for name, run in runs.items()}
+    if len(steps := {of["step"] for of in each.values()}) > 1:
+        raise SystemExit(f"--runs={args.runs} holds runs of {sorted(steps)} steps; train all for as many")
+    of = each[PLAIN] | {"weights": {name: one["weights"] for name, one in each.items()}, "steps": args.steps}
+    results = Results(args.out.with_suffix(".json"), of)
+    for name, run in runs.items():
+        if name in results.cells:
+            continue
+        images = run.sample(jax.random.key(0), n=args.n, steps=args.steps, batch=args.batch, progress=True)
+        images = images.clip(-1, 1)  # a blur by nothing rounds
+        distance = reference.distance(images)
+        cell = {field: getattr(distance, field) for field in ("value", "standard_error", "floor")}
+        cell["exact"] = exact(run, reference, n=args.n, steps=args.steps, batch=args.batch)
+        levels = np.round((images[:SHOWN] + 1) * (len(LEVELS) - 1) / 2).astype(int)
+        cell |= describe(run) | {"samples": ["".join(LEVELS[k] for k in image.ravel()) for image in levels]}
+        print(f"{name}: {distance}", flush=True)
+        results.add(name, cell)
+    args.out.write_text(page(results.cells, of, card))
+    picture = args.out.parent / "pictures" / "digits_perturbations.png"
+    picture.parent.mkdir(exist_ok=True)
+    plot(results.cells).savefig(picture, dpi=80)
+    print(f"{args.out}, {picture}, {results.path}")
+
+
+def train(workdir: Path, name: str, steps: int | None) -> None:
+    """`train.py` on this variant, in a process of its own; it goes on where it was stopped, or does nothing."""
+    variant = "" if name == PLAIN else f":{name}"
+    command = [sys.executable, "train.py", f"--config=configs/digits.py{variant}", f"--workdir={workdir}"]
+    subprocess.run(command + ([f"--config.train.steps={steps}"] if steps else []), check=True)
+
+
+def exact(run: jd.Run, reference: evaluation.Reference, *, n: int, steps: int, batch: int) -> float | None:
+    """The distance with the exact denoiser of the train split in the place of the network; None where none is known."""
+    process = run.process
+    if isinstance(process.noise, perturbations.Discrete):  # it has no density
+        return None
+    dataset = data.load("digits")
+    images = sample_in_batches(
+        jax.random.key(0),
+        jd.oracles.empirical(data.normalize(dataset.x, dataset.levels), process),
+        process,
+        jd.samplers.make(run.config.sampling.sampler),
+        shape=run.experiment.shape,
+        n=n,
+        batch=batch,
+        steps=steps,
+    )
+    return reference.distance(images.clip(-1, 1)).value
+
+
+def describe(run: jd.Run) -> dict:
+    """What differs from run to run."""
+    config: Config = run.config
+    process = config.process
+    parts = [*process.get("signal", ()), *([process["noise"]] if process.get("noise", "normal") != "normal" else [])]
+    return {
+        "process": ", ".join(f"`{part}`" for part in parts) or "plain",
+        "told": bool(process.get("tell")),
+        "schedule": config.schedule["name"],
+        "predicts": config.predicts,
+        "sampler": config.sampling.sampler,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
+    }
+
+
+def verdict(cell: dict, plain: dict) -> str:
+    """How a row stands to the Gaussian one: a difference counts from two standard errors of it on."""
+    more = cell["value"] - plain["value"]
+    error = math.hypot(cell["standard_error"], plain["standard_error"])
+    if abs(more) < 2 * error:
+        return "no difference seen"
+    return f"{'worse' if more > 0 else 'better'}, by {abs(more):.2f} ± {error:.2f}"
+
+
+def page(cells: dict[str, dict], of: dict, card: evaluation.Card) -> str:
+    """The table as Markdown, with all that is needed to read a figure."""
+    plain = cells[PLAIN]
+    before, after = source(of | {"weights": "as in the .json"}, "digits_perturbations.py", plain["floor"], card)
+    lines = [
+        "| config | g or h | schedule | predicts | sampler | parameters | Fréchet distance | against Gaussian "
+        "| exact denoiser |",
+        "| --- | --- | --- | --- | --- | ---: | ---: | --- | ---: |",
+    ]
+    for name, cell in cells.items():
+        said = "" if name == PLAIN else verdict(cell, plain)
+        lines.append(
+            f"| `{name}` | {cell['process']}{', told' if cell['told'] else ''} | {cell['schedule']} "
+            f"| {cell['predicts']} | `{cell['sampler']}` | {cell['parameters']:,} "
+            f"| {cell['value']:.2f} ± {cell['standard_error']:.2f} | {said} "
+            f"| {'' if cell['exact'] is None else format(cell['exact'], '.2f')} |"
+        )
+    said = {name: verdict(cell, plain) for name, cell in cells.items() if name != PLAIN}
+    worse, better = ([f"`{name}`" for name in said if said[name].startswith(w)] for w in ("worse", "better"))
+    paragraphs = [
+        "# Digits under perturbations",
+        "Each config of `configs/digits.py` that perturbs otherwise than by Gaussian noise, against the plain one: the "
+        f"same network, {of['step']} training steps of the same batches, {of['steps']} network evaluations a sample. "
+        f"{before} Other people wrote the digits' test split, so its images are further from the train split than good "
+        "samples are.",
+        "\n".join(lines),
+        f"Worse than Gaussian diffusion: {', '.join(worse) or 'none'}. Better: {', '.join(better) or 'none'}. A "
+        "difference counts from two standard errors on, taken as if the two were independent, though both are to one "
+        "train split. Runs of one config differ, too, and there is one of each here. *told*: the network is told the "
+        "parameters of its sample. *exact denoiser*: that of the train split in the place of the network, which draws "
+        "images of the train split again as far as the process and the sampler let it; a discrete law has none.",
+        f"![The first {SHOWN} samples of every config](pictures/digits_perturbations.png)",
+        after,
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def plot(cells: dict[str, dict]) -> matplotlib.figure.Figure:
+    """The first samples, a row for each config."""
+    figure = matplotlib.figure.Figure(figsize=(0.75 * SHOWN + 1.2, 0.75 * len(cells)))
+    axes = figure.subplots(len(cells), SHOWN, gridspec_kw={"wspace": 0.08, "hspace": 0.08})
+    figure.subplots_adjust(left=0.12, right=0.99, top=0.99, bottom=0.01)
+    for row, (name, cell) in zip(axes, cells.items(), strict=True):
+        for axis, text in zip(row, cell["samples"], strict=True):
+            pixels = np.array([LEVELS.index(character) for character in text]).reshape(8, 8)
+            axis.imshow(pixels, cmap="gray", vmin=0, vmax=len(LEVELS) - 1)
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(f"{name} ", rotation=0, ha="right", va="center")
+    return figure
+
+
+if __name__ == "__main__":
+    main()
