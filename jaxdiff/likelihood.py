@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff import probability_flow
@@ -138,6 +139,6 @@ def dequantise(key: Key[Array, ""], x0: Float[Array, "n *shape"], levels: int) -
     return x0 + (2 * jax.random.uniform(key, x0.shape) - 1) / (levels - 1)
 
 
-def bits_per_dim(log_density: Float[Array, "*n"], d: int, levels: int) -> Float[Array, "*n"]:
+def bits_per_dim(log_density: Float[Array | np.ndarray, "*n"], d: int, levels: int) -> Float[Array | np.ndarray, "*n"]:
     """−log₂ p(x)/d − log₂ w of dequantised samples of d numbers, from log p(x) in nats."""
     return -log_density / (d * math.log(2)) - math.log2(2 / (levels - 1))
