@@ -20,8 +20,8 @@ label from the noisy digit, to guide by (94 % right at t = 0.2, 71 % at 0.7, aft
 The loss is the whole bound in nats a pixel, of which most is about noise too weak to see: likelihoods gain (a
 training loss of 2.18 nats, 3.14 bits, after 1,500 steps; the bound of the small network is at 5.3 bits of test
 images), pictures do not: strokes, hardly digits. Over t the loss then varies 1.8 times less than with a straight line
-in the log-SNR, and 9 times less than with a cosine (`benchmarks/learned_schedule.py`). It starts from the paper's
-13.3 and from -10 in place of its -5, from which samplers would start too clean.
+in the log-SNR, and at least 9 times less than with a cosine (`benchmarks/learned_schedule.py`). It starts from the
+paper's 13.3 and from -10 in place of its -5, from which samplers would start too clean.
 
 `:ddpm` has 10,188,081 parameters, 64 epochs of 60,000 images in batches of 64, and needs an accelerator: on the same 2
 cores it trains at 17 images/s (`benchmarks/unet.py`).
