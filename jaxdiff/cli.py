@@ -17,7 +17,8 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from jaxdiff import plots, requests, run, xla
-from jaxdiff.config import Config, nearest
+from jaxdiff.config import Config
+from jaxdiff.settings import nearest
 from jaxdiff.training import loop
 from jaxdiff.training.recorder import DivergenceError
 

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Array, Int32, Integer
 
 from jaxdiff import guidance
-from jaxdiff.config import differences
 from jaxdiff.denoisers import NetworkDenoiser
 from jaxdiff.experiment import Experiment
 from jaxdiff.guidance import Blend, NetworkClassifier, Weight
+from jaxdiff.settings import differences
 from jaxdiff.typing import Denoiser, PyTree
 
 Labels = int | Sequence[int] | Integer[np.ndarray | Array, " n"] | Mapping[int, float]
@@ -96,19 +96,21 @@ def _check_null(p_uncond: float | None, what: str) -> None:
 
 
 def _guided_by(classifier: Trained, experiment: Experiment, network: NetworkDenoiser, w: Weight | None) -> Denoiser:
-    """The network guided by a classifier of the same data under the same schedule."""
+    """The network guided by a classifier of the same data under the same process and schedule."""
     other, params = classifier
     if not other.classifies:
         raise ValueError("classifier is the run of a denoiser; train one with the model 'classifier'")
     if experiment.learns_schedule:
         raise ValueError("classifier: this model has learned its schedule, under which none was trained; leave it out")
     ours, theirs = (
-        {"data": e.config.data.name, "shape": e.shape, "schedule": e.config.schedule} for e in (experiment, other)
+        {"data": e.config.data.name, "shape": e.shape, "process": e.config.process, "schedule": e.config.schedule}
+        for e in (experiment, other)
     )
     if found := differences(ours, theirs):
         listed = "\n  ".join(found)
         raise ValueError(
-            f"classifier was trained for another model:\n  {listed}\ntrain one on the same data, shape and schedule"
+            f"classifier was trained for another model:\n  {listed}\n"
+            "train one on the same data under the same process and schedule"
         )
     weight: Any = 0.0 if w is None else w
     if experiment.classes:

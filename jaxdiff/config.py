@@ -6,21 +6,15 @@ is written to the run's folder as `config.json`, and is not changed again.
 """
 
 import dataclasses
-import difflib
 import functools
-import inspect
-import math
-import types
-import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, Self, Union, get_args, get_origin
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from jaxdiff import models, parameterization, processes, samplers, schedules, weightings
+from jaxdiff import models, parameterization, processes, samplers, schedules, settings, weightings
 from jaxdiff.parameterization import Kind
 from jaxdiff.samplers.jump import Jump
 from jaxdiff.time_sampling import Times, time_sampler
@@ -37,7 +31,7 @@ class Data:
     on_device: bool = True  # keep it all in each device's memory; False ships every batch from the host
 
     def __post_init__(self) -> None:
-        _check_types(self, "data.")
+        settings.check_types(self, "data.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,9 +43,9 @@ class Loss:
     times: Times = "auto"
 
     def __post_init__(self) -> None:
-        _check_types(self, "loss.")
+        settings.check_types(self, "loss.")
         if self.weight is not None:
-            with _named("loss"):
+            with settings.named("loss"):
                 weightings.make(self.weight)
 
 
@@ -66,10 +60,10 @@ class Optimizer:
     clip_norm: float | None = 1.0  # the gradient's global norm is cut to this; None leaves it
 
     def __post_init__(self) -> None:
-        _check_types(self, "optimizer.")
-        _at_least("optimizer.learning_rate", self.learning_rate, 0)
-        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
-        _at_least("optimizer.weight_decay", self.weight_decay, 0)
+        settings.check_types(self, "optimizer.")
+        settings.at_least("optimizer.learning_rate", self.learning_rate, 0)
+        settings.at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        settings.at_least("optimizer.weight_decay", self.weight_decay, 0)
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"optimizer.clip_norm = {self.clip_norm}; it must be above 0, or None to leave gradients")
 
@@ -88,11 +82,11 @@ class Train:
     fsdp: int = 1  # devices that weights and optimizer state are sharded over
 
     def __post_init__(self) -> None:
-        _check_types(self, "train.")
+        settings.check_types(self, "train.")
         for name in ("steps", "batch_size", "accumulate", "fsdp"):
-            _at_least(f"train.{name}", getattr(self, name), 1)
+            settings.at_least(f"train.{name}", getattr(self, name), 1)
         if self.steps_per_dispatch is not None:
-            _at_least("train.steps_per_dispatch", self.steps_per_dispatch, 1)
+            settings.at_least("train.steps_per_dispatch", self.steps_per_dispatch, 1)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay = {self.ema_decay}; the rule is 0 <= ema_decay < 1")
         if not 0 <= self.seed < 2**32:
@@ -117,10 +111,10 @@ class Sampling:
     clip: Literal["static", "dynamic", "none"] = "static"
 
     def __post_init__(self) -> None:
-        _check_types(self, "sampling.")
-        with _named("sampling"):
+        settings.check_types(self, "sampling.")
+        with settings.named("sampling"):
             samplers.make(self.sampler)
-        _at_least("sampling.n", self.n, 1)
+        settings.at_least("sampling.n", self.n, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,9 +127,9 @@ class Every:
     keep: int = 3  # checkpoints kept, the newest ones
 
     def __post_init__(self) -> None:
-        _check_types(self, "every.")
+        settings.check_types(self, "every.")
         for field in dataclasses.fields(self):
-            _at_least(f"every.{field.name}", getattr(self, field.name), 1)
+            settings.at_least(f"every.{field.name}", getattr(self, field.name), 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,32 +152,32 @@ class Config:
     every: Every = dataclasses.field(default_factory=Every)
 
     def __post_init__(self) -> None:
-        _check_types(self, "")
-        object.__setattr__(self, "model", _component("model", self.model, models.REGISTRY))
-        object.__setattr__(self, "schedule", _component("schedule", self.schedule, SCHEDULES))
-        object.__setattr__(self, "process", _component("process", self.process, processes.REGISTRY))
+        settings.check_types(self, "")
+        object.__setattr__(self, "model", settings.component("model", self.model, models.REGISTRY))
+        object.__setattr__(self, "schedule", settings.component("schedule", self.schedule, SCHEDULES))
+        object.__setattr__(self, "process", settings.component("process", self.process, processes.REGISTRY))
         if self.p_uncond is not None and not 0 <= self.p_uncond < 1:
             raise ValueError(
                 f"p_uncond = {self.p_uncond}; the rule is 0 <= p_uncond < 1, or None for an unconditional model"
             )
         # What can't be made is found out now: all of it costs milliseconds. JAX computes nothing here, as it would then
         # choose its devices before `jaxdiff.xla.split_cpu` can: of a schedule that is drawn only shapes are made.
-        with _named("model"):
-            build(models.REGISTRY, self.model)
-        with _named("schedule"):
+        with settings.named("model"):
+            settings.build(models.REGISTRY, self.model)
+        with settings.named("schedule"):
             if self.schedule["name"] == "learned":
-                schedule = jax.eval_shape(functools.partial(build, SCHEDULES, self.schedule))
+                schedule = jax.eval_shape(functools.partial(settings.build, SCHEDULES, self.schedule))
             else:
-                schedule = build(SCHEDULES, self.schedule)
-        with _named("process"):
+                schedule = settings.build(SCHEDULES, self.schedule)
+        with settings.named("process"):
             examples = {"examples": np.zeros((2, 1))} if processes.takes_examples(self.process) else {}
-            signal = build(processes.REGISTRY, self.process, schedule=schedules.VP(), **examples).signal
+            signal = settings.build(processes.REGISTRY, self.process, schedule=schedules.VP(), **examples).signal
         parameterization.check(self.predicts, signal, what="predicts")
         parameterization.check(self.loss.space, signal, what="loss.space")
-        with _named("sampling"):
+        with settings.named("sampling"):
             samplers.grids.check(self.sampling.grid, self.sampling.steps, schedule)
             self.check_sampler(samplers.make(self.sampling.sampler))
-        with _named("loss"):
+        with settings.named("loss"):
             time_sampler(self.loss.times, schedule)
         if self.model["name"] == "classifier":
             _check_classifier(self)
@@ -227,7 +221,7 @@ class Config:
             known name; for values that break a rule.
         """
         plain = values.to_dict() if isinstance(values, ConfigDict) else values
-        return _dataclass_from(cls, plain, "")
+        return settings.dataclass_from(cls, plain, "")
 
     def to_mapping(self) -> dict[str, Any]:
         """Nested dicts of plain values, as JSON takes them."""
@@ -235,7 +229,7 @@ class Config:
 
     def to_config_dict(self) -> ConfigDict:
         """A locked ConfigDict for the command line."""
-        return _with_placeholders(type(self), self.to_mapping()).lock()
+        return settings.with_placeholders(type(self), self.to_mapping()).lock()
 
 
 def _check_classifier(config: Config) -> None:
@@ -273,155 +267,3 @@ def _check_learned(config: Config, schedule: schedules.Learned) -> None:
             "predicts = 'velocity', but dx/dt changes with the shape of a learned schedule: set predicts to eps, v "
             "or x0"
         )
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
-    """The leaves in which two nested mappings differ, as "path: old -> new"."""
-    found = []
-    for key in sorted({*old, *new}):
-        a, b = old.get(key, "(none)"), new.get(key, "(none)")
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{path}{key}.")
-        elif _plain(a) != _plain(b):
-            found.append(f"{path}{key}: {a!r} -> {b!r}")
-    return found
-
-
-def build(registry: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], **extra: Any) -> Any:
-    """The object that a `model`, `schedule` or `process` section names, made with the section's fields and `extra`."""
-    options = {key: _plain(value) for key, value in section.items() if key != "name"}
-    return registry[section["name"]](**options, **extra)
-
-
-@contextmanager
-def _named(section: str) -> Iterator[None]:
-    """Say of which section of the config an error is."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{section}.{error}") from None
-
-
-def _component(path: str, section: Mapping[str, Any], registry: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
-    """The section checked against the signature of what it names, defaults filled in."""
-    if "name" not in section:
-        raise ValueError(f"{path}.name is missing from the config; the known ones are {', '.join(sorted(registry))}")
-    name = section["name"]
-    if not isinstance(name, str) or name not in registry:
-        raise ValueError(f"{path}.name = {name!r} is unknown{nearest(str(name), registry)}")
-    # Decided elsewhere: classes by p_uncond, dtype by train.dtype, outputs by learned_variance, key by train.seed, the
-    # schedule of a process by its own section, its examples by the data.
-    # parent and name are Flax's own.
-    parameters = {
-        key: parameter
-        for key, parameter in inspect.signature(registry[name]).parameters.items()
-        if key not in ("classes", "dtype", "outputs", "parent", "name", "key", "schedule", "examples")
-    }
-    hints = typing.get_type_hints(registry[name] if inspect.isfunction(registry[name]) else registry[name].__init__)
-    given = {key: value for key, value in section.items() if key != "name"}
-    for key in given:
-        if key not in parameters:
-            raise ValueError(f"{path}.{key} is no field of {path} {name!r}{nearest(key, parameters)}")
-    values = {
-        key: _checked(f"{path}.{key}", given.get(key, parameter.default), hints[key])
-        for key, parameter in parameters.items()
-    }
-    return {"name": name, **values}
-
-
-def _dataclass_from(cls: Any, values: Mapping[str, Any], path: str) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for key in values:
-        if key not in fields:
-            raise ValueError(f"{path}{key} is no field of a config{nearest(key, fields)}")
-    hints = typing.get_type_hints(cls)
-    arguments = dict(values)
-    for name, value in values.items():
-        if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{path}{name} = {value!r}; it must be a section with fields of its own")
-            arguments[name] = _dataclass_from(hints[name], value, f"{path}{name}.")
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ValueError(f"{path}{missing[0]} is missing from the config")
-    return cls(**arguments)
-
-
-def _check_types(section: Any, path: str) -> None:
-    """Make every field of a section what its annotation says, or raise."""
-    for name, hint in typing.get_type_hints(type(section)).items():
-        object.__setattr__(section, name, _checked(f"{path}{name}", getattr(section, name), hint))
-
-
-def _checked(path: str, value: Any, hint: Any) -> Any:
-    """`value`, with whole numbers made floats and lists made tuples where the hint wants that."""
-    try:
-        return _fitted(value, hint)
-    except TypeError:
-        if get_origin(hint) is Literal:
-            raise ValueError(f"{path} = {value!r} is unknown{nearest(str(value), get_args(hint))}") from None
-        raise ValueError(f"{path} = {value!r} has the wrong type; it must be {_type_name(hint)}") from None
-
-
-def _fitted(value: Any, hint: Any) -> Any:
-    """`_checked`, with a TypeError where it doesn't fit. A bool is no number here."""
-    kind, options = get_origin(hint), get_args(hint)
-    if kind in (Union, types.UnionType):
-        for option in options:
-            try:
-                return _fitted(value, option)
-            except TypeError:
-                continue
-    elif kind is Literal:
-        if isinstance(value, str) and value in options:
-            return value
-    elif kind in (Sequence, tuple):
-        if isinstance(value, list | tuple):
-            return tuple(_fitted(item, options[0]) for item in value)
-    elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif isinstance(value, kind or hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    raise TypeError
-
-
-def _type_name(hint: Any) -> str:
-    return hint.__name__ if get_origin(hint) is None else str(hint).replace("collections.abc.", "")
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no tuples: a list and a tuple of the same values are the same setting."""
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
-
-
-def _with_placeholders(cls: Any, values: Mapping[str, Any]) -> ConfigDict:
-    """A ConfigDict in which a field that may be None can be set from the command line."""
-    result = ConfigDict()
-    hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
-    for name, value in values.items():
-        hint = hints.get(name)
-        if isinstance(value, Mapping):
-            result[name] = _with_placeholders(hint, value)
-        elif hint is not None and type(None) in get_args(hint):
-            # A field of type object takes None from the command line too; a str is taken as it is written.
-            result[name] = config_dict.placeholder(str if str in get_args(hint) else object)
-            result[name] = value
-        else:
-            result[name] = value
-    return result
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or all of them."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; the known ones are {', '.join(sorted(known)) or 'none'}"
-
-
-def _at_least(path: str, value: float, least: float) -> None:
-    if not least <= value < math.inf:
-        raise ValueError(f"{path} = {value}; it must be at least {least}, and finite")

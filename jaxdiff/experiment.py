@@ -20,7 +20,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
-from jaxdiff import bounds, data, denoisers, losses, models, processes, samplers, schedules, weightings
+from jaxdiff import bounds, data, denoisers, losses, models, processes, samplers, schedules, settings, weightings
 from jaxdiff import config as configs
 from jaxdiff.config import Config
 from jaxdiff.data import Dataset
@@ -67,8 +67,7 @@ class Experiment:
 
     config: Config
     shape: tuple[int, ...]
-    bounded: bool  # whether samples have a range, [−1, 1]
-    levels: int | None  # that a coordinate of the data can take; None: continuous
+    levels: int | None  # that a coordinate of the data can take, in [−1, 1]; None: continuous, and without bounds
     classes: int  # that the network is told of; 0: it is unconditional
     schedule: schedules.Schedule  # a learned one is here as it starts with a fixed key; see `process`
     first_process: Process  # with that schedule
@@ -101,7 +100,7 @@ class Experiment:
         if not self.learns_schedule:
             return weights
         key = jax.random.fold_in(key, 1)
-        return {**weights, "schedule": configs.build(configs.SCHEDULES, self.config.schedule, key=key)}
+        return {**weights, "schedule": settings.build(configs.SCHEDULES, self.config.schedule, key=key)}
 
     def process(self, params: PyTree) -> Process:
         """The process of these parameters: another one for others only where the schedule is learned."""
@@ -141,7 +140,7 @@ class Experiment:
     def held_in_range(self, denoiser: Denoiser, process: Process) -> Denoiser:
         """The denoiser with x̂_0 held in the data's range as the config says; what guides it comes first."""
         clip = self.config.sampling.clip
-        if clip == "none" or not self.bounded:
+        if clip == "none" or self.levels is None:
             return denoiser
         return (denoisers.clipped if clip == "static" else denoisers.thresholded)(denoiser, process)
 
@@ -206,16 +205,17 @@ def make_experiment(
     config: Config,
     shape: tuple[int, ...],
     *,
-    bounded: bool,
-    levels: int | None = None,
+    levels: int | None,
     classes: int | None = None,
     examples: Float[np.ndarray, "n *shape"] | None = None,
 ) -> Experiment:
-    """The objects that a config names, for samples of the given shape, [−1, 1] if `bounded`, and of so many levels.
+    """The objects that a config names.
 
     Args:
       config: names them.
-      shape, bounded, levels, classes: of the data.
+      shape: of one sample.
+      levels: that a coordinate of the data can take; None: continuous, and without bounds.
+      classes: of the data.
       examples: of the data, as the network sees it, where the process is made of some; see `jaxdiff.folder`.
 
     Raises:
@@ -227,21 +227,20 @@ def make_experiment(
     if told and classes is None:
         raise ValueError(f"{told} is trained on labels, but data {config.data.name!r} has none; take a set that has")
     classes = (classes or 0) if told else 0
-    schedule = configs.build(configs.SCHEDULES, config.schedule)
+    schedule = settings.build(configs.SCHEDULES, config.schedule)
     experiment = Experiment(
         config=config,
         shape=shape,
-        bounded=bounded,
         levels=levels,
         classes=classes,
         schedule=schedule,
-        first_process=configs.build(
+        first_process=settings.build(
             processes.REGISTRY,
             config.process,
             schedule=schedule,
             **({"examples": examples} if processes.takes_examples(config.process) else {}),
         ),
-        model=configs.build(
+        model=settings.build(
             models.REGISTRY,
             config.model,
             dtype=compute_dtype(config.train.dtype),

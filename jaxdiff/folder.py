@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Num
 
 from jaxdiff import processes
-from jaxdiff.config import Config, differences
+from jaxdiff.config import Config
 from jaxdiff.data import Dataset
+from jaxdiff.settings import differences
 
 _EXAMPLES = "examples.npy"
 _MOST_EXAMPLES = 2048  # enough for a covariance of images; they become a constant of the compiled step

@@ -42,13 +42,16 @@ class Run:
     """The averaged (EMA) weights."""
     step: int
     """The optimizer steps that they have seen."""
-    levels: int | None
-    """The number of values that a coordinate of the data can take; None where they are continuous."""
 
     @property
     def config(self) -> Config:
         """The config that it was trained with."""
         return self.experiment.config
+
+    @property
+    def levels(self) -> int | None:
+        """The number of values that a coordinate of the data can take; None where they are continuous."""
+        return self.experiment.levels
 
     @property
     def process(self) -> Process:
@@ -198,9 +201,9 @@ class Run:
             raise ValueError(f"grid starts at {grid[0]}, but samples are noised to t = {t}; start it there")
         denoiser, cond = self._told(len(x0), labels, guidance, classifier)
         key_noise, key_draw = jax.random.split(key)
-        start = jax.vmap(lambda i, x: process.corrupt(x, process.noise(jax.random.fold_in(key_noise, i), x.shape), t))(
-            jnp.arange(len(x0)), jnp.asarray(x0)
-        )
+        start = jax.vmap(
+            lambda i, x: process.corrupt(x, process.noise(jax.random.fold_in(key_noise, i), x.shape, t), t)
+        )(jnp.arange(len(x0)), jnp.asarray(x0))
         return self._draw(
             key_draw,
             denoiser,
@@ -457,7 +460,6 @@ def load(workdir: str | Path) -> Run:
     experiment = make_experiment(
         config,
         form.shape,
-        bounded=form.levels is not None,
         levels=form.levels,
         classes=form.classes,
         examples=None if examples is None else np.asarray(data.normalize(examples, form.levels)),
@@ -472,4 +474,4 @@ def load(workdir: str | Path) -> Run:
         step, params = checkpoints.restore_weights(abstract)
     finally:
         checkpoints.close()
-    return Run(experiment=experiment, params=params, step=step, levels=form.levels)
+    return Run(experiment=experiment, params=params, step=step)

@@ -73,7 +73,7 @@ def mesh_of(devices: int, fsdp: int = 1) -> Mesh:
 
 
 def abstract_of(config: Config, mesh: Mesh) -> State:
-    return abstract_state(make_experiment(config, (2,), bounded=False), mesh)
+    return abstract_state(make_experiment(config, (2,), levels=None), mesh)
 
 
 def random_state(abstract: State, seed: int = 0) -> State:
@@ -157,7 +157,7 @@ def test_a_state_comes_back_on_other_devices_and_in_another_layout(tmp_path, dev
 )
 def test_what_else_is_trained_with_goes_on_bit_for_bit(tmp_path, changes):
     config, mesh = tiny.config({**changes, "train.steps_per_dispatch": 1, "train.accumulate": 2}), mesh_of(4)
-    experiment = make_experiment(config, (2,), bounded=False)
+    experiment = make_experiment(config, (2,), levels=None)
     abstract = abstract_state(experiment, mesh)
     step = make_step(experiment, mesh, abstract, None)
     batches = make_batches(data.load("swissroll"), mesh, seed=0, batch_size=16, on_device=True)

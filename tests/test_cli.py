@@ -64,7 +64,7 @@ def test_a_trained_run_has_its_config_metrics_picture_and_checkpoints(trained):
 def test_sampling_images_writes_a_picture_and_the_samples(tmp_path):
     config, form = tiny.config(base=tiny.IMAGES), Form(shape=(8, 8, 1), levels=17, classes=10)
     folder.write(tmp_path, config, form)
-    experiment = make_experiment(config, form.shape, bounded=True)
+    experiment = make_experiment(config, form.shape, levels=17)
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
     abstract = abstract_state(experiment, make_mesh(1, 8))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)

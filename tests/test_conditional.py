@@ -104,7 +104,7 @@ def test_a_blend_lies_between_its_labels(points):
 
 def test_labels_are_dropped_one_by_one(monkeypatch):
     """With a network that gives back its label, an example's loss tells what it was told."""
-    experiment = make_experiment(tiny.config({"p_uncond": 0.3, "data.name": "mixture"}), (2,), bounded=False, classes=8)
+    experiment = make_experiment(tiny.config({"p_uncond": 0.3, "data.name": "mixture"}), (2,), levels=None, classes=8)
     monkeypatch.setattr(
         type(experiment.model), "apply", lambda self, params, x, t, cond: 0 * x + 100.0 * cond[:, None].astype(float)
     )
@@ -134,7 +134,7 @@ def test_labels_stay_with_their_examples(monkeypatch):
     monkeypatch.setattr(Experiment, "loss", loss)
     changes = {"p_uncond": 0.1, "data.name": "mixture", "train.accumulate": 2, "train.steps_per_dispatch": 2}
     for on_device in (True, False):
-        experiment = make_experiment(tiny.config(changes), (2,), bounded=False, classes=8)
+        experiment = make_experiment(tiny.config(changes), (2,), levels=None, classes=8)
         mesh = make_mesh(2, 16, 2)
         abstract = abstract_state(experiment, mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -258,13 +258,16 @@ def test_what_a_model_can_not_be_told_is_refused(images, classifier, points, tmp
     )
     refused(r"a blend, of which a classifier knows nothing", labels={1: 1.0}, guidance=1.0, classifier=classifier)
     refused(r"labels holds -1; the rule is 0 <= label < 10$", labels=-1, guidance=1.0, classifier=classifier)
+    changes = {**CONDITIONAL, **NOISY, "process": {"name": "perturbed", "noise": "laplace"}}
+    elsewhere = make_experiment(tiny.config(changes, base=tiny.IMAGES), (8, 8, 1), levels=17, classes=10)
+    other = Run(experiment=elsewhere, params=images.params, step=0)
+    refused(r"another model:\n  process\.\w+: ", other, labels=1, guidance=1.0, classifier=classifier)
     never = Run(
         experiment=make_experiment(
-            tiny.config({"p_uncond": 0.0, **NOISY}, base=tiny.IMAGES), (8, 8, 1), bounded=True, classes=10
+            tiny.config({"p_uncond": 0.0, **NOISY}, base=tiny.IMAGES), (8, 8, 1), levels=17, classes=10
         ),
         params=images.params,
         step=0,
-        levels=17,
     )
     assert never.sample(key, n=2, labels=1, steps=2).shape == (2, 8, 8, 1)
     refused(r"labels = None, but this model was trained with p_uncond = 0\.0", never)

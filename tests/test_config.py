@@ -13,8 +13,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from jaxdiff import config as configs
-from jaxdiff import schedules
+from jaxdiff import schedules, settings
 from jaxdiff.config import Config, Train
 from jaxdiff.experiment import make_experiment
 
@@ -51,7 +50,7 @@ def test_every_config_file_builds_and_survives_the_command_line_and_json(path, v
     assert Config.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
     shape = SHAPES.get(config.data.name, (2,))
     examples = np.random.default_rng(0).normal(size=(3, *shape))
-    experiment = make_experiment(config, shape, bounded=len(shape) == 3, classes=10, examples=examples)
+    experiment = make_experiment(config, shape, levels=17 if len(shape) == 3 else None, classes=10, examples=examples)
     assert experiment.schedule.steps == config.schedule.get("steps")
 
 
@@ -81,7 +80,7 @@ def test_lists_become_tuples_and_whole_numbers_floats():
 @pytest.mark.parametrize("name", schedules.REGISTRY)
 def test_every_registered_schedule_can_be_named(name):
     config = tiny.config({"schedule": {"name": name}})
-    schedule = configs.build(schedules.REGISTRY, config.schedule)
+    schedule = settings.build(schedules.REGISTRY, config.schedule)
     assert type(schedule) is type(schedules.REGISTRY[name]())
     assert Config.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
 
@@ -225,7 +224,7 @@ def test_a_section_made_directly_is_checked_too():
 )
 def test_what_the_parts_of_an_experiment_refuse_is_told_with_the_section(changes, shape, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        make_experiment(tiny.config(changes), shape, bounded=False)
+        make_experiment(tiny.config(changes), shape, levels=None)
 
 
 def test_the_config_dict_is_locked_and_sets_fields_that_may_be_none():
@@ -243,9 +242,9 @@ def test_the_config_dict_is_locked_and_sets_fields_that_may_be_none():
 
 def test_differences_are_listed_by_path_and_a_list_is_a_tuple():
     old, new = tiny.config().to_mapping(), tiny.config({"train.steps": 99, "model.width": 4}).to_mapping()
-    assert configs.differences(old, new) == ["model.width: 16 -> 4", "train.steps: 30 -> 99"]
-    assert configs.differences({"a": [1, [2]]}, {"a": (1, (2,))}) == []
-    assert configs.differences({"a": 1}, {}) == ["a: 1 -> '(none)'"]
+    assert settings.differences(old, new) == ["model.width: 16 -> 4", "train.steps: 30 -> 99"]
+    assert settings.differences({"a": [1, [2]]}, {"a": (1, (2,))}) == []
+    assert settings.differences({"a": 1}, {}) == ["a: 1 -> '(none)'"]
 
 
 def test_a_config_dict_and_a_mapping_make_the_same_config():

@@ -107,7 +107,7 @@ def test_training_makes_the_loss_more_even_over_time_and_leaves_its_mean() -> No
 
 
 def test_the_schedule_neither_decays_nor_counts_in_the_clipped_norm() -> None:
-    experiment = make_experiment(tiny.config({**LEARNED, "optimizer.weight_decay": 0.1}), (2,), bounded=False)
+    experiment = make_experiment(tiny.config({**LEARNED, "optimizer.weight_decay": 0.1}), (2,), levels=None)
     state = jax.jit(lambda: init_state(experiment))()
     step = jax.jit(functools.partial(update, experiment))
     grads = jax.tree.map(jnp.zeros_like, state.params)
@@ -123,7 +123,7 @@ def test_the_schedule_neither_decays_nor_counts_in_the_clipped_norm() -> None:
 
 def test_the_network_sees_the_log_snr_and_not_the_time() -> None:
     """Two schedules of other shapes give the same prediction of the same x_t at the same log-SNR."""
-    experiment = make_experiment(tiny.config(LEARNED), (2,), bounded=False)
+    experiment = make_experiment(tiny.config(LEARNED), (2,), levels=None)
     params = experiment.init(jax.random.key(0))
     params["params"]["head"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 2))
     other = {**params, "schedule": dataclasses.replace(params["schedule"], heights=5 * params["schedule"].heights)}
@@ -161,7 +161,7 @@ def test_a_run_has_the_averaged_schedule_in_all_that_it_does(trained: tuple[Path
 
 def test_the_loss_of_a_schedule_with_learned_ends_is_the_bound() -> None:
     """With the untrained network, n̂ = 0: ½ E_t[−λ'] E n² = ½ (λ_0 − λ_1), the prior's ½ SNR_1 x², and the density."""
-    experiment = make_experiment(tiny.config(LEARNED), (2,), bounded=False)
+    experiment = make_experiment(tiny.config(LEARNED), (2,), levels=None)
     params, n = experiment.init(jax.random.key(0)), 4096
     x0 = jnp.ones((n, 2))
     t, keys, _ = experiment.draw(jax.random.key(1), n)

@@ -330,7 +330,7 @@ def test_what_a_network_predicts_follows_from_the_process() -> None:
 )
 def test_a_config_with_a_process_that_cannot_work_is_refused(changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_experiment(tiny.config(changes), (2,), bounded=False)
+        make_experiment(tiny.config(changes), (2,), levels=None)
 
 
 def test_a_config_makes_its_process_and_a_network_that_is_told_its_parameters() -> None:
@@ -344,7 +344,7 @@ def test_a_config_makes_its_process_and_a_network_that_is_told_its_parameters() 
     told = tiny.config(
         {"process": section, "predicts": "x0", "loss": {"space": "x0"}, "sampling.sampler": "transported"}
     )
-    experiment = make_experiment(told, (2,), bounded=False)
+    experiment = make_experiment(told, (2,), levels=None)
     shapes = jax.eval_shape(experiment.init, jax.random.key(0))
     values = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: jnp.asarray(values.normal(size=leaf.shape), leaf.dtype), shapes)

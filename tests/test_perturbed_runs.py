@@ -102,7 +102,7 @@ def test_examples_of_images_are_kept_as_they_are_stored(tmp_path):
 
 def test_a_process_that_lacks_its_examples_is_refused():
     with pytest.raises(ValueError, match="are made of examples of the data; give examples"):
-        make_experiment(tiny.config(CHANGES), (2,), bounded=False)
+        make_experiment(tiny.config(CHANGES), (2,), levels=None)
     with pytest.raises(ValueError, match=r"^process.start = 'fited' is unknown; did you mean 'fitted'"):
         tiny.config({**CHANGES, "process": {"name": "perturbed", "start": "fited"}})
     with pytest.raises(ValueError, match=r"^process.signal = 'overlapp'.*did you mean 'overlap'"):

@@ -89,10 +89,11 @@ def run_of(oracle: oracles.Oracle, schedule: schedules.Schedule, levels: int | N
         network=lambda params: oracle,
         classifies=False,
         classes=0,
+        levels=levels,
         config=types.SimpleNamespace(p_uncond=None),
     )
     experiment.in_float32 = lambda: experiment
-    return Run(experiment=experiment, params=None, step=0, levels=levels)
+    return Run(experiment=experiment, params=None, step=0)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -175,8 +176,8 @@ def test_the_config_decides_whether_samples_are_clipped(run):
     reach = {}
     for clip in ("none", "dynamic"):
         changed = tiny.config({"sampling.clip": clip}, base=tiny.IMAGES)
-        experiment = make_experiment(changed, (8, 8, 1), bounded=True)
-        x = Run(experiment=experiment, params=run.params, step=0, levels=17).sample(key, n=8)
+        experiment = make_experiment(changed, (8, 8, 1), levels=17)
+        x = Run(experiment=experiment, params=run.params, step=0).sample(key, n=8)
         reach[clip] = np.abs(x).max()
     assert reach["none"] > 1 >= reach["dynamic"]
 

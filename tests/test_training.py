@@ -55,7 +55,7 @@ def dataset() -> data.Dataset:
 
 
 def experiment_of(config: Config) -> Experiment:
-    return make_experiment(config, (2,), bounded=False)
+    return make_experiment(config, (2,), levels=None)
 
 
 def first_state(experiment: Experiment, abstract: State | None = None) -> State:

@@ -247,7 +247,7 @@ def test_the_condition_reaches_the_network() -> None:
 @pytest.mark.parametrize("weight", [None, "min_snr:gamma=3"])
 def test_an_experiment_weighs_as_its_config_says(weight: str | None) -> None:
     config = tiny.config({"loss": {"space": "v", "weight": weight}})
-    experiment = make_experiment(config, (2,), bounded=False)
+    experiment = make_experiment(config, (2,), levels=None)
     params = jax.jit(experiment.init)(jax.random.key(0))
     t, keys, _ = jax.jit(lambda key: experiment.draw(key, 4))(jax.random.key(1))
     x0 = jax.random.normal(jax.random.key(2), (4, 2))
@@ -268,13 +268,13 @@ def test_an_experiment_weighs_as_its_config_says(weight: str | None) -> None:
 def test_an_experiment_refuses_a_weight_that_is_infinite(space: str) -> None:
     config = tiny.config({"loss": {"space": space, "weight": "elbo"}, "schedule": {"name": "flow"}})
     if space == "v":
-        assert make_experiment(config, (2,), bounded=False).weight is not None
+        assert make_experiment(config, (2,), levels=None).weight is not None
         return
     message = (
         r"^loss\.weight = 'elbo' is infinite at t = 1 on loss\.space = 'eps'.* set loss\.space to v, velocity or x0$"
     )
     with pytest.raises(ValueError, match=message):
-        make_experiment(config, (2,), bounded=False)
+        make_experiment(config, (2,), levels=None)
 
 
 def test_every_weighting_is_made_from_its_name_and_tested_here() -> None:

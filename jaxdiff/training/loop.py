@@ -69,7 +69,6 @@ def train(config: Config, workdir: Path) -> State:
     experiment = make_experiment(
         config,
         form.shape,
-        bounded=form.levels is not None,
         levels=form.levels,
         classes=form.classes,
         examples=None if examples is None else np.asarray(data.normalize(examples, form.levels)),
