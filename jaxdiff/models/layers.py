@@ -69,6 +69,15 @@ def group_norm(groups: int, dtype: DTypeLike, name: str) -> nn.GroupNorm:
     return nn.GroupNorm(groups, epsilon=1e-5, dtype=dtype, name=name)
 
 
+def silu(h: Float[Array, "n height width channels"]) -> Float[Array, "n height width channels"]:
+    """SiLU; of a batch of one without its axis of 1.
+
+    Under a `jax.vmap` of single examples XLA would otherwise reshape between this product and a convolution, and on a
+    CPU make the product again for the kernel's gradient, in the order of memory that is slow.
+    """
+    return nn.silu(h[0])[None] if len(h) == 1 else nn.silu(h)
+
+
 def conv(features: int, dtype: DTypeLike, name: str) -> nn.Conv:
     return nn.Conv(features, (3, 3), dtype=dtype, name=name)
 
@@ -134,11 +143,11 @@ class ResidualBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "n height width channels"], time: Float[Array, "n dim"]
     ) -> Float[Array, "n height width features"]:
-        h = nn.silu(group_norm(self.groups, self.dtype, "norm1")(x))
+        h = silu(group_norm(self.groups, self.dtype, "norm1")(x))
         h = conv(self.features, self.dtype, "conv1")(h)
         shift = nn.Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))
         h = h + shift[:, None, None, :]
-        h = nn.silu(group_norm(self.groups, self.dtype, "norm2")(h))
+        h = silu(group_norm(self.groups, self.dtype, "norm2")(h))
         h = conv(self.features, self.dtype, "conv2")(h)
         # A 1×1 convolution is a dense layer; XLA's gradient of it is some times faster on a CPU.
         return h + nn.Dense(self.features, dtype=self.dtype, name="skip")(x)
