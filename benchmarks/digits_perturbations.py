@@ -142,6 +142,7 @@ def page(cells: dict[str, dict], of: dict, card: evaluation.Card) -> str:
             f"| {'' if cell['exact'] is None else format(cell['exact'], '.2f')} |"
         )
     said = {name: verdict(cell, plain) for name, cell in cells.items() if name != PLAIN}
+    least = 2 * math.hypot(plain["standard_error"], np.median([cell["standard_error"] for cell in cells.values()]))
     worse, better = ([f"`{name}`" for name in said if said[name].startswith(w)] for w in ("worse", "better"))
     paragraphs = [
         "# Digits under perturbations",
@@ -152,9 +153,10 @@ def page(cells: dict[str, dict], of: dict, card: evaluation.Card) -> str:
         "\n".join(lines),
         f"Worse than Gaussian diffusion: {', '.join(worse) or 'none'}. Better: {', '.join(better) or 'none'}. A "
         "difference counts from two standard errors on, taken as if the two were independent, though both are to one "
-        "train split. Runs of one config differ, too, and there is one of each here. *told*: the network is told the "
-        "parameters of its sample. *exact denoiser*: that of the train split in the place of the network, which draws "
-        "images of the train split again as far as the process and the sampler let it; a discrete law has none.",
+        f"train split: here from about {least:.0f} on. Runs of one config differ, too, and there is one of each here. "
+        "*told*: the network is told the parameters of its sample. *exact denoiser*: that of the train split in the "
+        "place of the network, which draws images of the train split again as far as the process and the sampler let "
+        "it; a discrete law has none.",
         f"![The first {SHOWN} samples of every config](pictures/digits_perturbations.png)",
         after,
     ]

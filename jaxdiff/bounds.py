@@ -93,7 +93,7 @@ def variational_bound(
     Raises:
       ValueError: for a process that is not Gaussian, a schedule without steps, and fewer than 2 levels.
     """
-    process = probability_flow.gaussian(process)
+    process = probability_flow.gaussian(process, what="a bound of the likelihood", instead="")
     if process.schedule.steps is None:
         raise ValueError(
             f"schedule = {process.schedule!r} has no steps, of which this bound is a sum; take a discrete one, or "
@@ -182,7 +182,7 @@ def continuous_bound(
       ValueError: for a process that is not Gaussian, a schedule without noise at t = 0, fewer than 2 levels, and
         draws < 1.
     """
-    process = probability_flow.gaussian(process)
+    process = probability_flow.gaussian(process, what="a bound of the likelihood", instead="")
     if not math.isfinite(process.schedule.log_snr(0.0)):
         raise ValueError(
             f"schedule = {process.schedule!r} has no noise at t = 0, where this bound starts; take one with a finite "

@@ -86,7 +86,7 @@ def measure(
     Raises:
       ValueError: for another process, no images, probes or batch < 1, and where the ODE's solver gives up.
     """
-    process = gaussian(process)
+    process = gaussian(process, what="the cost in bits", instead="")
     if probes < 1:
         raise ValueError(f"probes = {probes}; the rule is 1 or more")
     denoiser, d = jax.tree.map(as_pytree, denoiser), math.prod(x0.shape[1:])

@@ -251,14 +251,17 @@ def make_experiment(
         weight=_weighting(config, schedule),
     )
     jax.eval_shape(experiment.init, jax.random.key(0))
-    if not experiment.learns_schedule:
-        _check_process(experiment)
+    _check_process(experiment)
     return experiment
 
 
 def _check_process(experiment: Experiment) -> None:
-    """Raises a ValueError, before any training, for a process that is none or that the sampler can't reverse."""
-    process, sampler = experiment.process({}), samplers.make(experiment.config.sampling.sampler)
+    """Raises a ValueError, before any training, for a process that is none, or that sampler or loss know nothing of."""
+    process, sampler = experiment.first_process, samplers.make(experiment.config.sampling.sampler)
+    if experiment.config.learned_variance:
+        processes.gaussian(process, what="learned_variance", instead="set it to False")
+    if isinstance(experiment.schedule, schedules.Learned) and experiment.schedule.ends is not None:
+        processes.gaussian(process, what="schedule.learn_ends", instead="set it to False")
     process = process.draw(jax.random.key(0), experiment.shape)
     if isinstance(process, Perturbed):
         x = jnp.zeros(experiment.shape)

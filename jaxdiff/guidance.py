@@ -167,7 +167,12 @@ def classifier(denoiser: Denoiser, log_prob: LogProb, w: Weight, *, process: Pro
     Raises:
       ValueError: for another process.
     """
-    return Classifier(inner=denoiser, log_prob=log_prob, w=w, process=gaussian(process))
+    return Classifier(
+        inner=denoiser,
+        log_prob=log_prob,
+        w=w,
+        process=gaussian(process, what="guidance by a classifier", instead="guide it by labels"),
+    )
 
 
 @jax.tree_util.register_dataclass

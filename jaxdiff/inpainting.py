@@ -94,7 +94,8 @@ class Resampled:
         denoise: Denoiser,
         process: Process,
     ) -> tuple[Float[Array, "*shape"], None]:
-        schedule = gaussian(process).schedule  # it is noised back as a Gaussian process goes on
+        # It is noised back as a Gaussian process goes on.
+        schedule = gaussian(process, what="resampling", instead="set resample to 1").schedule
         transition, _ = posterior_variances(schedule, t, s)
 
         def jump(key: Key[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -78,7 +78,7 @@ def log_likelihood(
     Warns:
       UserWarning: where the dtype can't meet the tolerance.
     """
-    process = probability_flow.gaussian(process)
+    process = probability_flow.gaussian(process, what="a likelihood", instead="")
     if probes < 0:
         raise ValueError(f"probes = {probes}; give 0 for the exact trace, or a number of probes")
     if probes and key is None:

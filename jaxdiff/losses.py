@@ -128,7 +128,7 @@ def hybrid(
       ValueError: for a denoiser that predicts no variance, a process that is not Gaussian, a schedule without steps,
         and t as for `simple`.
     """
-    schedule = gaussian(process).schedule
+    schedule = gaussian(process, what="learned_variance", instead="set it to False").schedule
     if schedule.steps is None:
         raise ValueError(f"schedule = {schedule!r} has no steps, of which the variance is learned; take a discrete one")
     true, predicted, process = _true_and_predicted(denoiser, process, x0, t, key=key, cond=cond)

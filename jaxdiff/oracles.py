@@ -28,7 +28,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from numpy.typing import ArrayLike
 
-from jaxdiff.processes import Process
+from jaxdiff.perturbations import NORMAL
+from jaxdiff.processes import Perturbed, Process
 from jaxdiff.schedules import Schedule
 from jaxdiff.typing import Prediction, Time
 
@@ -141,8 +142,8 @@ class Empirical:
         contents = jax.vmap(lambda point: self.process.signal(point, t))(self.points)
         left = (x_t[None] - alpha * contents) / jnp.where(sigma > 0, sigma, 1)
         coordinates = tuple(range(1, left.ndim))
-        law = getattr(self.process.noise, "log_density", _normal_log_density)
-        log_joint = law(left, t).sum(coordinates)
+        law = self.process.noise if isinstance(self.process, Perturbed) else NORMAL
+        log_joint = law.log_density(left, t).sum(coordinates)
         # Where none of the points could have made x_t, the nearest one is taken; at σ = 0 too.
         possible = (log_joint.max() > -jnp.inf) & (sigma > 0)
         nearness = -1e6 * (left**2).sum(coordinates)
@@ -223,7 +224,3 @@ def mixture(weights: ArrayLike, means: ArrayLike, covariances: ArrayLike, *, sch
         shape=shape,
     )
     return Oracle(data=data, schedule=schedule)
-
-
-def _normal_log_density(noise: Float[Array, "*shape"], t: Time) -> Float[Array, "*shape"]:
-    return -0.5 * noise**2

@@ -64,7 +64,8 @@ def to_prediction(
         return Prediction(output, noise_from_x0(output, x_t, t, schedule, signal=signal))
     if kind in ("eps", "score"):
         noise = output if kind == "eps" else -sigma * output
-        return Prediction(signal.inverse(_divide(x_t - sigma * noise, alpha), t), noise)
+        x0 = signal.inverse(_divide(x_t - sigma * noise, alpha), t)
+        return Prediction(jnp.where(alpha == 0, 0, x0), noise)
     if kind == "v":
         power = alpha**2 + sigma**2  # 1 where variance is preserved
         content = (alpha * x_t - sigma * output) / power

@@ -197,7 +197,7 @@ def carry(
     Warns:
       UserWarning: where the dtype can't meet the tolerance.
     """
-    schedule = gaussian(process).schedule
+    schedule = gaussian(process, what="the probability-flow ODE").schedule
     check_times(t)
     check_times(s)
     y, outcome = integrate(

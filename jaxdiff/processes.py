@@ -131,12 +131,13 @@ class Perturbed:
       signal: g, of `jaxdiff.perturbations`, or of your own (see docs/perturbations.md).
       noise: h, likewise.
       start: the law of the x_0 that x_1 is made of, `perturbations.fitted(data)`; None: x_0 = 0, right where
-        α_1 g_1(x_0) is nothing, or does not depend on x_0.
+        α_1 g_1(x_0) is hidden by the noise, which discrete noise never does, or does not depend on x_0.
       tell: whether networks are told the parameters of g: their condition is then a `Told`.
 
     Raises:
       ValueError: when a sample is drawn or a loss computed, for a transform that changes the shape or is not the
-        identity at t = 0, and for noise that has not mean 0 and variance 1.
+        identity at t = 0, and for noise that has not mean 0 and variance 1. Not where the process is an argument of a
+        `jax.jit` of your own: its numbers are not known there.
     """
 
     schedule: Schedule
@@ -192,7 +193,7 @@ class Perturbed:
                         "sampling ends there: let what it does grow from nothing with t"
                     )
             if not isinstance(self.noise, Normal):
-                check_law(self.noise)
+                check_law(self.noise, shape)
 
 
 def perturbed(
@@ -226,7 +227,7 @@ def perturbed(
     parts = [registry.make("signal", text, known) for text in signal]
     return Perturbed(
         schedule,
-        signal=parts[0] if len(parts) == 1 else perturbations.composed(*parts) if parts else IDENTITY,
+        signal=perturbations.composed(*parts),
         noise=registry.make("noise", noise, perturbations.NOISES),
         start=perturbations.fitted(examples) if examples is not None and start == "fitted" else None,
         tell=tell,
@@ -247,14 +248,29 @@ def bind(denoiser: Denoiser, process: Process) -> Denoiser:
     """The denoiser with the transform of one sample's process in every process that it holds.
 
     A denoiser that is a plain function holds none: where g has random parameters, make it a pytree.
+
+    Raises:
+      ValueError: for a denoiser of a process of another kind: of another law of noise, or of a transform where there is
+        none here, or the other way round.
     """
-    if not isinstance(process, Perturbed):
-        return denoiser
 
     def bound(node: PyTree) -> PyTree:
+        if not isinstance(node, Gaussian | Perturbed):
+            return node
+        theirs, mine = _kind(node), _kind(process)
+        if theirs != mine:
+            raise ValueError(
+                f"process has {mine}, but the denoiser was made for a process with {theirs}; give both the same"
+            )
         return dataclasses.replace(node, signal=process.signal) if isinstance(node, Perturbed) else node
 
-    return jax.tree.map(bound, denoiser, is_leaf=lambda node: isinstance(node, Perturbed))
+    return jax.tree.map(bound, denoiser, is_leaf=lambda node: isinstance(node, Gaussian | Perturbed))
+
+
+def _kind(process: Process) -> str:
+    noise = type(process.noise).__name__ if isinstance(process, Perturbed) else "Normal"
+    signal = "no transform" if isinstance(process.signal, Identity) else "a transform"
+    return f"{signal} of the signal and {noise} noise"
 
 
 def noise_left(
@@ -264,8 +280,16 @@ def noise_left(
     return noise_from_x0(x0, x_t, t, process.schedule, signal=process.signal)
 
 
-def gaussian(process: Process) -> Gaussian:
+_REVERSED_BY = "sample this one with transported, mixed, fresh, ddim or ddpm"
+
+
+def gaussian(process: Process, *, what: str = "this sampler", instead: str = _REVERSED_BY) -> Gaussian:
     """The process as a Gaussian one, which it is where g and h do nothing.
+
+    Args:
+      process: any.
+      what: asks for it, as the message says.
+      instead: what would do; empty where nothing would but another process.
 
     Raises:
       ValueError: for any other, of which no probability-flow ODE, score or likelihood is known here.
@@ -277,7 +301,7 @@ def gaussian(process: Process) -> Gaussian:
         return Gaussian(process.schedule)
     parts = f"{type(process.signal).__name__}, {type(process.noise).__name__}" if isinstance(process, Perturbed) else ""
     raise ValueError(
-        f"process = {type(process).__name__}({parts}): only a Gaussian process has a probability-flow ODE, and the "
-        "scores and likelihoods that come with it; sample this one with transported, mixed, fresh, ddim or ddpm, or "
-        "train on jd.Gaussian(schedule)"
+        f"process = {type(process).__name__}({parts}): {what} needs a Gaussian process, as no other has a "
+        f"probability-flow ODE, a score or a likelihood; {instead and f'{instead}, or '}train on "
+        "jd.Gaussian(schedule)"
     )

@@ -28,7 +28,7 @@ from jaxdiff.probability_flow import Outcome, Solver
 from jaxdiff.processes import Process
 from jaxdiff.samplers.batches import all_devices, in_batches, sample_in_batches
 from jaxdiff.samplers.grids import Grid
-from jaxdiff.samplers.loop import as_pytree
+from jaxdiff.samplers.loop import as_pytree, own_process
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.typing import Denoiser, PyTree
 
@@ -201,9 +201,12 @@ class Run:
             raise ValueError(f"grid starts at {grid[0]}, but samples are noised to t = {t}; start it there")
         denoiser, cond = self._told(len(x0), labels, guidance, classifier)
         key_noise, key_draw = jax.random.split(key)
-        start = jax.vmap(
-            lambda i, x: process.corrupt(x, process.noise(jax.random.fold_in(key_noise, i), x.shape, t), t)
-        )(jnp.arange(len(x0)), jnp.asarray(x0))
+
+        def noised(i: Array, x: Array) -> Array:
+            mine = own_process(jax.random.fold_in(key_draw, i), process, x.shape)
+            return mine.corrupt(x, mine.noise(jax.random.fold_in(key_noise, i), x.shape, t), t)
+
+        start = jax.vmap(noised)(jnp.arange(len(x0)), jnp.asarray(x0))
         return self._draw(
             key_draw,
             denoiser,

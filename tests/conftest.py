@@ -8,12 +8,14 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 
-# The tests compile far more than they run: without LLVM's optimizations they take two thirds of the time.
+# The tests compile far more than they run: without LLVM's optimizations and with XLA's older code for fused operations
+# they take a third of the time. What runs with neither is tested in processes of its own (tests/tiny.py, `start`).
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
         os.environ.get("XLA_FLAGS", ""),
     ]
 )

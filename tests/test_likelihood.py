@@ -140,9 +140,9 @@ def test_what_has_no_likelihood_is_refused():
 @pytest.mark.usefixtures("unchecked")
 def test_a_process_without_an_ode_is_refused():
     x = jnp.zeros((1, 2))
-    with pytest.raises(ValueError, match="only a Gaussian process"):
+    with pytest.raises(ValueError, match="needs a Gaussian process"):
         likelihood.log_likelihood(mixture(schedules.VP(), 2), Reversed(), x)
-    with pytest.raises(ValueError, match="only a Gaussian process"):
+    with pytest.raises(ValueError, match="needs a Gaussian process"):
         encoding.encode(mixture(schedules.VP(), 2), Reversed(), x)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from jaxdiff.experiment import make_experiment
 from jaxdiff.parameterization import KINDS
 from jaxdiff.processes import bind, gaussian, noise_left
 from jaxdiff.samplers.jump import jump, posterior_variances
+from jaxdiff.samplers.loop import own_process, sample_keys
 
 SCHEDULE = jd.schedules.linear(steps=1000)
 GAUSSIAN, SAME = jd.Gaussian(SCHEDULE), jd.Perturbed(SCHEDULE)
@@ -114,23 +116,86 @@ def test_every_parameterization_tells_x0_and_the_noise(kind: Any, x64: None) -> 
 
 
 def test_for_gaussian_noise_the_rules_are_rows_of_the_jump(x64: None) -> None:
-    """transported is DDIM(0), fresh is mixed(1), and DDIM(η) is mixed with ρ = η σ_{t|s}/σ_t."""
-    denoise, t, s = jd.denoiser(network, 0.7, GAUSSIAN), 0.6, 0.35
-    transition, _ = posterior_variances(SCHEDULE, t, s)
-    rho = float(0.8 * jnp.sqrt(transition) / SCHEDULE.sigma(t))
-    pairs = [
-        (samplers.transported(), samplers.ddim(0.0)),
-        (samplers.mixed(rho), samplers.ddim(0.8)),
-        (samplers.mixed(0.0), samplers.transported()),
-        (samplers.make("residual"), samplers.transported()),
-        (samplers.mixed(1.0), samplers.fresh()),
+    """The rows written out; transported is DDIM(0), and DDIM(η) is mixed with ρ = η σ_{t|s}/σ_t."""
+    denoise, t, s, x, key = jd.denoiser(network, 0.7, GAUSSIAN), 0.6, 0.35, jnp.array([0.3, -2.0]), jax.random.key(0)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = ((SCHEDULE.alpha(u), SCHEDULE.sigma(u)) for u in (t, s))
+    n, z = network(0.7, x[None], jnp.array([t]))[0], jax.random.normal(key, (2,))
+    x0 = (x - sigma_t * n) / alpha_t
+    rho = float(0.8 * jnp.sqrt(1 - (alpha_t / alpha_s * sigma_s / sigma_t) ** 2))
+    rows = [
+        (("transported", "residual", "ddim", "mixed:rho=0"), alpha_s * x0 + sigma_s * n),
+        (("fresh", "mixed:rho=1"), alpha_s * x0 + sigma_s * z),
+        ((f"mixed:rho={rho}", "ddim:eta=0.8"), alpha_s * x0 + sigma_s * (math.sqrt(1 - rho**2) * n + rho * z)),
     ]
-    for pair in pairs:
-        a, b = (
-            sampler.step(jax.random.key(0), jnp.array([0.3, -2.0]), None, t=t, s=s, denoise=denoise, process=SAME)[0]
-            for sampler in pair
+    for names, expected in rows:
+        for name in names:
+            found = samplers.make(name).step(key, x, None, t=t, s=s, denoise=denoise, process=SAME)[0]
+            np.testing.assert_allclose(found, expected, rtol=1e-12, err_msg=name)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Switched(p.Law):
+    """Normal noise, from t = ½ on of the other sign: it varies, and has no inverse written."""
+
+    varies = True
+
+    def from_normal(self, eps: jax.Array, t: Any, /) -> jax.Array:
+        return jnp.where(jnp.asarray(t) < 0.5, eps, -eps)
+
+
+def test_fresh_noise_needs_no_inverse_of_a_law_that_varies() -> None:
+    process = jd.Perturbed(SCHEDULE, noise=Switched())
+    assert np.all(np.isfinite(drawn_with(process)))
+    with pytest.raises(ValueError, match="Switched has no inverse"):
+        drawn_with(process, samplers.transported())
+
+
+def test_where_nothing_is_left_of_x0_it_is_0_whatever_the_transform(x64: None) -> None:
+    signal, schedule = p.translation([3.0, -1.0]), jd.schedules.Flow()
+    for kind in ("eps", "score"):
+        found = jd.parameterization.to_prediction(
+            kind, jnp.ones(2), jnp.ones(2), t=1.0, schedule=schedule, signal=signal
         )
-        np.testing.assert_allclose(a, b, rtol=1e-13)
+        np.testing.assert_array_equal(found.x0, 0)
+
+
+def test_a_start_is_made_with_the_parameters_that_its_sample_is_drawn_with(x64: None) -> None:
+    """With the true x_0 every sample goes to the x_s of its own mask."""
+    process, x0, t, s = jd.Perturbed(SCHEDULE, signal=p.mask()), jnp.asarray(POINTS[0]), 0.6, 0.3
+    key = jax.random.key(5)
+    own = [own_process(k, process, x0.shape) for k in sample_keys(key, np.arange(3))]
+    noise = jnp.asarray(POINTS[1])
+    assert len({np.asarray(one.signal.hidden_from).tobytes() for one in own}) == 3
+    start = jnp.stack([one.corrupt(x0, noise, t) for one in own])
+    denoise = jd.denoiser(lambda x0, x, t: x0[None], x0, process)
+    drawn = jd.sample(
+        key,
+        denoise,
+        process,
+        samplers.transported(),
+        shape=x0.shape,
+        n=3,
+        grid=[t, s, 0.0],
+        start=start,
+        trajectory=True,
+    )
+    np.testing.assert_allclose(drawn[:, 1], jnp.stack([one.corrupt(x0, noise, s) for one in own]), atol=1e-12)
+
+
+def test_parameters_that_are_known_can_differ_from_sample_to_sample() -> None:
+    """By a vmap over processes: each sample is that of a process with its own angle alone."""
+    angles, keys = jnp.array([0.5, -1.0]), jax.random.split(jax.random.key(0), 2)
+    denoise = jd.denoiser(network, 0.7, jd.Perturbed(SCHEDULE, signal=p.rotation(0.0)))
+
+    def one(key: Any, angle: Any) -> jax.Array:
+        process = jd.Perturbed(SCHEDULE, signal=p.rotation(angle))
+        return jd.sample(key, denoise, process, samplers.transported(), shape=(2,), n=1, steps=4)[0]
+
+    together = jax.vmap(one)(keys, angles)
+    apart = jnp.stack([one(*pair) for pair in zip(keys, angles, strict=True)])
+    np.testing.assert_allclose(together, apart, rtol=1e-5)
+    assert np.abs(apart[0] - one(keys[0], angles[1])).max() > 1e-3
 
 
 def test_an_orthogonal_g_is_gaussian_diffusion_in_other_coordinates(x64: None) -> None:
@@ -273,7 +338,7 @@ def drawn_with(process: Any, sampler: Any = None, denoise: Any = None, n: int = 
     return jd.sample(jax.random.key(0), denoise, process, sampler or samplers.fresh(), shape=(4, 4), n=n, steps=2)
 
 
-ODES = ("euler", "heun", "midpoint", "rk4", "dpm++2m", "dpm++2m_sde", "unipc", "edm", "reverse_sde", "langevin")
+ODES = [name for name in samplers.REGISTRY if name not in ("ddim", "ddpm", "fresh", "mixed", "transported", "residual")]
 
 
 @pytest.mark.parametrize(
@@ -297,20 +362,29 @@ ODES = ("euler", "heun", "midpoint", "rk4", "dpm++2m", "dpm++2m_sde", "unipc", "
             ),
             "4",
         ),
-        (lambda: jd.log_likelihood(DENOISE, LAPLACE, jnp.zeros((1, 2))), "only a Gaussian process .*transported"),
-        (lambda: jd.encode(DENOISE, MASK, jnp.zeros((1, 2))), r"Perturbed\(RandomMask, Normal\): only"),
+        (lambda: jd.log_likelihood(DENOISE, LAPLACE, jnp.zeros((1, 2))), "needs a Gaussian process, .*; train on"),
+        (lambda: jd.encode(DENOISE, MASK, jnp.zeros((1, 2))), r"Perturbed\(RandomMask, Normal\): .* needs"),
         (
             lambda: jd.variational_bound(jax.random.key(0), DENOISE, LAPLACE, jnp.zeros((1, 2)), levels=17),
-            "only a Gauss",
+            "needs a Gaussian",
         ),
         (lambda: samplers.mixed(1.5), "rho = 1.5"),
-        *[(lambda name=name: drawn_with(LAPLACE, samplers.make(name)), "only a Gaussian") for name in ODES],
-        (lambda: drawn_with(LAPLACE, inpainting.resampled(samplers.ddpm())), "only a Gaussian"),
+        *[(lambda name=name: drawn_with(LAPLACE, samplers.make(name)), "needs a Gaussian") for name in ODES],
+        (lambda: drawn_with(LAPLACE, inpainting.resampled(samplers.ddpm())), "set resample to 1"),
+        (lambda: drawn_with(LAPLACE, denoise=SAFE), "process has no transform .* Laplace .* made for .* a transform"),
+        (lambda: drawn_with(GAUSSIAN, denoise=DENOISE), "process has .* Normal noise, but .* Laplace noise"),
+        (lambda: drawn_with(LAPLACE, denoise=jd.denoiser(network, 0.7, GAUSSIAN)), "Laplace noise, but"),
     ],
 )
 def test_what_cannot_work_is_refused_with_what_would(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_law_that_was_not_called_is_told_from_one() -> None:
+    with pytest.raises(ValueError, match=r"noise = laplace is no law; .*called"):
+        drawn_with(jd.Perturbed(SCHEDULE, noise=p.laplace), denoise=DENOISE)
 
 
 def test_what_a_network_predicts_follows_from_the_process() -> None:
@@ -324,8 +398,30 @@ def test_what_a_network_predicts_follows_from_the_process() -> None:
         ({"process": {"name": "perturbed", "signal": ("mask",)}}, "^predicts = 'eps' .* set predicts to 'x0'"),
         ({"process": {"name": "perturbed", "noise": "lapace"}}, "^process.noise = 'lapace'.*'laplace'"),
         ({"process": {"name": "perturbed", "signals": ()}}, "^process.signals is no field.*'signal'"),
-        ({"process": {"name": "perturbed", "noise": "laplace"}, "sampling.sampler": "heun"}, "only a Gaussian"),
+        ({"process": {"name": "perturbed", "noise": "laplace"}, "sampling.sampler": "heun"}, "needs a Gaussian"),
         ({"process": {"name": "perturbed", "signal": ("quarter_turns",)}}, "height = width"),
+        ({"process": {"name": "perturbed", "signal": ("scale:factor=-1",)}}, "factor = -1; the rule is factor > 0"),
+        (
+            {"process": {"name": "perturbed", "noise": "laplace"}, "learned_variance": True},
+            "learned_variance needs a Gaussian process, .* set it to False",
+        ),
+        (
+            {
+                "process": {"name": "perturbed", "noise": "laplace"},
+                "schedule": {"name": "learned", "learn_ends": True},
+                "loss.weight": "elbo",
+            },
+            "schedule.learn_ends needs a Gaussian process",
+        ),
+        (
+            {
+                "process": {"name": "perturbed", "noise": "laplace"},
+                "schedule": {"name": "learned"},
+                "loss.weight": "elbo",
+                "sampling.sampler": "heun",
+            },
+            "this sampler needs a Gaussian process",
+        ),
     ],
 )
 def test_a_config_with_a_process_that_cannot_work_is_refused(changes: Any, message: str) -> None:
@@ -364,7 +460,7 @@ def test_a_config_makes_its_process_and_a_network_that_is_told_its_parameters() 
     assert jax.eval_shape(experiment.loss, params, jnp.ones((3, 2)), jnp.full(3, 0.5), keys).shape == (3,)
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL), ids=["use", "write"])
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL), ids=["use", "known", "write"])
 def test_the_python_of_the_docs_runs(block: str) -> None:
     names: dict[str, Any] = {"__name__": "docs"}
     exec(block, names)

@@ -7,24 +7,27 @@ pytrees: a number that decides what the code does is static, an array that belon
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
-from typing import ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NoReturn, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jaxdiff.typing import Time
 
 # The inverse is called usable while it makes no error larger by more: in float32 a round trip is then right to 1e-4.
 LARGEST_GAIN = 1e3
-_FARTHEST = 8.0  # standard deviations of ε, beyond which no noise is carried from one law to another
+_TIMES = np.linspace(0, 1, 10_001)  # at which the gain is looked at
+REACH = 8.0  # standard deviations of ε, beyond which no noise is tabulated, or carried from one law to another
 
 
 @runtime_checkable
 class Transform(Protocol):
-    """g. Derive from it and write `__call__`; with `inverse`, write `singular_from` as well unless there is always one.
+    """g. Derive from it and write `__call__`; with `inverse`, write `gain` as well unless it is small at every t.
 
     A transform with random parameters has a `draw` that gives the transform of one sample, its parameters in it.
     """
@@ -36,10 +39,18 @@ class Transform(Protocol):
         """g_t⁻¹(y), for t before `singular_from`."""
         raise ValueError(f"{type(self).__name__} has no inverse; let the network predict x0, which needs none")
 
+    def gain(self, t: Float[np.ndarray, " times"], /) -> Float[np.ndarray, " times"]:
+        """The most that g_t⁻¹ enlarges an error by, inf where there is none; of parameters that are known."""
+        return np.where((t > 0) & (type(self).inverse is Transform.inverse), math.inf, 1.0)
+
     @property
     def singular_from(self) -> float:
-        """The t from which on g_t has no usable inverse: 0 for none at any t > 0, inf for one at every t."""
-        return math.inf if type(self).inverse is not Transform.inverse else 0.0
+        """The t from which on g_t has no inverse of a gain below 10³: 0 for none at any t > 0, inf for one at every t.
+
+        To 1e-4, downwards.
+        """
+        bad = np.flatnonzero(~(self.gain(_TIMES) <= LARGEST_GAIN))
+        return float(_TIMES[max(bad[0] - 1, 0)]) if len(bad) else math.inf
 
     def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> "Transform":
         """The transform of one sample of this shape; itself where nothing is random."""
@@ -51,7 +62,7 @@ class Law(Protocol):
     """h, and the noise that it makes. Derive from it and write `from_normal`; with an inverse, `to_normal`."""
 
     varies: ClassVar[bool] = False
-    """Whether the law depends on t."""
+    """Whether the law depends on t. One that does is carried from t to s by its inverse."""
     elementwise: ClassVar[bool] = True
     """Whether coordinates are independent, each the transform of its own ε."""
 
@@ -74,7 +85,7 @@ class Law(Protocol):
         """h_s(h_t⁻¹(n)): the noise of time s that stands where n stands at time t."""
         if not self.varies:
             return noise
-        return self.from_normal(jnp.clip(self.to_normal(noise, t), -_FARTHEST, _FARTHEST), s)
+        return self.from_normal(jnp.clip(self.to_normal(noise, t), -REACH, REACH), s)
 
 
 @jax.tree_util.register_dataclass
@@ -109,50 +120,67 @@ class Composed(Transform):
             y = part.inverse(y, t)
         return y
 
-    @property
-    def singular_from(self) -> float:
-        return min((part.singular_from for part in self.parts), default=math.inf)
+    def gain(self, t: Float[np.ndarray, " times"], /) -> Float[np.ndarray, " times"]:
+        return functools.reduce(np.multiply, [part.gain(t) for part in self.parts])
 
     def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> "Composed":
-        keys = jax.random.split(key, max(len(self.parts), 1))
-        return Composed(tuple(part.draw(k, shape) for part, k in zip(self.parts, keys, strict=False)))
+        keys = jax.random.split(key, len(self.parts))
+        return Composed(tuple(part.draw(k, shape) for part, k in zip(self.parts, keys, strict=True)))
 
 
-def composed(*parts: Transform) -> Composed:
-    """Transforms one after the other, the first one first."""
-    return Composed(parts)
+def composed(*parts: Transform) -> Transform:
+    """Transforms one after the other, the first one first; identities are left out."""
+    parts = tuple(part for part in parts if not isinstance(part, Identity))
+    return Composed(parts) if len(parts) > 1 else parts[0] if parts else IDENTITY
+
+
+class Drawn(Transform):
+    """A transform with random parameters: `draw` makes that of one sample, and only that can be called."""
+
+    def __call__(self, x: Float[Array, "*shape"], t: Time, /) -> NoReturn:
+        raise ValueError(
+            f"{type(self).__name__} has parameters that are drawn for each sample: call draw(key, shape), and what "
+            "that returns"
+        )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Varied(Transform):
-    """A transform with a random number in it. Make one with `varied`."""
+class Varied(Drawn):
+    """A transform with random numbers in it. Make one with `varied`."""
 
     make: Callable[..., Transform] = dataclasses.field(metadata={"static": True})
-    low: float = dataclasses.field(metadata={"static": True})
-    high: float = dataclasses.field(metadata={"static": True})
+    low: float | tuple[float, ...] = dataclasses.field(metadata={"static": True})
+    high: float | tuple[float, ...] = dataclasses.field(metadata={"static": True})
 
-    def __call__(self, x: Float[Array, "*shape"], t: Time, /) -> Float[Array, "*shape"]:
-        raise ValueError("this transform is drawn for each sample: call draw(key, shape), and what that returns")
-
-    @property
-    def singular_from(self) -> float:
-        return min(self.make(self.low).singular_from, self.make(self.high).singular_from)
+    def gain(self, t: Float[np.ndarray, " times"], /) -> Float[np.ndarray, " times"]:
+        return np.maximum(self.make(self.low).gain(t), self.make(self.high).gain(t))
 
     def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Transform:
-        return self.make(jax.random.uniform(key, (), minval=self.low, maxval=self.high))
+        low, high = jnp.asarray(self.low, float), jnp.asarray(self.high, float)
+        return self.make(jax.random.uniform(key, low.shape, minval=low, maxval=high))
 
 
-def varied(make: Callable[..., Transform], low: float, high: float) -> Varied:
-    """A transform whose number is drawn for each sample, uniformly in [low, high].
+def varied(make: Callable[..., Transform], low: float | Sequence[float], high: float | Sequence[float]) -> Varied:
+    """A transform whose numbers are drawn for each sample, uniformly in [low, high].
 
     Args:
-      make: the transform of a number, such as `rotation`; a function that is defined once, for it is compiled in.
-      low, high: the range of the number.
+      make: the transform of a number, such as `rotation`, `scale`, `shear` and `warp`, or of some, such as
+        `translation`; a function that is defined once, for it is compiled in.
+      low, high: the range of the number, or of each.
 
     Raises:
-      ValueError: where low is not below high.
+      ValueError: where low is not below high, for ends that `make` refuses, and for a `make` that can't take numbers
+        that are not known yet, such as `blur`.
     """
-    if not low < high:
-        raise ValueError(f"low = {low}, high = {high}; the rule is low < high")
-    return Varied(make=make, low=float(low), high=float(high))
+    ends = tuple(tuple(map(float, end)) if isinstance(end, Sequence) else float(end) for end in (low, high))
+    if not (np.shape(ends[0]) == np.shape(ends[1]) and np.all(np.less(ends[0], ends[1]))):
+        raise ValueError(f"low = {low}, high = {high}; the rule is low < high, both a number or as many")
+    for end in ends:
+        make(end)
+    try:
+        jax.eval_shape(lambda numbers: (make(numbers), 0)[1], jax.ShapeDtypeStruct(np.shape(ends[0]), np.float32))
+    except (jax.errors.ConcretizationTypeError, TypeError) as error:
+        name = getattr(make, "__name__", repr(make))
+        raise ValueError(f"make = {name} needs its number before samples are drawn; it can't be varied") from error
+    return Varied(make=make, low=ends[0], high=ends[1])

@@ -2,7 +2,7 @@
 
     shift            by round(t k) pixels, what leaves on one side comes in on the other
     flip             from t = ½ on
-    quarter_turns    round(t k) of them
+    quarter_turns    round(t k) of them, of square images
 
 They are orthogonal: with white normal noise x_t is g_t(y_t) of a Gaussian y_t, and exact denoisers say the same in
 these coordinates. So is the fresh rule; a jump that keeps n̂ is the same only where g_t is g_s, as n̂ stays.
@@ -73,9 +73,9 @@ class QuarterTurns(Transform):
         return jax.lax.switch(turns % 4, [lambda x, k=k: jnp.rot90(x, k) for k in range(4)], x)
 
 
-def shift(pixels: Sequence[int]) -> Shift:
+def shift(pixels: int | Sequence[int]) -> Shift:
     """A circular shift by up to so many pixels, one number for each of the first axes of a sample."""
-    return Shift(pixels=tuple(pixels))
+    return Shift(pixels=tuple(pixels) if isinstance(pixels, Sequence) else (pixels,))
 
 
 def flip(axis: int = 1) -> Flip:

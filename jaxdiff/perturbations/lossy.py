@@ -8,7 +8,8 @@
     overlap     (1 − t) x + t y, y drawn for each sample                         inverse but for t = 1
 
 The gain of an inverse is the most that it enlarges an error by. Blur's is exp((t w |k|)²/2) at the highest frequency:
-where it is 10³, at t w = 0.84 pixels, float32 can still undo it, and soon after no more.
+where it is 10³, at t w = 0.84 pixels, float32 can still undo it, and soon after no more. Pixelation's is
+1/(1 − t·sizes), overlap's 1/(1 − t).
 
 Sources: Bansal et al. 2022, "Cold Diffusion: Inverting Arbitrary Image Transforms Without Noise" (blur, masks,
 pixels, overlap with another image); Rissanen, Heinonen & Solin 2023, "Generative Modelling with Inverse Heat
@@ -25,8 +26,8 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Key
 
-from jaxdiff.perturbations.base import LARGEST_GAIN, Transform
-from jaxdiff.perturbations.points import Number
+from jaxdiff.perturbations.base import Drawn, Transform
+from jaxdiff.perturbations.points import Number, check_positive
 from jaxdiff.typing import Time
 
 
@@ -71,11 +72,18 @@ class Colours(Transform):
     def inverse(self, y: Float[Array, "*shape"], t: Time, /) -> Float[Array, "*shape"]:
         return y @ jnp.linalg.inv(self._matrix(y, t)).T
 
+    def gain(self, t: Float[np.ndarray, " times"], /) -> Float[np.ndarray, " times"]:
+        t = t[:, None, None]
+        matrices = (1 - t) * np.eye(len(self.matrix)) + t * np.array(self.matrix)
+        with np.errstate(divide="ignore"):
+            return 1 / np.linalg.svd(matrices, compute_uv=False)[:, -1]
+
     @property
     def singular_from(self) -> float:
+        # The gain may be large for less time than lies between those at which it is looked at.
         eigenvalues = np.linalg.eigvals(np.array(self.matrix))
         real = eigenvalues.real[np.abs(eigenvalues.imag) < 1e-9]  # (1 − t) + t μ is 0 at t = 1/(1 − μ)
-        return min((1 / (1 - mu) for mu in real if mu < 1e-9), default=math.inf)
+        return min(super().singular_from, *(1 / (1 - mu) for mu in real if mu < 0), math.inf)
 
     def _matrix(self, x: Array, t: Time) -> Float[Array, "c c"]:
         if x.ndim < 1 or x.shape[-1] != len(self.matrix):
@@ -97,9 +105,9 @@ class Blur(Transform):
     def inverse(self, y: Float[Array, "*shape"], t: Time, /) -> Float[Array, "*shape"]:
         return self._filtered(y, t, 1)
 
-    @property
-    def singular_from(self) -> float:
-        return math.sqrt(2 * math.log(LARGEST_GAIN) / (2 * math.pi**2)) / self.width  # |k|² is 2π² at most
+    def gain(self, t: Float[np.ndarray, " times"], /) -> Float[np.ndarray, " times"]:
+        with np.errstate(over="ignore"):
+            return np.exp((t * self.width * math.pi) ** 2)  # |k|² is 2π² at most
 
     def _filtered(self, x: Float[Array, "*shape"], t: Time, sign: int) -> Float[Array, "*shape"]:
         _check_image(x, "blur")
@@ -123,11 +131,8 @@ class Mask(Transform):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class RandomMask(Transform):
+class RandomMask(Drawn):
     """Make one with `mask`."""
-
-    def __call__(self, x: Float[Array, "*shape"], t: Time, /) -> Float[Array, "*shape"]:
-        raise ValueError("masks are drawn for each sample: call draw(key, shape), and what that returns")
 
     def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Mask:
         pixels = (*shape[:2], *[1] * (len(shape) - 2))
@@ -153,9 +158,8 @@ class Pixelate(Transform):
         means = self._means(y, self.blocks[0])
         return means + (y - means) / (1 - jnp.asarray(t, y.dtype) * len(self.blocks))
 
-    @property
-    def singular_from(self) -> float:
-        return 1 / len(self.blocks)
+    def gain(self, t: Float[np.ndarray, " times"], /) -> Float[np.ndarray, " times"]:
+        return _one_over(1 - t * len(self.blocks))
 
     def _means(self, x: Float[Array, "*shape"], block: int) -> Float[Array, "*shape"]:
         _check_image(x, "pixelate")
@@ -181,24 +185,19 @@ class Overlap(Transform):
         t = jnp.asarray(t, y.dtype)
         return (y - t * self.other.astype(y.dtype)) / (1 - t)
 
-    @property
-    def singular_from(self) -> float:
-        return 1.0
+    def gain(self, t: Float[np.ndarray, " times"], /) -> Float[np.ndarray, " times"]:
+        return _one_over(1 - t)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class RandomOverlap(Transform):
+class RandomOverlap(Drawn):
     """Make one with `overlap`."""
 
     others: Float[Array | np.ndarray, "n *shape"]
 
-    def __call__(self, x: Float[Array, "*shape"], t: Time, /) -> Float[Array, "*shape"]:
-        raise ValueError("what overlaps is drawn for each sample: call draw(key, shape), and what that returns")
-
-    @property
-    def singular_from(self) -> float:
-        return 1.0
+    def gain(self, t: Float[np.ndarray, " times"], /) -> Float[np.ndarray, " times"]:
+        return _one_over(1 - t)
 
     def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Overlap:
         if self.others.shape[1:] != shape:
@@ -210,7 +209,11 @@ def warp(angle: Number = 0.0, *, zoom: Number = 1.0) -> Warp:
     """Images turned by t·angle (in radians, anticlockwise) and magnified by zoom^t about their middle.
 
     Beyond the edge the pixels at the edge go on.
+
+    Raises:
+      ValueError: for a zoom that is not above 0.
     """
+    check_positive("zoom", zoom)
     return Warp(angle=angle, zoom=zoom)
 
 
@@ -259,8 +262,20 @@ def overlap(others: Float[Array | np.ndarray, "n *shape"]) -> RandomOverlap:
 
     Args:
       others: n samples; they are part of the process, so let them be a few thousand at most.
+
+    Raises:
+      ValueError: for no samples.
     """
+    if not isinstance(others, jax.Array):
+        others = np.asarray(others, float)
+    if others.ndim < 1 or not len(others):
+        raise ValueError(f"others has shape {others.shape}; give it (n, *shape), n samples from 1 on")
     return RandomOverlap(others=others)
+
+
+def _one_over(share: Float[np.ndarray, " times"]) -> Float[np.ndarray, " times"]:
+    """1/share, inf where nothing is left."""
+    return np.divide(1, share, out=np.full_like(share, math.inf), where=share > 0)
 
 
 def _check_image(x: Array, what: str) -> None:

@@ -5,7 +5,8 @@
     shear          g_t(x) = x + t k x_from e_to
     translation    g_t(x) = x + t τ
 
-All are exactly invertible at every t. Numbers may be arrays, and belong to one sample: `varied(rotation, -1.0, 1.0)`.
+All have an inverse at every t, though that of a scale of 1e-4 is of no use. Numbers may be arrays, and belong to one
+sample: `varied(rotation, -1.0, 1.0)`.
 """
 
 import dataclasses
@@ -62,6 +63,9 @@ class Scale(Transform):
     def inverse(self, y: Float[Array, "*shape"], t: Time, /) -> Float[Array, "*shape"]:
         return y * self._spread(y, -t)
 
+    def gain(self, t: Float[np.ndarray, " times"], /) -> Float[np.ndarray, " times"]:
+        return np.min(known(self.factor)) ** -t
+
     def _spread(self, x: Float[Array, "*shape"], t: Time) -> Float[Array, "*shape"]:
         factor = jnp.asarray(self.factor, x.dtype) ** jnp.asarray(t, x.dtype)
         if factor.ndim:
@@ -79,10 +83,19 @@ class Shear(Transform):
     by: int = dataclasses.field(metadata={"static": True})
 
     def __call__(self, x: Float[Array, "*shape"], t: Time, /) -> Float[Array, "*shape"]:
-        return x.at[..., self.to].add(jnp.asarray(t * self.amount, x.dtype) * x[..., self.by])
+        return self._moved(x, t * self.amount)
 
     def inverse(self, y: Float[Array, "*shape"], t: Time, /) -> Float[Array, "*shape"]:
-        return y.at[..., self.to].add(jnp.asarray(-t * self.amount, y.dtype) * y[..., self.by])
+        return self._moved(y, -t * self.amount)
+
+    def gain(self, t: Float[np.ndarray, " times"], /) -> Float[np.ndarray, " times"]:
+        half = np.abs(t * known(self.amount)) / 2  # the larger singular value of ((1, 2 half), (0, 1))
+        return half + np.sqrt(half**2 + 1)
+
+    def _moved(self, x: Float[Array, "*shape"], amount: Number) -> Float[Array, "*shape"]:
+        if x.ndim < 1 or x.shape[-1] <= max(self.to, self.by):
+            raise ValueError(f"shear of axis {self.to} by {self.by}, but a sample has shape {x.shape}; its last axis")
+        return x.at[..., self.to].add(jnp.asarray(amount, x.dtype) * x[..., self.by])
 
 
 @jax.tree_util.register_dataclass
@@ -122,7 +135,12 @@ def rotation(angle: Number, *, axis: tuple[float, float, float] | None = None) -
 
 
 def scale(factor: Numbers) -> Scale:
-    """A stretching by factor^t: one positive number, or one for each axis."""
+    """A stretching by factor^t: one number, or one for each axis.
+
+    Raises:
+      ValueError: for a factor that is not above 0: it has no powers.
+    """
+    check_positive("factor", factor)
     return Scale(factor=_array(factor))
 
 
@@ -130,21 +148,33 @@ def shear(amount: Number, *, to: int = 0, by: int = 1) -> Shear:
     """Axis `to` is moved by t·amount times axis `by`.
 
     Raises:
-      ValueError: where the two are the same axis.
+      ValueError: where the two are the same axis, or below 0; when used, for an axis that points don't have.
     """
-    if to == by:
-        raise ValueError(f"to = by = {to}; a shear moves one axis by another: take scale for one alone")
+    if to == by or min(to, by) < 0:
+        raise ValueError(f"to = {to}, by = {by}; the rule is two different axes from 0 on; scale stretches one alone")
     return Shear(amount=amount, to=to, by=by)
 
 
 def translation(by: Numbers) -> Translation:
     """A shift by t·by, one number for each axis: x_1 then lies around α_1·by."""
-    return Translation(by=_array(by))
+    by = _array(by)
+    return Translation(by=by if by.ndim else by[None])
 
 
 def _array(numbers: Numbers) -> Array | np.ndarray:
     """Nothing is computed on a device: a config is made before devices are chosen."""
     return numbers if isinstance(numbers, jax.Array) else np.asarray(numbers, float)
+
+
+def known(numbers: Numbers) -> Float[np.ndarray, "..."]:
+    """Parameters as NumPy knows them; 1 while they are not known, under a transformation of JAX."""
+    return np.asarray(1.0 if isinstance(numbers, jax.core.Tracer) else numbers, float)
+
+
+def check_positive(name: str, numbers: Numbers) -> None:
+    """Raises a ValueError where a parameter is known, and not above 0."""
+    if not np.all(known(numbers) > 0):
+        raise ValueError(f"{name} = {numbers}; the rule is {name} > 0")
 
 
 def _check_axes(x: Array, d: int, what: str, hint: str) -> None:

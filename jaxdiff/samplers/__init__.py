@@ -6,7 +6,7 @@ from functools import partial
 from jaxdiff import registry
 from jaxdiff.samplers import grids
 from jaxdiff.samplers.adaptive import adaptive
-from jaxdiff.samplers.jump import ddim, ddpm, fresh, mixed, transported
+from jaxdiff.samplers.jump import ddim, ddpm, fresh, mixed, residual, transported
 from jaxdiff.samplers.loop import Sampler, sample
 from jaxdiff.samplers.multistep import dpmpp, unipc
 from jaxdiff.samplers.ode import euler, heun, midpoint, rk4
@@ -29,6 +29,7 @@ __all__ = [
     "midpoint",
     "mixed",
     "predictor_corrector",
+    "residual",
     "reverse_sde",
     "rk4",
     "sample",
@@ -42,7 +43,7 @@ REGISTRY: dict[str, Callable[..., Sampler]] = {
     "fresh": fresh,
     "mixed": mixed,
     "transported": transported,
-    "residual": transported,  # the same rule: see `jaxdiff.samplers.jump`
+    "residual": residual,
     "euler": euler,
     "midpoint": midpoint,
     "heun": heun,

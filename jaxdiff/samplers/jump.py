@@ -131,9 +131,12 @@ class Mixed:
         process: Process,
     ) -> tuple[Float[Array, "*shape"], None]:
         check_times(t, s)
-        variance = self.rho**2 * process.schedule.sigma(s) ** 2
-        z = process.noise(key, x_t.shape, s)
-        return jump(denoise(x_t, t), process, t=t, s=s, removed=variance, added=variance, z=z), None
+        prediction, z, sigma = denoise(x_t, t), process.noise(key, x_t.shape, s), process.schedule.sigma(s)
+        if self.rho == 1:  # nothing of n̂ is kept, so that a law that changes needs no inverse
+            mean = process.schedule.alpha(s) * process.signal(prediction.x0, s)
+            return mean + jnp.where(s > 0, sigma, 0) * z, None
+        variance = (self.rho * sigma) ** 2
+        return jump(prediction, process, t=t, s=s, removed=variance, added=variance, z=z), None
 
 
 def ddim(eta: float = 0.0) -> Jump:
@@ -169,7 +172,8 @@ def fresh() -> Mixed:
     """Noise the estimate x̂_0 anew to time s, keeping nothing of n̂.
 
     It does not sample the data's law: x̂_0 is a posterior mean, narrower than the data, so that what comes out is
-    too narrow, more so the fewer the steps. It is the rule that needs no posterior, for any noise law.
+    too narrow, however many the steps; with few, means between the modes are left over. It is the rule that needs no
+    posterior, for any noise law.
     """
     return Mixed(rho=1.0)
 
@@ -181,6 +185,9 @@ def transported() -> Mixed:
     start held: see `jaxdiff.Perturbed`.
     """
     return Mixed(rho=0.0)
+
+
+residual = transported  # by the name of Bansal et al.
 
 
 def mixed(rho: float = 0.5) -> Mixed:

@@ -56,7 +56,7 @@ def sample(
     start: Float[Array, "n *shape"] | None = None,
     trajectory: bool = False,
     on_step: Callable[[int], None] | None = None,
-) -> Float[Array, "n *shape"]:
+) -> Float[Array, "n ..."]:
     """Draw n samples.
 
     Sample i depends on `fold_in(key, i)` alone: it is the same in any batch and on any number of devices, to the
@@ -73,7 +73,8 @@ def sample(
       grid: the name of a rule for the times, or the falling times themselves, of which the first must be 1 unless
         `start` is given.
       cond: a pytree whose leaves have leading axis n, one condition a sample; None if there is none.
-      start: x at the grid's first time, which then need not be 1; None draws it from the prior.
+      start: x at the grid's first time, which then need not be 1; None draws it from the prior. Of a process with
+        random parameters it must be made with those that sample i is drawn with: see `jaxdiff.Run.vary`.
       trajectory: whether to return every x on the way.
       on_step: called with the number of jumps done after each one; it may come late, and must not raise. A new
         function is a new compilation: define it once.
@@ -129,7 +130,7 @@ def sample_each(
     trajectory: bool = False,
     on_step: Callable[[int], None] | None = None,
     outermost: bool = False,
-) -> Float[Array, "n *shape"]:
+) -> Float[Array, "n ..."]:
     """`sample` with one key a sample and the times given: keys sharded over devices make a sharded computation.
 
     `outermost` says that no `jax.jit` is around the call, so that it can have the options of `jaxdiff.xla`.
@@ -153,6 +154,11 @@ def sample_each(
         trajectory=trajectory,
         on_step=on_step,
     )
+
+
+def own_process(key: Key[Array, ""], process: Process, shape: tuple[int, ...]) -> Process:
+    """The process of the sample that is drawn with this key, with its random parameters."""
+    return process.draw(jax.random.fold_in(key, 2), shape)
 
 
 def as_pytree(leaf: Any) -> Any:
@@ -182,10 +188,10 @@ def _sample(
     shape: tuple[int, ...],
     trajectory: bool,
     on_step: Callable[[int], None] | None,
-) -> Float[Array, "n *shape"]:
-    def one(key: Key[Array, ""], cond: PyTree, start: Float[Array, "*shape"] | None) -> Float[Array, "*shape"]:
+) -> Float[Array, "n ..."]:
+    def one(key: Key[Array, ""], cond: PyTree, start: Float[Array, "*shape"] | None) -> Float[Array, "..."]:
         key_start, key_jumps = jax.random.split(key)
-        mine = process.draw(jax.random.fold_in(key, 2), shape)
+        mine = own_process(key, process, shape)
         model = bind(denoiser, mine)
         x = mine.prior(key_start, shape) if start is None else start
 
