@@ -315,6 +315,11 @@ def test_the_times_at_which_inverses_end(x64: None) -> None:
     assert found == {"warp": 0, "mask": 0, "overlap": 0.999}
 
 
+def test_noise_of_low_frequencies_passes_whatever_the_mean_of_a_sample_is() -> None:
+    """Most of its power is in the mean of a sample, and so are the errors of its moments."""
+    p.check_law(p.coloured(lambda f: f**-3), (32, 32))
+
+
 def test_composing_nothing_does_nothing() -> None:
     assert p.composed() == p.composed(p.IDENTITY) == p.IDENTITY
     assert p.composed(p.IDENTITY, p.blur(1.0)) == p.blur(1.0)
