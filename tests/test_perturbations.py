@@ -111,6 +111,16 @@ def test_a_mixture_goes_from_one_law_to_the_other(x64: None) -> None:
     np.testing.assert_allclose(0.7 * parts[0] + 0.3 * parts[1], scipy.stats.norm.cdf(EPS), rtol=1e-9, atol=1e-13)
     for s, name in ((0.0, "laplace"), (1.0, "exponential")):
         np.testing.assert_allclose(transport(jnp.asarray(noise), 0.3, s), mapped("float64")[name][0], atol=1e-6)
+    drawn = np.asarray(jax.jit(lambda: MIXTURE(jax.random.key(1), (50_000,), 0.3))())
+    fourth = sum(weight * CONTINUOUS[name][1].moment(4) for weight, name in ((0.7, "laplace"), (0.3, "exponential")))
+    assert abs(drawn.mean()) < 4 / np.sqrt(len(drawn))
+    assert abs(drawn.var() - 1) < 4 * np.sqrt((fourth - 1) / len(drawn))
+
+    def cdf(noise: np.ndarray) -> np.ndarray:
+        return 0.7 * CONTINUOUS["laplace"][1].cdf(noise) + 0.3 * CONTINUOUS["exponential"][1].cdf(noise)
+
+    assert scipy.stats.kstest(drawn, cdf).pvalue > 1e-3
+    assert scipy.stats.kstest(drawn + 0.05, cdf).pvalue < 1e-3
 
 
 @pytest.mark.parametrize(("law", "neighbours"), [(p.blue(), -1), (p.pink(), 1), (p.blue(axes=1), -1)])
