@@ -30,6 +30,7 @@ from jaxdiff.models.layers import (
     from_patches,
     group_norm,
     halve,
+    silu,
     to_patches,
 )
 from jaxdiff.typing import PyTree
@@ -174,7 +175,7 @@ class UNet(nn.Module):
                 h = Double(self.dtype, name=f"up{i}_double")(h)
             h = jnp.concatenate([h, inputs.pop()], axis=-1)
             h = level(h, features, self.attention[-1 - i], f"up{i}")
-        h = nn.silu(group_norm(self.groups, self.dtype, "norm")(h))
+        h = silu(group_norm(self.groups, self.dtype, "norm")(h))
         h = nn.Conv(
             self.outputs * channels * self.patch**2,
             (3, 3),
