@@ -12,7 +12,8 @@ images/s; loss 0.137. Digits are recognisable from the first picture (500 steps)
 label from the noisy digit, to guide by.
 
 Under other perturbations, with the same network (one channel wider at its entrance where it is told the parameters of
-its sample, two for the angle and the zoom), the same steps and as many evaluations (see docs/perturbations.md):
+its sample, two for the angle and the zoom), the same steps in the same time (`:overlap` 2 min 22 s) and as many
+evaluations (see docs/perturbations.md, and docs/digits_perturbations.md for what comes of them):
 
     :laplace :uniform :bernoulli    noise of these laws in the place of the normal one
     :rotate      turned by up to a quarter either way; the network is told how far
