@@ -57,6 +57,8 @@ def test_a_run_needs_its_folder_alone_to_sample_and_its_process_is_made_of_the_d
     samples = run.sample(jax.random.key(0), n=8, steps=2)
     assert samples.shape == (8, 2)
     assert np.isfinite(samples).all()
+    near, far = (run.vary(jax.random.key(0), samples, t=t, steps=20) for t in (0.05, 1.0))
+    assert np.abs(near - samples).mean() < np.abs(far - samples).mean()
 
 
 def test_a_resumed_run_is_identical_to_an_unbroken_one(copy, tmp_path):
