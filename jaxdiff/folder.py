@@ -18,7 +18,8 @@ from jaxtyping import Num
 
 from jaxdiff import processes
 from jaxdiff.config import Config
-from jaxdiff.data import Dataset
+from jaxdiff.data import Dataset, normalize
+from jaxdiff.experiment import Experiment, make_experiment
 from jaxdiff.settings import differences
 
 _EXAMPLES = "examples.npy"
@@ -52,6 +53,21 @@ class Form:
     def of(cls, dataset: Dataset) -> "Form":
         """That of a data set."""
         return cls(shape=tuple(dataset.shape), levels=dataset.levels, classes=dataset.num_classes)
+
+
+def experiment(config: Config, form: Form, examples: Num[np.ndarray, "n *shape"] | None) -> Experiment:
+    """The objects of a run: of its config, the form of its data, and the raw examples of them where it has some.
+
+    Raises:
+      ValueError: as `make_experiment`.
+    """
+    return make_experiment(
+        config,
+        form.shape,
+        levels=form.levels,
+        classes=form.classes,
+        examples=None if examples is None else np.asarray(normalize(examples, form.levels)),
+    )
 
 
 def prepare(workdir: Path, config: Config) -> None:

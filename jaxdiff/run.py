@@ -21,7 +21,7 @@ from jaxdiff.conditioning import Labels
 from jaxdiff.config import Config
 from jaxdiff.costs import Costs
 from jaxdiff.evaluation import NoisyAccuracy
-from jaxdiff.experiment import Experiment, make_experiment, noisy_accuracy, test_split
+from jaxdiff.experiment import Experiment, noisy_accuracy, test_split
 from jaxdiff.guidance import Weight
 from jaxdiff.inpainting import Known
 from jaxdiff.probability_flow import Outcome, Solver
@@ -459,14 +459,7 @@ def load(workdir: str | Path) -> Run:
     """
     path = Path(workdir)
     config, form = folder.read(path)
-    examples = folder.read_examples(path, config, form)
-    experiment = make_experiment(
-        config,
-        form.shape,
-        levels=form.levels,
-        classes=form.classes,
-        examples=None if examples is None else np.asarray(data.normalize(examples, form.levels)),
-    )
+    experiment = folder.experiment(config, form, folder.read_examples(path, config, form))
     everywhere = NamedSharding(all_devices(), P())
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),

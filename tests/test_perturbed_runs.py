@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -12,6 +13,7 @@ import jaxdiff as jd
 from jaxdiff import data, evaluation, folder
 from jaxdiff.experiment import make_experiment
 from jaxdiff.folder import Form
+from jaxdiff.samplers.loop import own_process, sample_keys
 from jaxdiff.training import loop
 
 CHANGES = {
@@ -57,8 +59,24 @@ def test_a_run_needs_its_folder_alone_to_sample_and_its_process_is_made_of_the_d
     samples = run.sample(jax.random.key(0), n=8, steps=2)
     assert samples.shape == (8, 2)
     assert np.isfinite(samples).all()
-    near, far = (run.vary(jax.random.key(0), samples, t=t, steps=20) for t in (0.05, 1.0))
-    assert np.abs(near - samples).mean() < np.abs(far - samples).mean()
+
+
+def test_varied_samples_start_under_the_parameters_that_they_are_drawn_with(stopped, monkeypatch):
+    run, x0, t, key = jd.load(stopped), np.ones((3, 2), np.float32), 0.5, jax.random.key(0)
+    drawn = []
+
+    def draw(run, key, *_, **options):
+        drawn.append((key, options["start"]))
+        return x0
+
+    monkeypatch.setattr(jd.Run, "_draw", draw)
+    run.vary(key, x0, t=t, steps=20)
+    [(key_draw, start)] = drawn
+    assert len(np.unique(start, axis=0)) == 3
+    for i, own in enumerate(sample_keys(key_draw, np.arange(3))):
+        process = own_process(own, run.process, (2,))
+        noise = process.noise(jax.random.fold_in(jax.random.split(key)[0], i), (2,), t)
+        np.testing.assert_allclose(start[i], process.corrupt(jnp.asarray(x0[i]), noise, t), rtol=1e-5)
 
 
 def test_a_resumed_run_is_identical_to_an_unbroken_one(copy, tmp_path):

@@ -7,7 +7,7 @@ docs/perturbations.md for a table, and for how to write one.
 from collections.abc import Callable
 from functools import partial
 
-from jaxdiff.perturbations.base import IDENTITY, Composed, Identity, Law, Transform, Varied, composed, varied
+from jaxdiff.perturbations.base import IDENTITY, Composed, Drawn, Identity, Law, Transform, Varied, composed, varied
 from jaxdiff.perturbations.exact import Flip, QuarterTurns, Shift, flip, quarter_turns, shift
 from jaxdiff.perturbations.laws import (
     NORMAL,
@@ -71,6 +71,7 @@ __all__ = [
     "Colours",
     "Composed",
     "Discrete",
+    "Drawn",
     "Exponential",
     "Fitted",
     "Flip",

@@ -335,20 +335,17 @@ def check_law(law: Law, shape: tuple[int, ...]) -> None:
     if isinstance(law, Mixture):  # of standardised laws; its own quantiles are found by bisection, 8193 take a second
         check_law(law.first, shape)
         return check_law(law.second, shape)
-    samples = max(64, 2**16 // math.prod(shape))
+    measure: Callable[..., tuple[float, float, float, float]]
     if law.elementwise:
-        eps = jnp.asarray(_nodes(np.float64, np), float)
+        eps, draw, measure = jnp.asarray(_nodes(np.float64, np), float), law.from_normal, _moments
     else:
+        samples = max(64, 2**16 // math.prod(shape))
         eps = jax.random.normal(jax.random.key(0), (samples, *shape))
+        draw, measure = jax.vmap(law.from_normal, in_axes=(0, None)), _moments_of_samples
     found = []
     for t in (0.0, 0.5, 1.0):
-        n = law.from_normal(eps, t) if law.elementwise else jax.vmap(lambda e, t=t: law.from_normal(e, t))(eps)
-        if law.elementwise:
-            (mean, variance), errors = _moments(n), np.full(2, 0.01)
-        else:
-            each = np.stack([moment.reshape(samples, -1).mean(1) for moment in (n, n**2)])
-            (mean, square), errors = each.mean(1), 0.1 + 5 * each.std(1) / math.sqrt(samples)
-            variance = square - mean**2
+        n = draw(eps, t)
+        mean, variance, *errors = measure(n)
         if not (abs(mean) < errors[0] and abs(variance - 1) < errors[1]):
             raise ValueError(
                 f"noise = {type(law).__name__} has mean {mean:.3g} and variance {variance:.3g} at t = {t}; the rule is "
@@ -363,12 +360,20 @@ def check_law(law: Law, shape: tuple[int, ...]) -> None:
         )
 
 
-def _moments(values: Float[Array | np.ndarray, " nodes"]) -> tuple[float, float]:
-    """Mean and variance of a law from its values at the nodes."""
+def _moments(values: Float[Array | np.ndarray, " nodes"]) -> tuple[float, float, float, float]:
+    """Mean and variance of a law from its values at the nodes, and how far each may be off."""
     eps, n = _nodes(np.float64, np), np.asarray(values, np.float64)
     weights = np.exp(-0.5 * eps**2) / math.sqrt(2 * math.pi) * (eps[1] - eps[0])
     mean = float(weights @ n)
-    return mean, float(weights @ (n - mean) ** 2)
+    return mean, float(weights @ (n - mean) ** 2), 0.01, 0.01
+
+
+def _moments_of_samples(noise: Float[Array | np.ndarray, "n *shape"]) -> tuple[float, float, float, float]:
+    """Likewise of samples; their coordinates may depend on each other, so that each sample is one draw of a moment."""
+    n = np.asarray(noise, np.float64).reshape(len(noise), -1)
+    means, squares = n.mean(1), (n**2).mean(1)
+    of_mean, of_square = (0.1 + 5 * float(each.std()) / math.sqrt(len(n)) for each in (means, squares))
+    return float(means.mean()), float(squares.mean() - means.mean() ** 2), of_mean, of_square
 
 
 def _stats() -> Any:

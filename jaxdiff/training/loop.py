@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, UInt8
 from jaxdiff import data, folder, plots, samplers
 from jaxdiff.config import Config, Train
 from jaxdiff.data import Dataset
-from jaxdiff.experiment import Experiment, make_experiment, noisy_accuracy, test_split
+from jaxdiff.experiment import Experiment, noisy_accuracy, test_split
 from jaxdiff.folder import Form
 from jaxdiff.samplers.batches import sample_in_batches
 from jaxdiff.training.batches import Dispatch, make_batches
@@ -66,13 +66,7 @@ def train(config: Config, workdir: Path) -> State:
     dataset = data.load(config.data.name, dir=config.data.dir)
     form = Form.of(dataset)
     examples = folder.choose_examples(workdir, config, dataset)
-    experiment = make_experiment(
-        config,
-        form.shape,
-        levels=form.levels,
-        classes=form.classes,
-        examples=None if examples is None else np.asarray(data.normalize(examples, form.levels)),
-    )
+    experiment = folder.experiment(config, form, examples)
     if experiment.classifies:
         test_split(experiment)  # if there is none, better known now
     if jax.process_index() == 0:
