@@ -3,4 +3,4 @@
 from jaxdiff import cli
 
 if __name__ == "__main__":
-    cli.sample()
+    cli.sample.main()

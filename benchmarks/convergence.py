@@ -1,11 +1,11 @@
-"""Error against network evaluations of every ODE sampler, on a mixture with its exact denoiser, in float64.
+"""Measure the error of every ODE sampler against network evaluations, on a mixture with its exact denoiser, in float64.
 
     python benchmarks/convergence.py
 
 writes docs/pictures/convergence.png and prints the tables of docs/samplers.md. The error is the root mean square, over
 the coordinates of 16 samples, of the distance from the exact solution of the probability-flow ODE from the same x_1.
-Evaluations are counted as the compiled program makes them, for a batch of these samples: so those of an adaptive solver
-go on until the last of them has arrived.
+Evaluations are counted as the compiled program makes them for a batch of these samples: an adaptive solver continues
+until the last sample is finished.
 """
 
 import argparse
@@ -21,8 +21,7 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 
-from jaxdiff import Gaussian, Prediction, oracles, samplers, schedules
-from jaxdiff.samplers import grids
+from jaxdiff import Prediction, analytic, from_function, samplers, schedules, timesteps
 
 SAMPLES = 16
 END = 0.01
@@ -31,59 +30,60 @@ STEPPED = {"ddim": 1, "midpoint": 2, "heun": 2, "heun:slope=noise": 2, "rk4": 4,
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 
 Points = list[tuple[int, float]]  # evaluations and error
-Grid = Callable[[int], np.ndarray]
+Times = Callable[[int], np.ndarray]  # by the number of steps
 
 
 class Model:
-    """The exact denoiser of two normal laws in the plane, which counts its calls, and what samplers make of it."""
+    """A mixture of two normal distributions in the plane, with an exact denoiser that counts its calls."""
 
     def __init__(self, schedule: schedules.Schedule) -> None:
         means, variances = [[-1.0, 0.5], [1.0, -0.3]], [[0.1, 0.2], [0.15, 0.1]]
-        self.oracle = oracles.mixture([0.3, 0.7], means, variances, schedule=schedule)
-        self.process = Gaussian(schedule)
-        self.start = jax.vmap(lambda key: self.process.prior(key, (2,)))(jax.random.split(jax.random.key(0), SAMPLES))
+        self.exact = analytic.mixture([0.3, 0.7], means, variances, schedule=schedule)
+        self.denoiser = from_function(self.predict, self.exact.process)
+        keys = jax.random.split(jax.random.key(0), SAMPLES)
+        self.start = jax.vmap(lambda key: self.exact.process.sample_prior(key, (2,)))(keys)
         self.calls = 0
 
     def count(self) -> None:
         self.calls += 1
 
-    def denoise(self, x_t: jax.Array, t: jax.Array, cond: None = None, /) -> Prediction:
-        jax.debug.callback(self.count)  # once for the batch: no argument of its own is mapped
-        return self.oracle(x_t, t)
+    def predict(self, x_t: jax.Array, t: jax.Array, cond: None = None, /) -> Prediction:
+        jax.debug.callback(self.count)  # once for the batch: vmap maps none of its arguments
+        return self.exact(x_t, t)
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
-    def step(self, sampler: samplers.Sampler, x: jax.Array, state: Any, jump: jax.Array) -> tuple[jax.Array, Any]:
-        t, s = jump
+    def step(self, sampler: samplers.Sampler, x: jax.Array, state: Any, times: jax.Array) -> tuple[jax.Array, Any]:
+        t, s = times
 
         def one(x: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-            return sampler.step(jax.random.key(0), x, state, t=t, s=s, denoise=self.denoise, process=self.process)
+            return sampler.step(jax.random.key(0), x, state, t=t, s=s, denoiser=self.denoiser)
 
         return jax.vmap(one)(x, state)
 
     def solve(self, sampler: samplers.Sampler, times: np.ndarray) -> tuple[int, np.ndarray]:
-        """How often the network was asked, and where the samples arrive."""
+        """Return the number of network evaluations, and the samples."""
         self.calls = 0
         x, state = self.start, jax.vmap(sampler.init)(self.start)
-        for jump in itertools.pairwise(times):
-            x, state = self.step(sampler, x, state, np.array(jump))
+        for pair in itertools.pairwise(times):
+            x, state = self.step(sampler, x, state, np.array(pair))
         jax.block_until_ready(x)
         jax.effects_barrier()
         return self.calls, np.asarray(x)
 
 
 def uniform_in_log_snr(schedule: schedules.Schedule, steps: int) -> np.ndarray:
-    """Times from 1 to `END`."""
+    """Return times from 1 to `END`, uniform in λ."""
     times = np.array(schedule.time(jnp.linspace(*schedule.log_snr(jnp.array([1.0, END])), steps + 1)))
     times[0], times[-1] = 1.0, END
     return times
 
 
-def measure(model: Model, grid: Grid) -> dict[str, Points]:
-    """For each sampler its points, with at most as many evaluations as `EVALUATIONS`."""
-    last = grid(4)[-1]
-    _, exact = model.solve(samplers.adaptive(1e-13, 1e-13, method=diffrax.Dopri8()), np.array([1.0, last]))
+def measure(model: Model, times: Times) -> dict[str, Points]:
+    """Return the evaluations and errors of each sampler, with at most as many evaluations as `EVALUATIONS`."""
+    last = times(4)[-1]
+    _, exact = model.solve(samplers.Adaptive(1e-13, 1e-13, method=diffrax.Dopri8()), np.array([1.0, last]))
     if last > 0:
-        _, other = model.solve(samplers.rk4(), grid(4096))
+        _, other = model.solve(samplers.RK4(), times(4096))
         print(f"the reference differs from RK4 with 4096 steps by {rms(other - exact):.1e}")
 
     def points(runs: list[tuple[samplers.Sampler, np.ndarray]]) -> Points:
@@ -94,8 +94,8 @@ def measure(model: Model, grid: Grid) -> dict[str, Points]:
     for name, calls in STEPPED.items():  # the evaluations of a step
         # To t = 0 the last step takes one evaluation.
         steps = [n // calls if last > 0 else (n - 1) // calls + 1 for n in EVALUATIONS]
-        found[name] = points([(samplers.make(name), grid(n)) for n in steps])
-    found["adaptive"] = points([(samplers.adaptive(tol, tol), np.array([1.0, last])) for tol in TOLERANCES])
+        found[name] = points([(samplers.make(name), times(n)) for n in steps])
+    found["adaptive"] = points([(samplers.Adaptive(tol, tol), np.array([1.0, last])) for tol in TOLERANCES])
     return found
 
 
@@ -118,15 +118,15 @@ def main(path: Path) -> None:
     jax.config.update("jax_enable_x64", True)
     schedule = schedules.VP()
     model = Model(schedule)
-    panels: dict[str, Grid] = {
-        f"to t = {END}, λ at equal spacing": lambda n: uniform_in_log_snr(schedule, n),
-        "to the data, --grid=log_snr": lambda n: grids.make("log_snr", n, schedule),
-        "to the data, --grid=uniform": lambda n: grids.make("uniform", n, schedule),
+    panels: dict[str, Times] = {
+        f"to t = {END}, timesteps uniform in λ": lambda n: uniform_in_log_snr(schedule, n),
+        "to the data, --timesteps=log_snr": lambda n: timesteps.make("log_snr", n, schedule),
+        "to the data, --timesteps=uniform": lambda n: timesteps.make("uniform", n, schedule),
     }
     figure = matplotlib.figure.Figure(figsize=(13, 4.6), layout="constrained")
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True)
-    for axis, (title, grid) in zip(axes, panels.items(), strict=True):
-        found = measure(model, grid)
+    for axis, (title, times) in zip(axes, panels.items(), strict=True):
+        found = measure(model, times)
         print(f"\n{title}\n")
         table(found)
         for i, (name, points) in enumerate(found.items()):

@@ -1,14 +1,15 @@
-"""Diffusion under perturbations on real digits: every perturbed config of configs/digits.py against the plain one.
+"""Compare every perturbed config of configs/digits.py with the plain one, by the Fréchet distance of its samples.
 
     python benchmarks/digits_perturbations.py --runs=runs/perturbed
 
-trains what is not yet trained in the folders runs/perturbed/gaussian, runs/perturbed/laplace … (or goes on there), and
-writes docs/digits_perturbations.md, docs/pictures/digits_perturbations.png and, after every row,
-docs/digits_perturbations.json: the same command again goes on where it was stopped. All runs see the same steps of the
-same batches, and are sampled with as many network evaluations from the same keys.
+trains the runs that are not finished in the folders runs/perturbed/gaussian, runs/perturbed/laplace …, and writes
+docs/digits_perturbations.md, docs/pictures/digits_perturbations.png and, after every row,
+docs/digits_perturbations.json. If it was stopped, the same command resumes. All runs see the same batches for the same
+number of steps, and are sampled with the same keys and the same number of network evaluations.
 
-Beside each network stands the exact denoiser of the train split under the same process, with the same sampler: what it
-loses is lost by the process, the start and the steps, and what the network loses beyond that by the network.
+Each network is compared with the exact denoiser of the train split under the same process, with the same sampler. The
+distance of the exact denoiser is due to the process, the prior and the steps; any further distance is due to the
+network.
 """
 
 import argparse
@@ -23,21 +24,20 @@ import numpy as np
 from results import Results, identity, source
 
 import jaxdiff as jd
-from jaxdiff import data, evaluation, perturbations, xla
-from jaxdiff.config import Config
-from jaxdiff.samplers.batches import sample_in_batches
+from jaxdiff import data, evaluation, noise, xla
+from jaxdiff.samplers import Sampling, sample_in_batches
 
 PLAIN = "gaussian"
 VARIANTS = ("laplace", "uniform", "bernoulli", "rotate", "mask", "blur", "pixelate", "overlap")
 SHOWN = 12  # samples in the picture
-LEVELS = "0123456789abcdefg"  # 17, a character each
+LEVELS = "0123456789abcdefg"  # one character for each of the 17
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, required=True, help="the folder of the runs' folders")
+    parser.add_argument("--runs", type=Path, required=True, help="the folder that holds the runs")
     parser.add_argument("--train_steps", type=int, help="default: the configs'")
-    parser.add_argument("--n", type=int, default=297, help="samples a row; the test split has 297 images")
+    parser.add_argument("--n", type=int, default=297, help="samples of each run; the test split has 297 images")
     parser.add_argument("--batch", type=int, default=100, help="samples at a time")
     parser.add_argument("--steps", type=int, default=50, help="network evaluations a sample")
     parser.add_argument(
@@ -52,14 +52,14 @@ def main() -> None:
     card = reference.classifier.card
     each = {name: identity(run, card, args.n) for name, run in runs.items()}
     if len(steps := {of["step"] for of in each.values()}) > 1:
-        raise SystemExit(f"--runs={args.runs} holds runs of {sorted(steps)} steps; train all for as many")
+        raise SystemExit(f"--runs={args.runs} holds runs of {sorted(steps)} steps; train all for the same number")
     of = each[PLAIN] | {"weights": {name: one["weights"] for name, one in each.items()}, "steps": args.steps}
     results = Results(args.out.with_suffix(".json"), of)
     for name, run in runs.items():
         if name in results.cells:
             continue
         images = run.sample(jax.random.key(0), n=args.n, steps=args.steps, batch=args.batch, progress=True)
-        images = images.clip(-1, 1)  # a blur by nothing rounds
+        images = images.clip(-1, 1)  # the blur rounds, even at t = 0
         distance = reference.distance(images)
         cell = {field: getattr(distance, field) for field in ("value", "standard_error", "floor")}
         cell["exact"] = exact(run, reference, n=args.n, steps=args.steps, batch=args.batch)
@@ -75,39 +75,31 @@ def main() -> None:
 
 
 def train(workdir: Path, name: str, steps: int | None) -> None:
-    """`train.py` on this variant, in a process of its own; it goes on where it was stopped, or does nothing."""
+    """Run `train.py` on this variant; it resumes an unfinished run and leaves a finished one."""
     variant = "" if name == PLAIN else f":{name}"
     command = [sys.executable, "train.py", f"--config=configs/digits.py{variant}", f"--workdir={workdir}"]
     subprocess.run(command + ([f"--config.train.steps={steps}"] if steps else []), check=True)
 
 
 def exact(run: jd.Run, reference: evaluation.Reference, *, n: int, steps: int, batch: int) -> float | None:
-    """The distance with the exact denoiser of the train split in the place of the network; None where none is known."""
+    """Return the distance for the exact denoiser of the train split; None for discrete noise, which has no density."""
     process = run.process
-    if isinstance(process.noise, perturbations.Discrete):  # it has no density
+    if isinstance(process.noise, noise.Poisson | noise.Bernoulli):
         return None
     dataset = data.load("digits")
-    images = sample_in_batches(
-        jax.random.key(0),
-        jd.oracles.empirical(data.normalize(dataset.x, dataset.levels), process),
-        process,
-        jd.samplers.make(run.config.sampling.sampler),
-        shape=run.experiment.shape,
-        n=n,
-        batch=batch,
-        steps=steps,
-    )
+    denoiser = jd.analytic.empirical(data.normalize(dataset.x, dataset.levels), process)
+    sampling = Sampling(sampler=run.config.sampling.sampler, steps=steps, batch=batch)
+    images = sample_in_batches(jax.random.key(0), denoiser, sampling, shape=run.experiment.shape, n=n)
     return reference.distance(images.clip(-1, 1)).value
 
 
 def describe(run: jd.Run) -> dict:
-    """What differs from run to run."""
-    config: Config = run.config
-    process = config.process
-    parts = [*process.get("signal", ()), *([process["noise"]] if process.get("noise", "normal") != "normal" else [])]
+    """Return the settings in which the runs differ."""
+    config, process = run.config, run.config.process
+    parts = [*process.get("transform", ()), *([process["noise"]] if process.get("noise", "normal") != "normal" else [])]
     return {
         "process": ", ".join(f"`{part}`" for part in parts) or "plain",
-        "told": bool(process.get("tell")),
+        "conditioned": bool(process.get("condition_on_transform")),
         "schedule": config.schedule["name"],
         "predicts": config.predicts,
         "sampler": config.sampling.sampler,
@@ -116,7 +108,7 @@ def describe(run: jd.Run) -> dict:
 
 
 def verdict(cell: dict, plain: dict) -> str:
-    """How a row stands to the Gaussian one: a difference counts from two standard errors of it on."""
+    """Compare a row with the Gaussian one: a difference counts if it is at least two standard errors."""
     more = cell["value"] - plain["value"]
     error = math.hypot(cell["standard_error"], plain["standard_error"])
     if abs(more) < 2 * error:
@@ -125,18 +117,18 @@ def verdict(cell: dict, plain: dict) -> str:
 
 
 def page(cells: dict[str, dict], of: dict, card: evaluation.Card) -> str:
-    """The table as Markdown, with all that is needed to read a figure."""
+    """Return the table as Markdown, with what a reader needs to know about its numbers."""
     plain = cells[PLAIN]
     before, after = source(of | {"weights": "as in the .json"}, "digits_perturbations.py", plain["floor"], card)
     lines = [
-        "| config | g or h | schedule | predicts | sampler | parameters | Fréchet distance | against Gaussian "
-        "| exact denoiser |",
+        "| config | transform or noise | schedule | predicts | sampler | parameters | Fréchet distance "
+        "| against Gaussian | exact denoiser |",
         "| --- | --- | --- | --- | --- | ---: | ---: | --- | ---: |",
     ]
     for name, cell in cells.items():
         said = "" if name == PLAIN else verdict(cell, plain)
         lines.append(
-            f"| `{name}` | {cell['process']}{', told' if cell['told'] else ''} | {cell['schedule']} "
+            f"| `{name}` | {cell['process']}{', conditioned' if cell['conditioned'] else ''} | {cell['schedule']} "
             f"| {cell['predicts']} | `{cell['sampler']}` | {cell['parameters']:,} "
             f"| {cell['value']:.2f} ± {cell['standard_error']:.2f} | {said} "
             f"| {'' if cell['exact'] is None else format(cell['exact'], '.2f')} |"
@@ -145,18 +137,19 @@ def page(cells: dict[str, dict], of: dict, card: evaluation.Card) -> str:
     least = 2 * math.hypot(plain["standard_error"], np.median([cell["standard_error"] for cell in cells.values()]))
     worse, better = ([f"`{name}`" for name in said if said[name].startswith(w)] for w in ("worse", "better"))
     paragraphs = [
-        "# Digits under perturbations",
-        "Each config of `configs/digits.py` that perturbs otherwise than by Gaussian noise, against the plain one: the "
-        f"same network, {of['step']} training steps of the same batches, {of['steps']} network evaluations a sample. "
+        "# Digits with other transforms and noise",
+        "Each config of `configs/digits.py` with a transform or other noise, compared with the plain one: the same "
+        f"network, {of['step']} training steps on the same batches, {of['steps']} network evaluations a sample. "
         f"{before} Other people wrote the digits' test split, so its images are further from the train split than good "
         "samples are.",
         "\n".join(lines),
         f"Worse than Gaussian diffusion: {', '.join(worse) or 'none'}. Better: {', '.join(better) or 'none'}. A "
-        "difference counts from two standard errors on, taken as if the two were independent, though both are to one "
-        f"train split: here from about {least:.0f} on. Runs of one config differ, too, and there is one of each here. "
-        "*told*: the network is told the parameters of its sample. *exact denoiser*: that of the train split in the "
-        "place of the network, which draws images of the train split again as far as the process and the sampler let "
-        "it; a discrete law has none.",
+        "difference counts if it is at least two standard errors, here about "
+        f"{least:.0f}. The two distances are treated as independent, although both are to the same train split. Runs "
+        "of the same config differ as well, and each config was run once. *conditioned*: the network is conditioned on "
+        "the parameters of its sample. *exact denoiser*: the distance with the exact denoiser of the train split in "
+        "place of the network. It reproduces images of the train split as far as the process and the sampler allow; "
+        "for discrete noise there is none.",
         f"![The first {SHOWN} samples of every config](pictures/digits_perturbations.png)",
         after,
     ]
@@ -164,7 +157,7 @@ def page(cells: dict[str, dict], of: dict, card: evaluation.Card) -> str:
 
 
 def plot(cells: dict[str, dict]) -> matplotlib.figure.Figure:
-    """The first samples, a row for each config."""
+    """Draw the first samples, a row for each config."""
     figure = matplotlib.figure.Figure(figsize=(0.75 * SHOWN + 1.2, 0.75 * len(cells)))
     axes = figure.subplots(len(cells), SHOWN, gridspec_kw={"wspace": 0.08, "hspace": 0.08})
     figure.subplots_adjust(left=0.12, right=0.99, top=0.99, bottom=0.01)

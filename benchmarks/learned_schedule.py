@@ -1,12 +1,12 @@
-"""How much less the loss of a run varies under its learned schedule than under others between the same ends.
+"""Compare the variance of a run's loss under its learned schedule with that under others between the same ends.
 
     python train.py --config=configs/mnist.py:vdm --workdir=runs/vdm
     python benchmarks/learned_schedule.py --workdir=runs/vdm
 
-L = ½(−λ'_t) mean (n − n̂)² is the diffusion term of one example and one t, in nats a coordinate. The network of such a
-run knows λ and not t, so that it is the same under all schedules: E[L] is, and only the variance differs. Printed for
-each schedule: the mean of L and its standard error; the variance over t of E[L|t], which is what a schedule can lower;
-the variance of L, of which the rest is that among examples and noises; and the ratio of both to the learned ones.
+L = ½(−λ'_t) mean (n − n̂)² is the diffusion term of one example and one t, in nats per coordinate. The network of such
+a run is given λ rather than t, so that E[L] is the same under all schedules and only the variance differs. For each
+schedule this prints the mean of L and its standard error; the variance over t of E[L|t], which a schedule can lower;
+the variance of L, which includes that over examples and noise; and the ratio of both to those of the learned schedule.
 """
 
 import argparse
@@ -25,18 +25,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True, help="the folder of a run with a learned schedule")
     parser.add_argument("--dir", help="the folder of its data, as --config.data.dir for train.py")
-    parser.add_argument("--times", type=int, default=64, help="t at equal distances")
-    parser.add_argument("--examples", type=int, default=64, help="drawn anew at each t")
+    parser.add_argument("--times", type=int, default=64, help="number of equally spaced t")
+    parser.add_argument("--examples", type=int, default=64, help="number of examples drawn at each t")
     options = parser.parse_args()
     run = jd.load(options.workdir)
     learned = run.process.schedule
     if not isinstance(learned, schedules.Learned):
-        parser.error(f"--workdir = {options.workdir} has a schedule that is not learned; give a run with a learned one")
+        parser.error(f"--workdir = {options.workdir} has no learned schedule; give a run of configs/mnist.py:vdm")
     dataset = data.load(run.config.data.name, dir=options.dir or run.config.data.dir)
     high, low = (float(end) for end in learned.log_snr_ends())
-    rivals = {
+    compared = {
         "learned": learned,
-        "straight line in the log-SNR": None,
+        "log-SNR linear in t": None,
         "cosine": schedules.TruncatedCosine(log_snr_max=high, log_snr_min=low),
     }
     denoiser = run.experiment.network(run.params)
@@ -49,15 +49,15 @@ def main() -> None:
             log_snr, rate = (1 - t) * high + t * low, jnp.asarray(low - high)
         else:
             log_snr, rate = schedule.log_snr(t), schedules.log_snr_rate(schedule, t)
-        at = learned.time(log_snr)  # the same noise, where the network's own schedule has it
+        same = learned.time(log_snr)  # the time at which the network's own schedule has this log-SNR
 
         def one(x0: jax.Array, key: jax.Array) -> jax.Array:
-            return losses.weighted(denoiser, run.process, x0, at, key=key, weight=weightings.simple())
+            return losses.weighted(denoiser, x0, same, key=key, weight=weightings.simple())
 
         return -0.5 * rate * jax.vmap(one)(x0, keys)
 
     rng, found = np.random.default_rng(0), {}
-    for number, (name, schedule) in enumerate(rivals.items()):
+    for number, (name, schedule) in enumerate(compared.items()):
         rows = []
         for i in range(options.times):
             chosen = rng.choice(len(dataset.x), options.examples, replace=False)
@@ -76,7 +76,7 @@ def main() -> None:
     for name, values in found.items():
         within = values.var(axis=1, ddof=1)
         error = math.sqrt(within.mean() / values.size)  # at fixed times
-        between = values.mean(1).var(ddof=1) - within.mean() / values.shape[1]  # less what the noise of the means adds
+        between = values.mean(1).var(ddof=1) - within.mean() / values.shape[1]  # without the noise of the means
         whole = between + within.mean()
         base = base or (between, whole)
         ratios = between / base[0], whole / base[1]

@@ -1,10 +1,10 @@
-"""Guidance on a trained conditional run: accuracy of the asked label and Fréchet distance against w.
+"""Measure guidance on a trained conditional run: accuracy of the requested label and Fréchet distance against w.
 
     python benchmarks/mnist_guidance.py --workdir=runs/conditional --data_dir=DIR [--classifier=runs/classifier]
 
-writes docs/guidance_mnist.md, docs/pictures/guidance.png and, after every cell, docs/guidance_mnist.json: the same
-command again goes on where it was stopped. Labels are told by a frozen classifier that guidance never saw. Every class
-is asked for as often; all cells start from the same keys.
+writes docs/guidance_mnist.md, docs/pictures/guidance.png and, after every cell, docs/guidance_mnist.json. If it was
+stopped, the same command resumes. Accuracy is that of a frozen classifier that guidance does not use. Every class is
+requested equally often; all cells start from the same keys.
 """
 
 import argparse
@@ -25,9 +25,9 @@ ANY = "no label"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True, help="the folder of a conditional run")
-    parser.add_argument("--classifier", help="the folder of a classifier's run; its guidance is measured, too")
-    parser.add_argument("--data_dir", help="the folder of MNIST's files; the run's if left out")
-    parser.add_argument("--n", type=int, default=1000, help="samples a cell")
+    parser.add_argument("--classifier", help="the folder of a classifier's run, to measure its guidance as well")
+    parser.add_argument("--data_dir", help="the folder of MNIST's files; default: the run's")
+    parser.add_argument("--n", type=int, default=1000, help="samples for each cell")
     parser.add_argument("--batch", type=int, default=100, help="samples at a time")
     parser.add_argument("--sampler", help="default: the run's")
     parser.add_argument("--steps", type=int, help="default: the run's")
@@ -44,7 +44,7 @@ def main() -> None:
         ways["classifier"] = jd.load(args.classifier)
         of["noisy classifier"] = identity(ways["classifier"], card, args.n)["weights"]
     results = Results(args.out.with_suffix(".json"), of)
-    asked = np.arange(args.n) % run.experiment.classes
+    requested = np.arange(args.n) % run.experiment.classes
 
     def measure(key: str, **options) -> None:
         if key in results.cells:
@@ -55,7 +55,7 @@ def main() -> None:
         distance = reference.distance(images)
         cell = {field: getattr(distance, field) for field in ("value", "standard_error", "floor")}
         if "labels" in options:
-            cell["accuracy"] = reference.classifier.accuracy(images, asked)
+            cell["accuracy"] = reference.classifier.accuracy(images, requested)
         print(f"{key}: {distance}, accuracy {cell.get('accuracy', float('nan')):.2%}", flush=True)
         results.add(key, cell)
 
@@ -63,7 +63,7 @@ def main() -> None:
     for way, by in ways.items():
         for w in WEIGHTS:
             if not (by is not None and w == 0):
-                measure(f"{way} {w:g}", labels=asked, guidance=w, classifier=by)
+                measure(f"{way} {w:g}", labels=requested, guidance=w, classifier=by)
     args.out.write_text(page(results.cells, of, list(ways), card))
     picture = args.out.parent / "pictures" / "guidance.png"
     picture.parent.mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def page(cells: dict[str, dict], of: dict, ways: list[str], card: evaluation.Card) -> str:
-    """The table as Markdown, with all that is needed to read a figure."""
+    """Return the table as Markdown, with what a reader needs to know about its numbers."""
     before, after = source(of, "mnist_guidance.py", cells[ANY]["floor"], card)
     lines = ["| guidance | w | accuracy | Fréchet distance |", "| --- | ---: | ---: | ---: |"]
     for key, cell in cells.items():
@@ -81,8 +81,8 @@ def page(cells: dict[str, dict], of: dict, ways: list[str], card: evaluation.Car
         lines.append(f"| {way} | {w} | {accuracy} | {cell['value']:.2f} ± {cell['standard_error']:.2f} |")
     paragraphs = [
         f"# Guidance on {of['data']}",
-        f"Accuracy: how often that classifier, which guidance never saw, gives a sample the label that was asked for. "
-        f"{before} Sampler `{of['sampler']}`, {of['steps']} steps.",
+        f"{before} Accuracy is the share of samples to which that classifier, which guidance does not use, gives the "
+        f"requested label. Sampler `{of['sampler']}`, {of['steps']} steps.",
         "\n".join(lines),
         "![Accuracy and Fréchet distance against w](pictures/guidance.png)",
         after,
@@ -91,7 +91,7 @@ def page(cells: dict[str, dict], of: dict, ways: list[str], card: evaluation.Car
 
 
 def plot(cells: dict[str, dict], ways: list[str]) -> matplotlib.figure.Figure:
-    """Both figures against w."""
+    """Plot accuracy and distance against w."""
     figure = matplotlib.figure.Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for way in ways:
@@ -108,7 +108,7 @@ def plot(cells: dict[str, dict], ways: list[str]) -> matplotlib.figure.Figure:
         )
     right.axhline(cells[ANY]["value"], color="grey", linestyle="--", label=ANY)
     right.axhline(cells[ANY]["floor"], color="grey", linestyle=":", label="floor")
-    left.set(xlabel="w", ylabel="accuracy of the asked label")
+    left.set(xlabel="w", ylabel="accuracy of the requested label")
     right.set(xlabel="w", ylabel="Fréchet distance", ylim=(0, None))
     right.legend()
     for axis in (left, right):

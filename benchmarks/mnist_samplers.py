@@ -1,10 +1,10 @@
-"""The samplers compared on a trained run: Fréchet distance against network evaluations, and bits/dim.
+"""Compare samplers on a trained run: the Fréchet distance against network evaluations, and bits/dim.
 
     python benchmarks/mnist_samplers.py --workdir=runs/mnist --data_dir=DIR
 
-writes docs/mnist_samplers.md and, after every cell, docs/mnist_samplers.json: the same command again goes on where it
-was stopped. A cell has as many steps as its evaluations allow, and the evaluations that it took are counted, not
-assumed: Heun's method calls the network twice a step, and once in the last. All cells start from the same keys.
+writes docs/mnist_samplers.md and, after every cell, docs/mnist_samplers.json. If it was stopped, the same command
+resumes. A cell has as many steps as its evaluations allow. The evaluations are counted: Heun's method calls the network
+twice a step, but once in the last. All cells start from the same keys.
 """
 
 import argparse
@@ -18,14 +18,13 @@ from results import Results, identity, source
 
 import jaxdiff as jd
 from jaxdiff import data, evaluation, samplers, xla
-from jaxdiff.typing import Prediction
 
 BUDGETS = (5, 10, 20, 50)
 MANY = 1000
-WAYS = {"bound": "bound", "ode": "ODE"}
-# Sampler, grid, network calls a step (one in the last), and whether MANY evaluations are worth their time. The cosine
-# schedule of configs/mnist.py spreads its log-SNR over t by itself: equal spacing of λ, or Karras's of σ/α, spends most
-# of few steps at its two ends, where λ runs to ±20.
+WAYS = {"elbo": "ELBO", "ode": "ODE"}
+# Sampler, timesteps, network calls a step (one in the last), and whether to take MANY evaluations, too. The cosine
+# schedule of configs/mnist.py already spreads its log-SNR over t: timesteps uniform in λ, or those of Karras in σ/α,
+# spend most of few steps at the two ends, where λ goes to ±20.
 ROWS = (
     ("ddpm", "uniform", 1, True),
     ("ddim", "uniform", 1, False),
@@ -42,10 +41,10 @@ ROWS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True, help="the folder of the run")
-    parser.add_argument("--data_dir", help="the folder of MNIST's files; the run's if left out")
-    parser.add_argument("--n", type=int, default=1000, help="samples a cell")
+    parser.add_argument("--data_dir", help="the folder of MNIST's files; default: the run's")
+    parser.add_argument("--n", type=int, default=1000, help="samples for each cell")
     parser.add_argument("--batch", type=int, default=100, help="samples at a time")
-    parser.add_argument("--bits", type=int, default=16, help="test images whose bits/dim are measured; 0 for none")
+    parser.add_argument("--bits", type=int, default=16, help="number of test images for bits/dim; 0 for none")
     parser.add_argument("--budgets", type=int, nargs="+", default=(*BUDGETS, MANY), help="network evaluations")
     parser.add_argument("--out", type=Path, default=Path("docs/mnist_samplers.md"), help="the .json goes beside it")
     args = parser.parse_args()
@@ -55,19 +54,18 @@ def main() -> None:
     reference = evaluation.reference(**dataset)
     card = reference.classifier.card
     results = Results(args.out.with_suffix(".json"), identity(run, card, args.n))
-    for name, grid, calls, many in ROWS:
+    for name, timesteps, calls, many in ROWS:
         for budget in args.budgets:
-            key = f"{name} {grid} {budget}"
+            key = f"{name} {timesteps} {budget}"
             steps = (budget - 1) // calls + 1
             if key in results.cells or (budget >= MANY and not many):
                 continue
-            images = run.sample(
-                jax.random.key(0), n=args.n, sampler=name, steps=steps, grid=grid, batch=args.batch, progress=True
-            )
-            taken = evaluations(run.process, samplers.make(name), steps, grid)
+            options = {"sampler": name, "steps": steps, "timesteps": timesteps, "batch": args.batch}
+            images = run.sample(jax.random.key(0), n=args.n, progress=True, **options)
+            taken = evaluations(run.process, samplers.make(name), steps, timesteps)
             assert taken <= budget, f"{name} took {taken} evaluations in {steps} steps: correct ROWS"
             distance = reference.distance(images)
-            print(f"{name}, grid {grid}, {taken} evaluations: {distance}", flush=True)
+            print(f"{name}, timesteps {timesteps}, {taken} evaluations: {distance}", flush=True)
             found = {field: getattr(distance, field) for field in ("value", "standard_error", "floor")}
             results.add(key, {"steps": steps, "evaluations": taken, **found})
     if args.bits and (key := f"bits {args.bits}") not in results.cells:
@@ -80,59 +78,61 @@ def main() -> None:
     print(f"{args.out}, {results.path}")
 
 
-def evaluations(process: jd.Process, sampler: samplers.Sampler, steps: int, grid: str) -> int:
-    """How often a sampler calls the network for one sample: counted."""
+def evaluations(process: jd.Process, sampler: samplers.Sampler, steps: int, timesteps: str) -> int:
+    """Count how often a sampler calls the network for one sample."""
     called = []
 
-    def denoise(x_t, t, cond=None):
+    def predict(x_t, t, cond=None):
         jax.debug.callback(lambda: called.append(None))
-        return Prediction(x0=jnp.zeros_like(x_t), noise=x_t)
+        return jd.Prediction(x0=jnp.zeros_like(x_t), noise=x_t)
 
-    jd.sample(jax.random.key(0), denoise, process, sampler, shape=(), n=1, steps=steps, grid=grid).block_until_ready()
+    denoiser = jd.from_function(predict, process)
+    x0 = jd.sample(jax.random.key(0), denoiser, sampler, shape=(), n=1, steps=steps, timesteps=timesteps)
+    x0.block_until_ready()
     jax.effects_barrier()
     return len(called)
 
 
 def page(cells: dict[str, dict], of: dict, *, columns: Sequence[int], card: evaluation.Card) -> str:
-    """The table as Markdown, with all that is needed to read a figure."""
-    lines = ["| sampler | grid | " + " | ".join(f"{budget} evaluations" for budget in columns) + " |"]
+    """Return the table as Markdown, with what a reader needs to know about its numbers."""
+    lines = ["| sampler | timesteps | " + " | ".join(f"{budget} evaluations" for budget in columns) + " |"]
     lines.append("| --- | --- |" + " ---: |" * len(columns))
-    for name, grid, *_ in ROWS:
+    for name, timesteps, *_ in ROWS:
         row = []
         for budget in columns:
-            cell = cells.get(f"{name} {grid} {budget}")
+            cell = cells.get(f"{name} {timesteps} {budget}")
             taken = "" if cell is None or cell["evaluations"] == budget else f" ({cell['evaluations']})"
             row.append("" if cell is None else f"{cell['value']:.2f} ± {cell['standard_error']:.2f}{taken}")
-        lines.append(f"| `{name}` | {grid} | " + " | ".join(row) + " |")
+        lines.append(f"| `{name}` | {timesteps} | " + " | ".join(row) + " |")
     floor = next(cell["floor"] for cell in cells.values() if "floor" in cell)
     before, after = source(of, "mnist_samplers.py", floor, card)
     paragraphs = [
         f"# Samplers on {of['data']}",
-        f"{before} Where the network evaluations taken are not the column's, they are in brackets.",
+        f"{before} The number of network evaluations is in brackets if it is not that of the column.",
         "\n".join(lines),
     ]
     if found := goal(cells):
         paragraphs.append(found)
     for key, bits in cells.items():
         if key.startswith("bits "):
-            costs = ", ".join(f"{mean:.3f} ± {error:.3f} by the {WAYS[way]}" for way, (mean, error) in bits.items())
-            paragraphs.append(f"Bits a dimension of {key.removeprefix('bits ')} images of the test split: {costs}.")
+            found = ", ".join(f"{mean:.3f} ± {error:.3f} by the {WAYS[way]}" for way, (mean, error) in bits.items())
+            paragraphs.append(f"Bits per dimension of {key.removeprefix('bits ')} images of the test split: {found}.")
     paragraphs.append(after)
     return "\n\n".join(paragraphs) + "\n"
 
 
 def goal(cells: dict[str, dict]) -> str | None:
-    """The best of 10 evaluations beside 1000 ancestral steps."""
+    """Compare the best sampler with 10 evaluations with 1000 ancestral steps."""
     ancestral = cells.get("ddpm uniform 1000")
     ten = {key: cell for key, cell in cells.items() if key.endswith(" 10") and not key.startswith("bits")}
     if ancestral is None or not ten:
         return None
     best = min(ten, key=lambda key: ten[key]["value"])
-    name, grid, _ = best.split(" ")
+    name, timesteps, _ = best.split(" ")
     ratio = ten[best]["value"] / ancestral["value"]
     return (
-        f"The best at 10 evaluations or fewer, `{name}` on the grid {grid}, is at {ratio:.2f} times the distance of "
-        "1000 ancestral steps."
+        f"The best with at most 10 evaluations, `{name}` with timesteps {timesteps}, is at {ratio:.2f} times the "
+        "distance of 1000 ancestral steps."
     )
 
 

@@ -1,4 +1,4 @@
-"""What perturbations do to samples: digits under each kind, and the way of a point set under several.
+"""Draw digits under every noise distribution and transform, and a set of points under several.
 
     python benchmarks/perturbation_figures.py
 
@@ -12,13 +12,12 @@ import matplotlib.figure
 import numpy as np
 
 import jaxdiff as jd
-from jaxdiff import data, parameterization, registry
-from jaxdiff import perturbations as p
+from jaxdiff import data, noise, parameterization, registry, transforms
 
 PICTURES = Path("docs/pictures")
-MUCH = jd.schedules.cosine(steps=1000)
+MUCH = jd.schedules.Cosine(num_timesteps=1000)
 LITTLE, LEAST = (jd.schedules.VE(sigma_min=most / 10, sigma_max=most) for most in (0.5, 0.05))
-LAWS = ("normal", "laplace", "uniform", "exponential", "gamma:shape=2", "poisson:rate=2", "bernoulli", "blue", "pink")
+NOISES = ("normal", "laplace", "uniform", "exponential", "gamma:shape=2", "poisson:rate=2", "bernoulli", "blue", "pink")
 TRANSFORMS = (
     "shift:pixels=(3,4)",
     "flip",
@@ -33,45 +32,46 @@ TIMES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 def path(process: jd.Perturbed, x0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """x_t of each sample at `TIMES`, with the same ε and parameters at all of them, and the noise at the last."""
+    """Return x_t of each sample at `TIMES`, with the same ε and parameters at all times, and the noise at the last."""
 
     @jax.jit
     @jax.vmap
-    def of_one(x: jax.Array, key: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-        mine = process.draw(jax.random.fold_in(key, 1), x.shape)
-        noise = [mine.noise(key, x.shape, t) for t in TIMES]
-        return [mine.corrupt(x, n, t) for n, t in zip(noise, TIMES, strict=True)], noise[-1]
+    def one(x: jax.Array, key: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+        of_sample = process.for_sample(jax.random.fold_in(key, 1), x.shape)
+        noises = [of_sample.sample_noise(key, x.shape, t) for t in TIMES]
+        return [of_sample.corrupt(x, n, t) for n, t in zip(noises, TIMES, strict=True)], noises[-1]
 
-    found, noise = of_one(x0, jax.random.split(jax.random.key(0), len(x0)))
-    return np.stack(found), np.asarray(noise)
+    found, last = one(x0, jax.random.split(jax.random.key(0), len(x0)))
+    return np.stack(found), np.asarray(last)
 
 
 def digits() -> matplotlib.figure.Figure:
-    """A row for each law of the noise and each transform: x_t over t, and behind it what the network is to say."""
+    """Draw a row for each noise distribution and each transform: x_t over t, and the target of the network."""
     dataset = data.load("digits")
     images = np.asarray(data.normalize(dataset.x, dataset.levels))
     figure = matplotlib.figure.Figure(figsize=(14, 8))
-    laws = {name: registry.make("noise", name, p.NOISES) for name in LAWS}
-    laws["laplace, then uniform"] = p.mixture(p.laplace(), p.uniform())
-    transforms = {name: registry.make("signal", name, p.SIGNALS) for name in TRANSFORMS}
-    transforms |= {"overlap": p.overlap(images[10:]), "flip, then blur": p.composed(p.flip(), p.blur(4.0))}
+    noises = {name: registry.make("noise", name, noise.NOISES) for name in NOISES}
+    noises["laplace, then uniform"] = noise.Mixture(noise.Laplace(), noise.Uniform())
+    named = {name: registry.make("transform", name, transforms.TRANSFORMS) for name in TRANSFORMS}
+    named["overlap"] = transforms.RandomOverlap(images[10:])
+    named["flip, then blur"] = transforms.Compose((transforms.Flip(), transforms.Blur(4.0)))
     blocks = [
-        {name: jd.Perturbed(MUCH, noise=law) for name, law in laws.items()},
-        {name: jd.Perturbed(LITTLE, signal=g) for name, g in transforms.items()},
+        {name: jd.Perturbed(MUCH, noise=h) for name, h in noises.items()},
+        {name: jd.Perturbed(LITTLE, transform=g) for name, g in named.items()},
     ]
     widths = {"width_ratios": [1.0] * len(TIMES) + [0.4, 1.0], "wspace": 0.06, "hspace": 0.06}
     for place, block in zip(figure.subfigures(1, 2), blocks, strict=True):
         axes = place.subplots(len(block), len(TIMES) + 2, gridspec_kw=widths)
         place.subplots_adjust(left=0.24, right=0.99, top=0.96, bottom=0.005)
         for row, (name, process) in zip(axes, block.items(), strict=True):
-            x, noise = path(process, images[3:4])
-            says_noise = parameterization.natural(process.signal) == "eps"
+            x, last = path(process, images[3:4])
+            eps = parameterization.natural(process.transform) == "eps"
             row[-2].set_axis_off()
-            for axis, image in zip(np.delete(row, -2), [*x[:, 0], noise[0] if says_noise else images[3]], strict=True):
+            for axis, image in zip(np.delete(row, -2), [*x[:, 0], last[0] if eps else images[3]], strict=True):
                 axis.imshow(image[..., 0], cmap="gray", vmin=-1.3, vmax=1.3, aspect="auto")
                 axis.set(xticks=[], yticks=[])
             row[0].set_ylabel(f"{name} ", rotation=0, ha="right", va="center")
-            row[-1].set_ylabel("n" if says_noise else "$x_0$", rotation=0, ha="right", va="center", color="C3")
+            row[-1].set_ylabel("n" if eps else "$x_0$", rotation=0, ha="right", va="center", color="C3")
         for axis, t in zip(axes[0], TIMES, strict=False):
             axis.set_title(f"t = {t:g}", fontsize=10)
         axes[0, -1].set_title("target", fontsize=10, color="C3")
@@ -79,17 +79,18 @@ def digits() -> matplotlib.figure.Figure:
 
 
 def points() -> matplotlib.figure.Figure:
-    """A swiss roll on its way, a row for each process; every point keeps the colour of its place on the roll."""
+    """Draw a swiss roll over t, a row for each process; every point keeps the color of its place on the roll."""
     roll = data.load("swissroll").x[:2000]
     others = data.load("moons").x[:2000]
-    turned = p.composed(p.rotation(np.pi), p.scale((0.4, 1.2)))
+    rotation = transforms.Rotation(np.pi)
+    rotation_scale = transforms.Compose((rotation, transforms.Scale((0.4, 1.2))))
     processes = {
         "normal noise": jd.Perturbed(jd.schedules.VP()),
-        "Laplace's noise": jd.Perturbed(jd.schedules.VP(), noise=p.laplace()),
-        "exponential noise": jd.Perturbed(jd.schedules.VP(), noise=p.exponential()),
-        "overlap with moons": jd.Perturbed(LEAST, signal=p.overlap(others)),
-        "rotation": jd.Perturbed(LEAST, signal=p.rotation(np.pi)),
-        "rotation, scale\nand uniform noise": jd.Perturbed(LITTLE, signal=turned, noise=p.uniform()),
+        "Laplace noise": jd.Perturbed(jd.schedules.VP(), noise=noise.Laplace()),
+        "exponential noise": jd.Perturbed(jd.schedules.VP(), noise=noise.Exponential()),
+        "overlap with moons": jd.Perturbed(LEAST, transform=transforms.RandomOverlap(others)),
+        "rotation": jd.Perturbed(LEAST, transform=rotation),
+        "rotation, scale\nand uniform noise": jd.Perturbed(LITTLE, transform=rotation_scale, noise=noise.Uniform()),
     }
     figure = matplotlib.figure.Figure(figsize=(2 * len(TIMES), 2 * len(processes)), layout="constrained")
     axes = figure.subplots(len(processes), len(TIMES))

@@ -1,4 +1,4 @@
-"""What the tables of samples share: results that survive being killed, and what tells one run from another."""
+"""Results that survive interruptions, the identity of a run, and the text around a table."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from jaxdiff.evaluation import Card
 
 
 class Results:
-    """The finished cells, in a file that is whole at any time."""
+    """The finished cells of a table, in a file that is replaced atomically."""
 
     def __init__(self, path: Path, of: dict) -> None:
         self.path, self.of = path, of
@@ -31,7 +31,7 @@ class Results:
 
 
 def identity(run: jd.Run, card: Card, n: int) -> dict:
-    """What results depend on."""
+    """Return what the results of a run depend on."""
     content = hashlib.sha256()
     for leaf in jax.tree.leaves(run.params):
         content.update(np.asarray(leaf).tobytes())
@@ -45,13 +45,13 @@ def identity(run: jd.Run, card: Card, n: int) -> dict:
 
 
 def source(of: dict, script: str, floor: float, card: Card) -> tuple[str, str]:
-    """What is needed to read a figure: one sentence before the table, one after it."""
+    """Return the text before the table, on its distances, and the text after it, on its origin."""
     before = (
-        f"Fréchet distance (± its standard error) of {of['n']} samples to the train split, on features of the shipped "
-        f"{card}. As many images of the test split are at {floor:.2f}, the floor."
+        f"Each distance is the Fréchet distance (± its standard error) of {of['n']} samples to the train split, on "
+        f"features of the shipped {card}. The floor, the distance of equally many test images, is {floor:.2f}."
     )
     after = (
-        f"Made by `benchmarks/{script}` of step {of['step']} of a run, weights {of['weights']}, with jax "
+        f"Made by `benchmarks/{script}` from step {of['step']} of a run, weights {of['weights']}, with jax "
         f"{jax.__version__}."
     )
     return before, after

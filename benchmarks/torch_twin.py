@@ -1,14 +1,13 @@
-"""The DDPM U-Net of `jaxdiff.models.UNet` written in PyTorch, from the same description.
+"""The DDPM U-Net of `jaxdiff.models.UNet` in PyTorch, written from the same description.
 
-It is what the JAX network is checked against and timed against. `UNet()` is the module as one
-writes it first: nn.MultiheadAttention with its default arguments, contiguous images. `UNet(tuned=
-True)` has the same parameters and asks PyTorch for its fast paths: channels_last images, and
-attention without weights to return, which takes the fused scaled_dot_product_attention.
+The JAX network is checked and timed against it. `UNet()` is the straightforward module: nn.MultiheadAttention with its
+default arguments, contiguous images. `UNet(tuned=True)` has the same parameters and uses PyTorch's fast paths:
+channels_last images, and attention without returned weights, which uses the fused scaled_dot_product_attention.
 
     python benchmarks/torch_twin.py --golden=tests/golden/ddpm_unet.npz
 
-writes what the network gives, in float64, for weights of a formula that tests/test_models.py has
-too: so the test needs no PyTorch. Needs the `bench` extra.
+writes the network's output in float64 for weights from a formula that tests/test_models.py shares, so that the test
+needs no PyTorch. Needs the `bench` extra.
 """
 
 import argparse

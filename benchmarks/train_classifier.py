@@ -3,10 +3,9 @@
     python benchmarks/train_classifier.py --data=mnist --dir=DIR --out=jaxdiff/evaluation/mnist.npz
     python benchmarks/train_classifier.py --data=digits --out=jaxdiff/evaluation/digits.npz
 
-It trains on the train split alone, each image shifted by chance by up to 2 pixels (digits: 1) each way, with Adam, and
-prints what belongs into `jaxdiff.evaluation.CARDS`. The same versions on the same kind of CPU write the same file;
-another machine rounds otherwise, and so trains a classifier of other weights. It takes 70 s of CPU time for MNIST and
-15 s for the digits, on a Xeon.
+It trains on the train split with Adam, each image shifted randomly by up to 2 pixels (digits: 1) each way, and prints
+the fields for `jaxdiff.evaluation.CARDS`. The same versions on the same kind of CPU write the same file; other machines
+round differently and so train other weights. It takes 70 s of CPU time for MNIST and 15 s for the digits, on a Xeon.
 """
 
 import argparse
@@ -29,7 +28,7 @@ SHIFT = {"mnist": 2, "digits": 1}  # pixels
 
 
 def shifted(key: jax.Array, image: jax.Array, most: int) -> jax.Array:
-    """An image moved by up to `most` pixels each way, black where it came from."""
+    """Shift an image randomly by up to `most` pixels each way, filling with black."""
     padded = jnp.pad(image, ((most, most), (most, most), (0, 0)), constant_values=-1.0)
     top, left = jax.random.randint(key, (2,), 0, 2 * most + 1)
     return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
@@ -68,7 +67,7 @@ def train(name: str, dir: str | None) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=tuple(CARDS), required=True)
-    parser.add_argument("--dir", help="the folder of MNIST's files; downloaded once if left out")
+    parser.add_argument("--dir", help="the folder of MNIST's files; downloaded once by default")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     params = train(args.data, args.dir)

@@ -1,14 +1,13 @@
-"""The DDPM U-Net in JAX against its PyTorch twin, on one machine, in one run.
+"""Compare the speed of the DDPM U-Net in JAX with its PyTorch twin, on one machine, in one run.
 
     python benchmarks/unet.py                                     # the CPU, float32, batches of 64
     python benchmarks/unet.py --device=gpu --dtype=bfloat16 --batch=256
 
-A training step is the mean squared error of ε and Adam at 1e-4, compiled and donated in JAX; the
-network is called as jaxdiff's trainer calls it: under a `jax.vmap` of single examples, split over
-the devices, with its compiler options. The repetitions take turns, so that a machine whose speed
-drifts is as kind to one as to another. PyTorch runs the twin straightforward and tuned
-(benchmarks/torch_twin.py), and on a GPU also tuned under torch.compile. Peak memory and the time to
-the first step are those of a process of its own. Needs `bench`.
+A training step minimizes the mean squared error of ε with Adam at 1e-4, compiled and donated in JAX. The network is
+called as jaxdiff's trainer calls it: under a `jax.vmap` of single examples, split over the devices, with its compiler
+options. Repetitions alternate, so that changes in the machine's speed affect all equally. PyTorch runs the twin as
+written and tuned (benchmarks/torch_twin.py), and on a GPU also tuned under torch.compile. Peak memory and the time to
+the first step are measured in a separate process. Needs the `bench` extra.
 """
 
 import argparse
@@ -34,7 +33,7 @@ MATRIX_RATE = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "L4
 
 
 def jax_runs(args: argparse.Namespace) -> tuple[Run, Run]:
-    """One training step and one forward pass, each returning when its result is there."""
+    """Return one training step and one forward pass; each blocks until its result is ready."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -78,7 +77,7 @@ def jax_runs(args: argparse.Namespace) -> tuple[Run, Run]:
 
 
 def torch_runs(args: argparse.Namespace, *, tuned: bool, compiled: bool) -> tuple[Run, Run]:
-    """The same in PyTorch."""
+    """Return the same in PyTorch."""
     import torch
     import torch_twin
 
@@ -120,7 +119,7 @@ def contestants(device: str) -> dict[str, Callable[[argparse.Namespace], tuple[R
 
 
 def seconds(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
-    """Times of each of `runs`, taking turns, after two of each for warming up."""
+    """Return the times of each of `runs`, alternating, after two warm-up calls of each."""
     for run in runs.values():
         run(), run()
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -133,7 +132,7 @@ def seconds(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
 
 
 def in_a_process(args: argparse.Namespace, name: str, cache: str) -> tuple[float, float]:
-    """Seconds to the end of the first training step, and peak GB, of a process that takes one."""
+    """Return the seconds to the end of the first training step, and the peak GB, of a new process."""
     command = [sys.executable, __file__, f"--only={name}", f"--batch={args.batch}"]
     command += [f"--device={args.device}", f"--dtype={args.dtype}"]
     environment = os.environ | {
@@ -147,7 +146,7 @@ def in_a_process(args: argparse.Namespace, name: str, cache: str) -> tuple[float
 
 
 def take_one_step(args: argparse.Namespace) -> None:
-    """What the process of `in_a_process` does."""
+    """Take one training step in the process that `in_a_process` starts."""
     train, _ = contestants(args.device)[args.only](args)
     train()
     end = time.time()
@@ -169,7 +168,7 @@ def processor() -> str:
 
 
 def training_flops(batch: int) -> float:
-    """Three times those of the forward pass, as PyTorch counts its products and convolutions."""
+    """Return three times the operations of the forward pass, as PyTorch counts its products and convolutions."""
     import torch
     import torch_twin
     from torch.utils.flop_counter import FlopCounterMode

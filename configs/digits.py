@@ -8,19 +8,19 @@
 Measured on 2 cores of a Xeon: 2,000 steps of 64 images in 2 min 30 s, compilation and four pictures included, at 1,100
 images/s; loss 0.137. Digits are recognisable from the first picture (500 steps) on. 683,649 parameters.
 
-`:conditional` tells the same network each digit's label, but for a tenth of them; `:classifier` learns to tell the
-label from the noisy digit, to guide by.
+`:conditional` conditions the same network on labels and drops a tenth of them; `:classifier` trains a classifier of
+noisy digits for guidance.
 
-Under other perturbations, with the same network (one channel wider at its entrance where it is told the parameters of
-its sample, two for the angle and the zoom), the same steps in the same time (`:overlap` 2 min 22 s) and as many
-evaluations (see docs/perturbations.md, and docs/digits_perturbations.md for what comes of them):
+The other variants are perturbed processes (docs/perturbations.md; docs/digits_perturbations.md has their results). They
+take the same steps in the same time (`:overlap` 2 min 22 s) and as many evaluations, with the same network, which has
+one more input channel if it is conditioned on the transform, or two for angle and zoom:
 
-    :laplace :uniform :bernoulli    noise of these laws in the place of the normal one
-    :rotate      turned by up to a quarter either way; the network is told how far
-    :mask        pixels vanish, and the network is told which and when
-    :blur        to the mean, with little noise: the blur is undone, from a fitted law of the mean
-    :pixelate    to the mean by blocks of 2, 4 and 8 pixels, likewise
-    :overlap     into another digit of the train split, which the network is told, with little noise
+    :laplace :uniform :bernoulli    noise from these distributions instead of the normal one
+    :rotate      rotation by up to 90 degrees either way; conditioned on the angle
+    :mask        pixels vanish; conditioned on which and when
+    :blur        blur to the mean with little noise; sampling starts from a distribution fitted to the mean
+    :pixelate    as `:blur`, by blocks of 2, 4 and 8 pixels
+    :overlap     change into another digit of the train split with little noise; conditioned on that digit
 """
 
 import dataclasses
@@ -28,17 +28,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxdiff.config import Config, Data, Every, Loss, Optimizer, Sampling, Train
+from jaxdiff.experiment import Config, Data, Every, Loss, Optimizer, Sampling, Train
+from jaxdiff.typing import InputError
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The locked config of a variant."""
+    """Return the locked config of a variant."""
     variants = {"": _plain, "conditional": _conditional, "classifier": _classifier}
     if variant in _PERTURBED:
         return _perturbed(**_PERTURBED[variant]).to_config_dict()
     if variant not in variants:
         known = ", ".join(filter(None, [*variants, *_PERTURBED]))
-        raise ValueError(f"configs/digits.py has no variant {variant!r}; it has {known}")
+        raise InputError(f"configs/digits.py has no variant {variant!r}; it has {known}")
     return variants[variant]().to_config_dict()
 
 
@@ -54,7 +55,7 @@ def _plain() -> Config:
             "attention": (False, True),
             "layers": 1,
         },
-        schedule={"name": "cosine", "steps": 1000},
+        schedule={"name": "cosine", "num_timesteps": 1000},
         predicts="v",
         optimizer=Optimizer(learning_rate=2e-3, warmup_steps=100, decay="cosine"),
         train=Train(steps=2000, batch_size=64, ema_decay=0.999),
@@ -76,13 +77,13 @@ def _classifier() -> Config:
 
 
 def _perturbed(*, little_noise: float | None = None, **process: Any) -> Config:
-    """Diffusion under a process; with `little_noise`, α = 1 and σ rises from 0 to that."""
+    """Return the config of a perturbed process; with `little_noise`, α = 1 and σ rises to it."""
     plain = _plain()
     config = dataclasses.replace(
         plain,
         process={"name": "perturbed", **process},
-        sampling=dataclasses.replace(plain.sampling, sampler="transported"),
-        **({"predicts": "x0", "loss": Loss(space="x0")} if "signal" in process else {}),
+        sampling=dataclasses.replace(plain.sampling, sampler="deterministic"),
+        **({"predicts": "x0", "loss": Loss(target="x0")} if "transform" in process else {}),
     )
     if little_noise is None:
         return config
@@ -90,17 +91,17 @@ def _perturbed(*, little_noise: float | None = None, **process: Any) -> Config:
     return dataclasses.replace(config, schedule=schedule)
 
 
-# What g leaves of a digit at t = 1 decides about the schedule. A turned digit is still one: only noise can hide it, so
-# the schedule of the plain config does, and starts from noise alone. So it does for pixels that vanish, as one that
-# reappears is drawn at its mean: the noise that is still there makes up for the spread that this lacks. A mean of all
-# pixels is known well enough by its variance, and another digit wholly: these keep α = 1, and the transform is undone.
+# The schedule depends on what g leaves of a digit at t = 1. A rotated digit is still one, which only noise can hide: so
+# the schedule is that of the plain config, and sampling starts from noise alone. The same holds for masked pixels: one
+# that reappears is drawn at its mean, and the remaining noise supplies the spread that this lacks. The mean of all
+# pixels is nearly normal, and another digit is known: these keep α = 1, and sampling undoes the transform.
 _PERTURBED: dict[str, dict[str, Any]] = {
     "laplace": {"noise": "laplace"},
     "uniform": {"noise": "uniform"},
     "bernoulli": {"noise": "bernoulli"},
-    "rotate": {"signal": ("random_warp:low=-1.5708,high=1.5708",), "tell": True},
-    "mask": {"signal": ("mask",), "tell": True},
-    "blur": {"signal": ("blur:width=4",), "start": "fitted", "little_noise": 0.5},
-    "pixelate": {"signal": ("pixelate:blocks=(2,4,8)",), "start": "fitted", "little_noise": 0.5},
-    "overlap": {"signal": ("overlap",), "tell": True, "little_noise": 0.5},
+    "rotate": {"transform": ("random_warp:low=-1.5708,high=1.5708",), "condition_on_transform": True},
+    "mask": {"transform": ("mask",), "condition_on_transform": True},
+    "blur": {"transform": ("blur:width=4",), "start": "fitted", "little_noise": 0.5},
+    "pixelate": {"transform": ("pixelate:blocks=(2,4,8)",), "start": "fitted", "little_noise": 0.5},
+    "overlap": {"transform": ("overlap",), "condition_on_transform": True, "little_noise": 0.5},
 }

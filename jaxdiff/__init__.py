@@ -1,58 +1,47 @@
 """jaxdiff: diffusion models in JAX and Flax."""
 
-from jaxdiff import (
-    data,
-    evaluation,
-    guidance,
-    inpainting,
-    likelihood,
-    losses,
-    oracles,
-    parameterization,
-    perturbations,
-    samplers,
-    schedules,
-    time_sampling,
-    weightings,
-)
-from jaxdiff.bounds import continuous_bound, variational_bound
-from jaxdiff.denoisers import clipped, denoiser, thresholded
-from jaxdiff.encoding import decode, encode, slerp
-from jaxdiff.likelihood import log_likelihood
-from jaxdiff.processes import Gaussian, Perturbed, Process
+from jaxdiff import data, evaluation, likelihood, losses, samplers, schedules
+from jaxdiff.denoisers import analytic, clip_denoised, denoiser, dynamic_threshold, from_function, guidance, inpainting
+from jaxdiff.likelihood import continuous_elbo, decode, elbo, encode, log_likelihood, slerp
+from jaxdiff.losses import time_sampling, weightings
+from jaxdiff.processes import Denoiser, Gaussian, Perturbed, Process, noise, parameterization, transforms
 from jaxdiff.run import Run, load
-from jaxdiff.samplers import sample
-from jaxdiff.typing import Denoiser, Prediction
+from jaxdiff.samplers import sample, timesteps
+from jaxdiff.typing import InputError, Prediction
 
 __all__ = [
     "Denoiser",
     "Gaussian",
+    "InputError",
     "Perturbed",
     "Prediction",
     "Process",
     "Run",
-    "clipped",
-    "continuous_bound",
+    "analytic",
+    "clip_denoised",
+    "continuous_elbo",
     "data",
     "decode",
     "denoiser",
+    "dynamic_threshold",
+    "elbo",
     "encode",
     "evaluation",
+    "from_function",
     "guidance",
     "inpainting",
     "likelihood",
     "load",
     "log_likelihood",
     "losses",
-    "oracles",
+    "noise",
     "parameterization",
-    "perturbations",
     "sample",
     "samplers",
     "schedules",
     "slerp",
-    "thresholded",
     "time_sampling",
-    "variational_bound",
+    "timesteps",
+    "transforms",
     "weightings",
 ]

@@ -1,37 +1,89 @@
-"""The types that every part of the house shares.
+"""Types and aliases that every module shares.
 
 Everything is written for one sample: `x_t` has the sample's own shape and `t` is a scalar. Batches are `jax.vmap`.
 """
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, dataclass_transform, overload
 
-from jaxtyping import Array, Float
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key
 
 PyTree = Any
+Shape = tuple[int, ...]
+Scalar = Float[Array, ""]
 Time = Float[Array, ""] | float
+RandomKey = Key[Array, ""]
+Sample = Float[Array, "*shape"]
+Samples = Float[Array, "n *shape"]
+HostSamples = Float[np.ndarray, "n *shape"]
+
+T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """Invalid input. The message names the argument, its value, the rule and the fix; command lines print it alone."""
 
 
 class Prediction(NamedTuple):
-    """The hub: what any network's output is converted into, once.
+    """The pair (x̂_0, n̂) that the output of any network is converted into, so that x_t = α_t g_t(x0) + σ_t noise.
 
-    `x0` estimates the clean sample and `noise` the standardised noise, so that
-    x_t = α_t·x0 + σ_t·noise holds wherever the path lets both be known. A network that learns the variance of the
-    reverse step says with `variance_mix` where it lies, in logarithms, between the smallest (0, the posterior's) and
-    the largest (1, the transition's): see `jaxdiff.samplers.jump`.
+    `variance_mix` is set by networks that learn the variance of the reverse step: the position of its logarithm between
+    that of the posterior variance (0) and of the transition variance (1). See `jaxdiff.samplers.ancestral`.
     """
 
-    x0: Float[Array, "*shape"]
-    noise: Float[Array, "*shape"]
-    variance_mix: Float[Array, "*shape"] | None = None
+    x0: Sample
+    """The estimate of the clean sample."""
+    noise: Sample
+    """The estimate of the standardized noise."""
+    variance_mix: Sample | None = None
 
 
-@runtime_checkable
-class Denoiser(Protocol):
-    """What samplers, losses, guidance and likelihoods see of a model.
+def static(**options: Any) -> Any:
+    """Return a dataclass field that is part of the pytree's structure: hashable, and fixed at compile time."""
+    return dataclasses.field(metadata={"static": True}, **options)
 
-    Takes one sample `x_t` of any shape, its time `t` (scalar in [0, 1], 0 is data) and an optional condition
-    (a pytree, None if there is none). For use under `jax.jit` without recompilation, make it a pytree
-    (`jax.tree_util.register_dataclass`) or a function that is defined once.
+
+@overload
+def pytree(cls: type[T], /) -> type[T]: ...
+@overload
+def pytree(*, kw_only: bool = ..., eq: bool = ...) -> Callable[[type[T]], type[T]]: ...
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(static, dataclasses.field))
+def pytree(cls: Any = None, /, *, kw_only: bool = True, eq: bool = True) -> Any:
+    """Make a class a frozen dataclass that JAX treats as a pytree, with `static` fields in its structure.
+
+    Unlike `jax.tree_util.register_dataclass`, rebuilding an instance from its leaves skips `__init__`, so that
+    `__post_init__` validates what users pass and nothing else. Use `eq=False` where a field holds arrays, which have
+    no hash.
     """
 
-    def __call__(self, x_t: Float[Array, "*shape"], t: Time, cond: PyTree = None, /) -> Prediction: ...
+    def wrap(cls: type[T]) -> type[T]:
+        cls = dataclasses.dataclass(frozen=True, kw_only=kw_only, eq=eq)(cls)
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        leaves = [field.name for field in fields if not field.metadata.get("static")]
+        fixed = [field.name for field in fields if field.metadata.get("static")]
+
+        def flatten_with_keys(node: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+            children = [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in leaves]
+            return children, tuple(getattr(node, name) for name in fixed)
+
+        def flatten(node: Any) -> tuple[list[Any], tuple[Any, ...]]:
+            return [getattr(node, name) for name in leaves], tuple(getattr(node, name) for name in fixed)
+
+        def unflatten(aux: tuple[Any, ...], children: Any) -> Any:
+            node = object.__new__(cls)
+            for name, value in zip((*leaves, *fixed), (*children, *aux), strict=True):
+                object.__setattr__(node, name, value)
+            return node
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+        return cls
+
+    return wrap if cls is None else wrap(cls)
+
+
+def is_traced(tree: PyTree) -> bool:
+    """Return whether any leaf has no known value because a transformation such as `jax.jit` is tracing it."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

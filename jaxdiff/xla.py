@@ -1,12 +1,12 @@
-"""How XLA is asked to compute on a CPU; on other devices nothing here does anything.
+"""XLA options for CPUs; on other devices nothing here has any effect.
 
-Measured on 2 cores of a Xeon with AVX-512 and JAX 0.10, in images/s of `configs/mnist.py` in training:
+Images/s of `configs/mnist.py` in training, measured on 2 cores of a Xeon with AVX-512 and JAX 0.10:
 
-    as JAX comes                                                                                259
-    convolutions and products by Eigen, sums by YNNPACK, and a device a core with one thread    360
+    the defaults of JAX                                                                         259
+    convolutions and products by Eigen, sums by YNNPACK, and one device with one thread a core  360
 
 A core that waits for its share of an operation sleeps, and waking it takes about 0.2 ms on a virtual machine: as long
-as the operation. Cores that each have examples of their own meet once a step.
+as the operation. Cores that each have their own examples synchronize once per step.
 """
 
 import functools
@@ -21,15 +21,15 @@ _ONE_THREAD = {"xla_cpu_multi_thread_eigen": False}
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def split_cpu(batch: int, multiple: int = 1) -> None:
-    """Make the CPU a device a core, or as many as divide a batch and are a multiple of `multiple`.
+    """Make each core a JAX device, or as many as divide `batch` and are a multiple of `multiple`.
 
-    To be called before JAX makes its devices. A number that the user has set (`jax_num_cpu_devices`, or
-    `--xla_force_host_platform_device_count` in XLA_FLAGS) stays.
+    Call it before JAX initializes its devices. A number of devices that the user has set (`jax_num_cpu_devices`, or
+    `--xla_force_host_platform_device_count` in XLA_FLAGS) is kept.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if jax.config.values["jax_num_cpu_devices"] > 0 or "xla_force_host_platform_device_count" in flags:
@@ -41,7 +41,7 @@ def split_cpu(batch: int, multiple: int = 1) -> None:
 
 @functools.cache
 def compiler_options() -> dict[str, str | bool]:
-    """For `jax.jit(..., compiler_options=...)`, which takes them in an outermost jit alone."""
+    """Return the options for `jax.jit(..., compiler_options=...)`, which accepts them in an outermost jit only."""
     if jax.default_backend() != "cpu":
         return {}
     wanted = _OPTIONS | (_ONE_THREAD if jax.local_device_count() >= cores() > 1 else {})
@@ -50,12 +50,12 @@ def compiler_options() -> dict[str, str | bool]:
 
 @functools.cache
 def outermost(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
-    """`jax.jit` with these options, for a function of a module: to be called where no other jit is around."""
+    """Return `jax.jit` of a module's function with these options; call the result outside any other jit."""
     return jax.jit(function, static_argnames=static, compiler_options=compiler_options())
 
 
 def _known(name: str, value: str | bool) -> bool:
-    """Whether this XLA has the option: they come and go."""
+    """Return whether this version of XLA has the option."""
     try:
         jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
     except jax.errors.JaxRuntimeError:

@@ -1,4 +1,4 @@
-"""Every schedule that is tested, its formulas in float64 numpy, and all that it computes itself, compiled once."""
+"""The schedules under test, their formulas in float64 NumPy, and everything that they compute, compiled once."""
 
 import dataclasses
 import functools
@@ -15,26 +15,25 @@ from jaxdiff.schedules import Learned, Schedule, log_snr_rate, rates
 
 
 def bent(*, learn_ends: bool) -> Learned:
-    """A learned schedule that is not about linear any more, with its ends moved where they are learned."""
-    schedule = schedules.learned(jax.random.key(3), hidden=16, learn_ends=learn_ends)
+    """A learned schedule far from linear, with its ends moved if they are learned."""
+    schedule = Learned.init(jax.random.key(3), hidden=16, learn_ends=learn_ends)
     ends = jnp.array([1.7, -2.3], jnp.float32) if learn_ends else None
     return dataclasses.replace(schedule, heights=4 * schedule.heights + 6, ends=ends)
 
 
-# Every entry of the registry with its defaults, and some with other arguments.
+# Every registered schedule with its defaults, and some with other arguments.
 CASES: dict[str, Callable[[], Schedule]] = {
-    **schedules.REGISTRY,
-    "linear-10": lambda: schedules.linear(10, beta_first=0.01, beta_last=0.9),
-    "linear-1": lambda: schedules.linear(1, beta_first=0.5),
-    "linear-7000": lambda: schedules.linear(7000, beta_last=0.003),
-    "cosine-20": lambda: schedules.cosine(20, offset=0.02, beta_max=0.9),
-    "discrete-3": lambda: schedules.discrete(np.array([0.1, 0.5, 0.2])),
+    **schedules.SCHEDULES,
+    "linear-10": lambda: schedules.Linear(10, beta_first=0.01, beta_last=0.9),
+    "linear-1": lambda: schedules.Linear(1, beta_first=0.5),
+    "linear-7000": lambda: schedules.Linear(7000, beta_last=0.003),
+    "cosine-20": lambda: schedules.Cosine(20, offset=0.02, beta_max=0.9),
+    "discrete-3": lambda: schedules.Discrete(np.array([0.1, 0.5, 0.2])),
     "vp-mild": lambda: schedules.VP(beta_min=0.5, beta_max=5.0),
     "truncated_cosine-lopsided": lambda: schedules.TruncatedCosine(log_snr_max=12.0, log_snr_min=-6.0),
     "ve-wide": lambda: schedules.VE(sigma_min=0.002, sigma_max=348.0),
     "sigmoid-lopsided": lambda: schedules.Sigmoid(start=0.0, end=3.0, tau=0.3, log_snr_min=-9.0),
     "edm-cubic": lambda: schedules.EDM(sigma_min=0.01, sigma_max=20.0, rho=3.0),
-    "learned": lambda: schedules.learned(jax.random.key(0)),
     "learned-bent": lambda: bent(learn_ends=False),
     "learned-ends": lambda: bent(learn_ends=True),
 }
@@ -129,7 +128,7 @@ def softplus(x: np.ndarray) -> np.ndarray:
 
 
 def network(schedule: Learned) -> tuple[Callable, Callable, float, float]:
-    """γ̃ and its derivative as Kingma et al. print them, and both ends, in numpy."""
+    """γ̃ and its derivative as Kingma et al. print them, and both ends, in NumPy."""
     w, h = softplus(schedule.slopes), softplus(schedule.heights) / len(schedule.heights)
     b = np.asarray(schedule.offsets, np.float64)
 
@@ -177,7 +176,7 @@ FORMULAS = {name: by_betas(betas) for name, betas in BETAS.items()} | {
 
 
 def slope_by_betas(betas: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """(log ᾱ)'/(1 − ᾱ), as for every schedule that preserves variance."""
+    """(log ᾱ)'/(1 − ᾱ), as for every variance-preserving schedule."""
     steps, logs = len(betas), np.log1p(-betas)
     table = np.concatenate([[0.0], np.cumsum(logs)])
 
@@ -251,14 +250,14 @@ def times(schedule: Schedule, kind: Kind | float) -> np.ndarray:
     """24 times, as float32 holds them: of one kind, relative to the steps of a discrete schedule, or all the same."""
     if isinstance(kind, float):
         return np.full(24, kind, np.float32)
-    cells = schedule.steps or 1000
+    cells = schedule.num_timesteps or 1000
     k = np.linspace(0, cells - 1, 24).astype(int)
     return ((k + OFFSETS[kind]) / cells).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Values:
-    """Everything a schedule says of some times, as numpy arrays in the precision asked for."""
+    """Everything that a schedule computes at some times, as NumPy arrays of one precision."""
 
     alpha: np.ndarray
     sigma: np.ndarray

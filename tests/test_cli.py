@@ -1,6 +1,5 @@
 """The command line: runs trained and sampled by `python train.py` and `python sample.py`, and every kind of mistake."""
 
-import functools
 import json
 import re
 import shutil
@@ -10,16 +9,15 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 import jaxdiff as jd
-from jaxdiff import folder
-from jaxdiff.experiment import make_experiment
-from jaxdiff.folder import Form
+from jaxdiff.data import DataSpec
+from jaxdiff.experiment import make_experiment, workdir
+from jaxdiff.experiment.checkpoint import Checkpoints
+from jaxdiff.samplers.batching import all_devices
 from jaxdiff.training import loop
-from jaxdiff.training.checkpoint import Checkpoints
-from jaxdiff.training.sharding import make_mesh
-from jaxdiff.training.step import abstract_state, init_state
 
 
 class Commands:
@@ -42,14 +40,14 @@ def commands(tmp_path_factory) -> Commands:
 def trained(tmp_path_factory) -> tuple[Path, Path]:
     """A config file, and the run on points, with checkpoints of steps 5 and 10, that `python train.py` made of it."""
     folder = tmp_path_factory.mktemp("trained")
-    config, workdir = tiny.write_config(folder, {"every.checkpoint": 5}), folder / "run"
-    arguments = f"--config={config}", f"--workdir={workdir}", "--config.train.steps=10"
+    config, run = tiny.write_config(folder, {"every.checkpoint": 5}), folder / "run"
+    arguments = f"--config={config}", f"--workdir={run}", "--config.train.steps=10"
     code, out, err = tiny.finish(tiny.start("train.py", *arguments, cache=folder / "cache"))
     assert (code, out) == (0, ""), err
     lines = err.splitlines()
     assert re.fullmatch(r"step 10/10  loss \d\.\d{4}  \d+ images/s  0:00:00 left", lines[0])
-    assert lines[1:] == [f"step 10: {workdir / 'samples' / '00000010.png'}"]
-    return config, workdir
+    assert lines[1:] == [f"step 10: {run / 'samples' / '00000010.png'}"]
+    return config, run
 
 
 def test_a_trained_run_has_its_config_metrics_picture_and_checkpoints(trained):
@@ -62,13 +60,11 @@ def test_a_trained_run_has_its_config_metrics_picture_and_checkpoints(trained):
 
 
 def test_sampling_images_writes_a_picture_and_the_samples(tmp_path):
-    config, form = tiny.config(base=tiny.IMAGES), Form(shape=(8, 8, 1), levels=17, classes=10)
-    folder.write(tmp_path, config, form)
-    experiment = make_experiment(config, form.shape, levels=17)
+    config, spec = tiny.config(base=tiny.IMAGES), DataSpec(shape=(8, 8, 1), levels=17, classes=10)
+    workdir.write(tmp_path, config, spec)
+    experiment, replicated = make_experiment(config, spec), NamedSharding(all_devices(), PartitionSpec())
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
-    abstract = abstract_state(experiment, make_mesh(1, 8))
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    checkpoints.save(7, jax.jit(functools.partial(init_state, experiment), out_shardings=shardings)())
+    checkpoints.save(7, {"weights": jax.jit(experiment.init, out_shardings=replicated)(jax.random.key(0))})
     checkpoints.close()
 
     picture, samples = tmp_path / "new" / "digits.png", tmp_path / "new" / "digits.npz"
@@ -113,9 +109,9 @@ def test_the_same_seed_gives_the_same_samples(trained, commands, tmp_path):
         return (tmp_path / f"{name}.npz").read_bytes()
 
     first = sample("first", "--seed=4")
-    assert sample("second", "--seed=4", "--sampler=ddim", "--steps=4", "--grid=uniform") == first
+    assert sample("second", "--seed=4", "--sampler=ddim", "--steps=4", "--timesteps=uniform") == first
     assert sample("seed", "--seed=5") != first
-    assert sample("settings", "--seed=4", "--sampler=ddpm", "--steps=3", "--grid=quadratic") != first
+    assert sample("settings", "--seed=4", "--sampler=ddpm", "--steps=3", "--timesteps=quadratic") != first
 
 
 def test_samples_of_a_run_are_encoded_and_decoded(trained, commands, tmp_path):
@@ -152,14 +148,14 @@ TRAIN_MISTAKES = {
     "--config.train.batch_size=12": "train.batch_size = 12 is not divisible over 8 devices; use 8 or 16",
     "--config.train.fsdp=3": "train.fsdp = 3 does not divide the 8 devices; choose a divisor of 8",
     "--config.every.log=3": "every.log = 3 is not a multiple of train.steps_per_dispatch = 5; make it one",
-    "--config.sampling.steps=21": "sampling.steps = 21, but the schedule has 20 steps; ask for at most 20",
-    "--config.data.name=digit": "name='digit': unknown data set; known are digits, mnist,",
+    "--config.sampling.steps=21": "sampling.steps = 21, but the schedule has 20 timesteps; use at most 20 steps",
+    "--config.data.name=digit": "name = 'digit' is no data set, tfds:NAME or package.module:function; did you mean",
     "--config.data.name=digits": "an mlp takes vectors, but an example here has shape (8, 8, 1)",
-    "--config.data.dir=somewhere": "dir='somewhere': swissroll is read from no folder. Leave dir out.",
+    "--config.data.dir=somewhere": "dir = 'somewhere', but swissroll is read from no folder; leave dir out",
     "--workdir=/dev/null/x": "workdir = /dev/null/x can't be written (Not a directory); choose another folder",
     "--wrkdir=x": "Unknown command line flag 'wrkdir'. Did you mean: workdir ?",
     "train": "'train' is no flag; every setting is written --NAME=VALUE",
-    "--coordinator=localhost:1": "--coordinator is read with --distributed only; give that too, or leave it out",
+    "--coordinator=localhost:1": "--coordinator needs --distributed; give that too, or leave it out",
     "--distributed": "--distributed can't start with --coordinator=None, --num_processes=None, --process_id=None: ",
     "--config=nowhere.py": "--config = nowhere.py: there is no such file; give FILE or FILE:VARIANT",
     "--config=configs/mnist.py:huge": "configs/mnist.py has no variant 'huge'; it has ",
@@ -169,14 +165,14 @@ TRAIN_MISTAKES = {
 
 @pytest.mark.parametrize("mistake", TRAIN_MISTAKES)
 def test_a_mistake_in_training_is_told_in_one_line(commands, tmp_path, mistake):
-    config, workdir = tiny.write_config(tmp_path), tmp_path / "run"
-    given = {"--config": f"--config={config}", "--workdir": f"--workdir={workdir}"}
+    config, run = tiny.write_config(tmp_path), tmp_path / "run"
+    given = {"--config": f"--config={config}", "--workdir": f"--workdir={run}"}
     given[mistake.partition("=")[0]] = mistake
     code, out, err = commands.run("train.py", *given.values())
     assert err.startswith(f"error: {TRAIN_MISTAKES[mistake]}")
     assert err.count("\n") == 1
     assert (code, out) == (1, "")
-    assert not (workdir / "checkpoints").exists()
+    assert not (run / "checkpoints").exists()
 
 
 def test_a_variant_of_a_file_without_variants_is_told_in_one_line(commands, tmp_path):
@@ -231,7 +227,7 @@ def test_a_run_that_diverges_is_told_in_one_line(commands, tmp_path):
 def test_a_crash_in_a_config_file_keeps_its_traceback(commands, tmp_path):
     config = tiny.write_config(tmp_path)
     for bug, error in [("undefined", "NameError"), ("1 + ''", "TypeError"), ("Config(steps=1)", "TypeError")]:
-        config.write_text(f"from jaxdiff.config import Config\ndef get_config():\n    {bug}\n")
+        config.write_text(f"from jaxdiff.experiment import Config\ndef get_config():\n    {bug}\n")
         code, _, err = commands.run("train.py", f"--config={config}", f"--workdir={tmp_path / 'run'}")
         assert code == 1
         assert "Traceback" in err
@@ -249,14 +245,14 @@ def test_none_can_be_given_on_the_command_line(commands, tmp_path):
 
 SAMPLE_MISTAKES = {
     "--sampler=dimd": "sampler = 'dimd'; the known ones are adaptive, ddim, ddpm, ",
-    "--sampler=ddim:eta": "sampler = 'ddim:eta' has no option 'eta'; it takes eta",
-    "--grid=unifrm": "grid = 'unifrm'; the known ones are ",
-    "--steps=0": "steps = 0; a sampler needs at least 1 step",
-    "--steps=21": "steps = 21, but the schedule has 20 steps; ask for at most 20",
-    "--n=0": "n = 0, batch = 64; both must be at least 1",
+    "--sampler=ddim:eta": "sampler = 'ddim:eta' has no option 'eta'; write NAME:OPTION=VALUE",
+    "--timesteps=unifrm": "timesteps = 'unifrm'; the known ones are ",
+    "--steps=0": "steps = 0; the rule is 1 or more",
+    "--steps=21": "steps = 21, but the schedule has 20 timesteps; use at most 20 steps",
+    "--n=0": "n = 0; the rule is 1 or more",
     "--label=3": "labels = 3, but this model is unconditional: it was trained without labels",
     "--seed=-1": "--seed = -1; the rule is 0 <= seed < 2^32",
-    "--out=digits.jpg": "--out = digits.jpg: the picture is a PNG; give a name that ends in .png",
+    "--out=digits.jpg": "--out = digits.jpg: the image is a PNG; give a name that ends in .png",
     "--out=/dev/null/x.png": "--out = /dev/null/x.png can't be written (",
     "--workdir=configs": "workdir = configs is no run: it has no config.json; give a folder that train.py wrote",
     "--stepz=3": "Unknown command line flag 'stepz'. Did you mean: steps ?",
@@ -264,20 +260,20 @@ SAMPLE_MISTAKES = {
     "--reconstruct=20001": "n = 20001, but the test split of swissroll has 20000 examples: 1 to as many",
     "--interpolate=2": "--interpolate draws rows of images, but this run's samples have shape (2,); leave it out",
     "--bits_per_dim=2": "bits_per_dim is for images of so many levels; for points in the plane see log_likelihood",
-    "--images=x.npz": "--images is read with --reconstruct, --interpolate, --inpaint, --vary, --bits_per_dim only",
+    "--images=x.npz": "--images is used with --reconstruct, --interpolate, --inpaint, --image_to_image, ",
     "--guidance=1": "guidance = 1.0 guides towards a label; give labels too",
-    "--label=three": "--label = 'three'; give a number, 0,1,2 or all, or a blend as in 3+8 or 3:0.7+8:0.3",
-    "--label=3+3": "--label = '3+3'; give a number, 0,1,2 or all, or a blend",
+    "--label=three": "--label = 'three'; give a number, 0,1,2 or all, or a composition as in 3+8 or 3:0.7+8:0.3",
+    "--label=3+3": "--label = '3+3'; give a number, 0,1,2 or all, or a composition",
     "--label=0,1 --n=3": "--n = 3 is not divisible by 2 labels, a row for each; make it a multiple",
     "--inpaint=2": "--inpaint draws images, but this run's samples have shape (2,); leave it out",
     "--inpaint=2 --label=0,1": "--inpaint draws images",
-    "--vary=2 --label=0,1": "--label = '0,1': here all have one label; give one, or a blend as in 3+8",
-    "--vary=2 --time=0": "t = 0.0; the rule is 0 < t <= 1",
-    "--mask=top": "--mask is read with --inpaint only; leave it out",
-    "--reconstruct=2 --guidance=1": "--guidance is read to draw samples only; leave it out",
-    "--reconstruct=2 --n=3": "--n is read without --reconstruct, which has its own number; leave it out",
-    "--reconstruct=2 --steps=3": "--steps is read to draw samples only; leave it out",
-    "--reconstruct=2 --interpolate=2": "--reconstruct and --interpolate make one picture each; leave one out",
+    "--image_to_image=2 --label=0,1": "--label = '0,1': here all have one label; give one, or a composition as in 3+8",
+    "--image_to_image=2 --time=0": "t = 0.0; the rule is 0 < t <= 1",
+    "--mask=top": "--mask is used with --inpaint only; leave it out",
+    "--reconstruct=2 --guidance=1": "--guidance is used to draw samples only; leave it out",
+    "--reconstruct=2 --n=3": "--n is used without --reconstruct, which has its own number; leave it out",
+    "--reconstruct=2 --steps=3": "--steps is used to draw samples only; leave it out",
+    "--reconstruct=2 --interpolate=2": "--reconstruct and --interpolate make one image each; leave one out",
     "--reconstruct=2 --images=no.npz": "no.npz can't be read ([Errno 2] No such file or directory: 'no.npz'); give a",
 }
 

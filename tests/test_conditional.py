@@ -1,4 +1,4 @@
-"""Models that are told labels, from training to samples, and what guides them; classifiers of noisy samples."""
+"""Models conditioned on labels, from training to samples, and their guidance; classifiers of noisy samples."""
 
 import dataclasses
 import functools
@@ -13,17 +13,20 @@ import tiny
 from scipy import stats
 
 import jaxdiff as jd
-from jaxdiff import evaluation, models, oracles, schedules
+from jaxdiff import analytic, evaluation, models, schedules
+from jaxdiff.data import DataSpec
 from jaxdiff.experiment import Experiment, make_experiment
+from jaxdiff.processes import Wrapper
 from jaxdiff.run import Run
 from jaxdiff.training import loop
 from jaxdiff.training.batches import make_batches
 from jaxdiff.training.sharding import make_mesh
 from jaxdiff.training.step import abstract_state, init_state, make_step
+from jaxdiff.typing import pytree
 
 MEANS = 1.5 * np.stack([np.cos(np.arange(8) * math.pi / 4), np.sin(np.arange(8) * math.pi / 4)], axis=1)
 CONDITIONAL = {"p_uncond": 0.2}
-NOISY = {"schedule": {"name": "cosine", "steps": 20}, "predicts": "v"}  # up to pure noise
+NOISY = {"schedule": {"name": "cosine", "num_timesteps": 20}, "predicts": "v"}  # up to pure noise
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +37,9 @@ def points(tmp_path_factory) -> Run:
         **CONDITIONAL,
         "data.name": "mixture",
         "model": {"name": "mlp", "width": 64, "depth": 2, "time_dim": 16},
-        "schedule": {"name": "cosine", "steps": 100},
+        "schedule": {"name": "cosine", "num_timesteps": 100},
         "predicts": "v",
-        "loss": {"space": "v"},
+        "loss": {"target": "v"},
         "optimizer": {"learning_rate": 0.004, "decay": "cosine"},
         "train": {"steps": 800, "batch_size": 256, "ema_decay": 0.98, "steps_per_dispatch": 100},
         "every": {"log": 100, "checkpoint": 800, "sample": 10_000},
@@ -97,23 +100,25 @@ def test_without_a_label_it_draws_them_all(points):
     np.testing.assert_allclose(null, x, atol=1e-3)
 
 
-def test_a_blend_lies_between_its_labels(points):
+def test_a_composition_lies_between_its_labels(points):
     x = points.sample(jax.random.key(2), n=100, labels={0: 0.5, 1: 0.5}, batch=100)
     assert np.isin(nearest(x), (0, 1)).mean() > 0.9
 
 
 def test_labels_are_dropped_one_by_one(monkeypatch):
-    """With a network that gives back its label, an example's loss tells what it was told."""
-    experiment = make_experiment(tiny.config({"p_uncond": 0.3, "data.name": "mixture"}), (2,), levels=None, classes=8)
+    """With a network that gives back its label, an example's loss shows which label it got."""
+    experiment = make_experiment(
+        tiny.config({"p_uncond": 0.3, "data.name": "mixture"}), DataSpec(shape=(2,), levels=None, classes=8)
+    )
     monkeypatch.setattr(
         type(experiment.model), "apply", lambda self, params, x, t, cond: 0 * x + 100.0 * cond[:, None].astype(float)
     )
     n = 4000
     t, keys, _ = experiment.draw(jax.random.key(0), n)
     losses = jax.jit(experiment.loss)({}, jnp.zeros((n, 2)), t, keys, jnp.full(n, 5))
-    told = np.round(np.sqrt(np.asarray(losses)) / 100).astype(int)
-    assert set(told) == {1, 5}  # the label is −1, or 5
-    dropped = told == 1
+    seen = np.round(np.sqrt(np.asarray(losses)) / 100).astype(int)
+    assert set(seen) == {1, 5}  # the label is −1, or 5
+    dropped = seen == 1
     # Binomial over the batch, and its neighbours are independent: neither all nor none, nor in runs.
     assert abs(dropped.mean() - 0.3) < 4 * math.sqrt(0.21 / n)
     together = (dropped[1:] & dropped[:-1]).mean()
@@ -134,7 +139,7 @@ def test_labels_stay_with_their_examples(monkeypatch):
     monkeypatch.setattr(Experiment, "loss", loss)
     changes = {"p_uncond": 0.1, "data.name": "mixture", "train.accumulate": 2, "train.steps_per_dispatch": 2}
     for on_device in (True, False):
-        experiment = make_experiment(tiny.config(changes), (2,), levels=None, classes=8)
+        experiment = make_experiment(tiny.config(changes), DataSpec(shape=(2,), levels=None, classes=8))
         mesh = make_mesh(2, 16, 2)
         abstract = abstract_state(experiment, mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -142,7 +147,7 @@ def test_labels_stay_with_their_examples(monkeypatch):
         batches = make_batches(dataset, mesh, seed=0, batch_size=16, on_device=on_device, labelled=True)
         assert (batches.resident is None) != on_device
         dispatch = next(batches.stream(0, 2, 2))
-        _, metrics = make_step(experiment, mesh, abstract, None)(state, batches.resident, dispatch.batch)
+        _, metrics = make_step(experiment, mesh, abstract)(state, batches.resident, dispatch.batch)
         np.testing.assert_array_equal(metrics.loss, 0)
 
 
@@ -157,15 +162,23 @@ def test_each_label_and_none_have_an_embedding_of_their_own():
     np.testing.assert_array_equal(model.apply(params, x, t)[:1], out[3:4])
 
 
+@pytree(eq=False)
+class BestClassifier(Wrapper):
+    """The classifier with the exact posterior."""
+
+    inner: Any
+
+    def log_probs(self, x_t, t):
+        return self.inner.log_posterior(x_t, t)
+
+
 def test_accuracy_by_noise_is_that_of_the_best_classifier(x64):
     """Two clusters at ±m: the best is right with probability Φ(α m/√(α² c + σ²))."""
     schedule, m, c, n = schedules.VP(), 0.5, 0.04, 5000
-    oracle = oracles.mixture([0.5, 0.5], [[-m], [m]], [c, c], schedule=schedule)
-    x0, labels = oracle.data.sample_with_classes(jax.random.key(0), n)
+    exact = analytic.mixture([0.5, 0.5], [[-m], [m]], [c, c], schedule=schedule)
+    x0, labels = exact.data.sample_with_classes(jax.random.key(0), n)
     times = (0.01, 0.2, 0.5, 0.9)
-    found = evaluation.accuracy_by_noise(
-        jax.random.key(1), oracle.log_posterior, jd.Gaussian(schedule), x0, labels, times=times
-    )
+    found = evaluation.accuracy_by_noise(jax.random.key(1), BestClassifier(inner=exact), x0, labels, times=times)
     for t, share in zip(times, found.accuracy, strict=True):
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
         truth = stats.norm.cdf(alpha * m / math.sqrt(alpha**2 * c + sigma**2))
@@ -189,13 +202,12 @@ def test_a_classifier_of_noisy_images_learns_and_guides(classifier, images, tmp_
         )
         inner = model.experiment.network(model.params)
         by_hand = jd.guidance.classifier(
-            inner if model is images else jd.guidance.unconditional(inner), log_prob, weight, process=model.process
+            inner if model is images else jd.guidance.unconditional(inner), log_prob, weight
         )
         expected = jd.sample(
             jax.random.key(0),
-            jd.clipped(by_hand, model.process),
-            model.process,
-            jd.samplers.euler(),
+            jd.clip_denoised(by_hand),
+            jd.samplers.Euler(),
             shape=(8, 8, 1),
             n=8,
             steps=6,
@@ -219,21 +231,21 @@ def test_inpainting_keeps_what_is_known_and_variation_starts_from_it(images):
     x = images.inpaint(jax.random.key(0), x0, mask, labels=[1, 2, 3, -1], resample=2, steps=5)
     np.testing.assert_allclose(x[:, :4], x0[:, :4], atol=1e-5)
     assert np.abs(x[:, 4:] - x0[:, 4:]).max() > 0.1
-    near, far = (images.vary(jax.random.key(0), x0, t=t, sampler="ddim") for t in (0.05, 1.0))
+    near, far = (images.image_to_image(jax.random.key(0), x0, t=t, sampler="ddim") for t in (0.05, 1.0))
     error = [np.sqrt(((x - x0) ** 2).mean()) for x in (near, far)]
     assert error[0] < 0.3 < error[1]
     with pytest.raises(ValueError, match=r"mask has shape \(3, 3, 1\); samples have \(4, 8, 8, 1\)"):
         images.inpaint(jax.random.key(0), x0, np.ones((3, 3), bool))
-    with pytest.raises(ValueError, match=r"grid starts at 1\.0, but samples are noised to t = 0\.5"):
-        images.vary(jax.random.key(0), x0, t=0.5, grid=[1.0, 0.5, 0.0])
+    with pytest.raises(ValueError, match=r"timesteps starts at 1\.0, but samples are noised to t = 0\.5"):
+        images.image_to_image(jax.random.key(0), x0, t=0.5, timesteps=[1.0, 0.5, 0.0])
     once = images.inpaint(jax.random.key(0), x0, mask, labels=1, resample=1, sampler="dpm++2m", steps=4)
     np.testing.assert_allclose(once[:, :4], x0[:, :4], atol=1e-5)
     with pytest.raises(ValueError, match=r"t = 0; the rule is 0 < t <= 1"):
-        images.vary(jax.random.key(0), x0, t=0)
+        images.image_to_image(jax.random.key(0), x0, t=0)
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_a_model_can_not_be_told_is_refused(images, classifier, points, tmp_path):
+def test_what_a_model_can_not_be_conditioned_on_is_refused(images, classifier, points, tmp_path):
     key = jax.random.key(0)
 
     def refused(message: str, run: Run = images, **options: Any) -> None:
@@ -241,7 +253,7 @@ def test_what_a_model_can_not_be_told_is_refused(images, classifier, points, tmp
             run.sample(key, n=2, **options)
 
     with pytest.raises(ValueError, match="3 labels for 5 samples"):
-        evaluation.accuracy_by_noise(key, lambda x, t: x, images.process, np.zeros((5, 2)), np.zeros(3, int))
+        evaluation.accuracy_by_noise(key, None, np.zeros((5, 2)), np.zeros(3, int))
     refused(r"labels holds 10; the rule is 0 <= label < 10, or -1 for none", labels=10)
     refused(r"labels holds -2", labels=[-2, 0])
     refused(r"labels = \[1, 2, 3\]; give one whole number, or one for each of n = 2", labels=[1, 2, 3])
@@ -256,15 +268,17 @@ def test_what_a_model_can_not_be_told_is_refused(images, classifier, points, tmp
         guidance=1.0,
         classifier=classifier,
     )
-    refused(r"a blend, of which a classifier knows nothing", labels={1: 1.0}, guidance=1.0, classifier=classifier)
+    refused(r"is a composition, which no classifier can guide", labels={1: 1.0}, guidance=1.0, classifier=classifier)
     refused(r"labels holds -1; the rule is 0 <= label < 10$", labels=-1, guidance=1.0, classifier=classifier)
     changes = {**CONDITIONAL, **NOISY, "process": {"name": "perturbed", "noise": "laplace"}}
-    elsewhere = make_experiment(tiny.config(changes, base=tiny.IMAGES), (8, 8, 1), levels=17, classes=10)
+    elsewhere = make_experiment(
+        tiny.config(changes, base=tiny.IMAGES), DataSpec(shape=(8, 8, 1), levels=17, classes=10)
+    )
     other = Run(experiment=elsewhere, params=images.params, step=0)
     refused(r"another model:\n  process\.\w+: ", other, labels=1, guidance=1.0, classifier=classifier)
     never = Run(
         experiment=make_experiment(
-            tiny.config({"p_uncond": 0.0, **NOISY}, base=tiny.IMAGES), (8, 8, 1), levels=17, classes=10
+            tiny.config({"p_uncond": 0.0, **NOISY}, base=tiny.IMAGES), DataSpec(shape=(8, 8, 1), levels=17, classes=10)
         ),
         params=images.params,
         step=0,
@@ -276,11 +290,11 @@ def test_what_a_model_can_not_be_told_is_refused(images, classifier, points, tmp
         never.encode(np.zeros((1, 8, 8, 1), np.float32))
     refused(r"guidance = nan; the rule is a finite number", labels=1, guidance=math.nan)
     refused(r"guidance = None leaves a conditional model as it is", labels=1, classifier=classifier)
-    refused(r"the weights of a blend sum to 0\.8; the rule is 1", labels={3: 0.5, 8: 0.3})
+    refused(r"the weights of a composition sum to 0\.8; the rule is 1", labels={3: 0.5, 8: 0.3})
     refused(r"trained with p_uncond = 0\.0: it never saw an example without its label", never, labels=1, guidance=1.0)
     with pytest.raises(ValueError, match="only a classifier has an accuracy"):
         images.noisy_accuracy()
-    with pytest.raises(ValueError, match="data 'swissroll' has none; take a set that has"):
+    with pytest.raises(ValueError, match="data 'swissroll' has none; use a data set with labels"):
         loop.train(tiny.config(CONDITIONAL), tmp_path / "run")
     with pytest.raises(ValueError, match=r"p_uncond = 1\.0; the rule is 0 <= p_uncond < 1"):
         tiny.config({"p_uncond": 1.0})

@@ -13,11 +13,14 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from jaxdiff import schedules, settings
-from jaxdiff.config import Config, Train
-from jaxdiff.experiment import make_experiment
+from jaxdiff import registry
+from jaxdiff.data import DataSpec
+from jaxdiff.experiment import Config, Sampling, Train, make_experiment
+from jaxdiff.samplers import DDIM
+from jaxdiff.schedules import SCHEDULES
 
 FILES = sorted((tiny.REPOSITORY / "configs").glob("*.py"))
+LEARNED = {"loss.weight": "elbo"}
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1)}
 
 
@@ -49,9 +52,11 @@ def test_every_config_file_builds_and_survives_the_command_line_and_json(path, v
     assert Config.from_mapping(config.to_config_dict()) == config
     assert Config.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
     shape = SHAPES.get(config.data.name, (2,))
-    examples = np.random.default_rng(0).normal(size=(3, *shape))
-    experiment = make_experiment(config, shape, levels=17 if len(shape) == 3 else None, classes=10, examples=examples)
-    assert experiment.schedule.steps == config.schedule.get("steps")
+    examples = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    experiment = make_experiment(
+        config, DataSpec(shape=shape, levels=17 if len(shape) == 3 else None, classes=10), examples
+    )
+    assert experiment.schedule.num_timesteps == config.schedule.get("num_timesteps")
 
 
 def test_defaults_are_filled_in_down_to_the_model_and_schedule():
@@ -64,7 +69,7 @@ def test_defaults_are_filled_in_down_to_the_model_and_schedule():
         }
     )
     assert config.model["down"] == (64, 128, 256)
-    assert config.schedule == {"name": "cosine", "steps": 1000, "offset": 0.008, "beta_max": 0.999}
+    assert config.schedule == {"name": "cosine", "num_timesteps": 1000, "offset": 0.008, "beta_max": 0.999}
     assert config.optimizer.clip_norm == 1.0
     assert config.every.keep == 3
     assert "dtype" not in config.model
@@ -77,11 +82,10 @@ def test_lists_become_tuples_and_whole_numbers_floats():
     assert tiny.config({"model.down": [4]}, base=tiny.IMAGES).model["down"] == (4,)
 
 
-@pytest.mark.parametrize("name", schedules.REGISTRY)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_every_registered_schedule_can_be_named(name):
-    config = tiny.config({"schedule": {"name": name}})
-    schedule = settings.build(schedules.REGISTRY, config.schedule)
-    assert type(schedule) is type(schedules.REGISTRY[name]())
+    config = tiny.config({"schedule": {"name": name}, **LEARNED} if name == "learned" else {"schedule": name})
+    assert type(config.make("schedule")) is type(SCHEDULES[name]())
     assert Config.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
 
 
@@ -95,15 +99,22 @@ def test_a_config_cannot_be_changed():
     [
         ("trian", "trian is no field of a config; did you mean 'train'?"),
         ("data.nam", "data.nam is no field of a config; did you mean 'name'?"),
-        ("loss.spac", "loss.spac is no field of a config; did you mean 'space'?"),
+        ("loss.targe", "loss.targe is no field of a config; did you mean 'target'?"),
         ("optimizer.learningrate", "optimizer.learningrate is no field of a config; did you mean 'learning_rate'?"),
         ("train.stepz", "train.stepz is no field of a config; did you mean 'steps'?"),
         ("sampling.stps", "sampling.stps is no field of a config; did you mean 'steps'?"),
         ("every.checkpoints", "every.checkpoints is no field of a config; did you mean 'checkpoint'?"),
         ("every.xyz", "every.xyz is no field of a config; the known ones are checkpoint, keep, log, sample"),
-        ("model.widht", "model.widht is no field of model 'mlp'; did you mean 'width'?"),
-        ("model.dtype", "model.dtype is no field of model 'mlp'"),
-        ("schedule.beta_frist", "schedule.beta_frist is no field of schedule 'linear'; did you mean 'beta_first'?"),
+        (
+            "model.widht",
+            "model = 'mlp' has no option 'widht'; it takes width, depth, time_dim, time_steps; did you mean 'width'?",
+        ),
+        ("model.dtype", "model = 'mlp' has no option 'dtype'"),
+        (
+            "schedule.beta_frist",
+            "schedule = 'linear' has no option 'beta_frist'; it takes num_timesteps, beta_first, beta_last; "
+            "did you mean 'beta_first'?",
+        ),
     ],
 )
 def test_an_unknown_key_is_named_by_its_path_with_the_nearest_known_one(path, message):
@@ -125,20 +136,16 @@ def test_an_unknown_key_is_named_by_its_path_with_the_nearest_known_one(path, me
         ("data.dir", 1, "data.dir = 1 has the wrong type; it must be str | None"),
         ("optimizer.clip_norm", "none", "optimizer.clip_norm = 'none' has the wrong type; it must be float | None"),
         ("optimizer.decay", "cosin", "optimizer.decay = 'cosin' is unknown; did you mean 'cosine'?"),
-        ("predicts", "epsilon", "predicts = 'epsilon' is unknown; did you mean 'eps'?"),
-        ("loss.space", ["eps"], "loss.space = ['eps'] is unknown; did you mean 'eps'?"),
+        ("predicts", "epsilom", "predicts = 'epsilom'; the rule is one of eps, x0, v, score, velocity"),
+        ("loss.target", ["eps"], "loss.target = ['eps'] has the wrong type; it must be str"),
         ("loss.times", "antithetc", "loss.times = 'antithetc' is unknown; did you mean 'antithetic'?"),
         ("loss.weight", 5, "loss.weight = 5 has the wrong type; it must be str | None"),
-        ("model", "mlp", "model = 'mlp' has the wrong type; it must be Mapping"),
+        ("model", 3, "model = 3; the rule is a text, NAME:OPTION=VALUE, or a mapping with a name"),
         ("model.width", 1.5, "model.width = 1.5 has the wrong type; it must be int"),
         ("schedule.beta_last", "x", "schedule.beta_last = 'x' has the wrong type; it must be float"),
-        ("model.name", "mpl", "model.name = 'mpl' is unknown; did you mean 'mlp'?"),
-        ("model.name", None, "model.name = None is unknown; the known ones are classifier, mlp, unet"),
-        (
-            "schedule",
-            {},
-            "schedule.name is missing from the config; the known ones are cosine, edm, flow, learned",
-        ),
+        ("model.name", "mpl", "model = 'mpl'; the known ones are classifier, mlp, unet, or package.module:Name; did"),
+        ("model.name", None, "model.name is missing; the known ones are classifier, mlp, unet"),
+        ("schedule", {}, "schedule.name is missing; the known ones are cosine, edm, flow, learned"),
         ("data", {}, "data.name is missing from the config"),
         ("train", {"steps": 3}, "train.batch_size is missing from the config"),
     ],
@@ -163,7 +170,7 @@ def test_every_item_of_a_sequence_is_checked(position):
     [
         ("train.steps", 0, "train.steps = 0; it must be at least 1"),
         ("train.batch_size", 0, "train.batch_size = 0; it must be at least 1"),
-        ("train.accumulate", 3, "train.batch_size = 16 is not divisible by train.accumulate = 3; make it a multiple"),
+        ("train.accumulate", 3, "train.batch_size = 16 is not divisible by accumulate = 3; make it a multiple"),
         ("train.steps_per_dispatch", 0, "train.steps_per_dispatch = 0; it must be at least 1"),
         ("train.ema_decay", 1.0, "train.ema_decay = 1.0; the rule is 0 <= ema_decay < 1"),
         ("train.ema_decay", float("nan"), "train.ema_decay = nan; the rule is 0 <= ema_decay < 1"),
@@ -177,13 +184,17 @@ def test_every_item_of_a_sequence_is_checked(position):
         ("optimizer.weight_decay", -1.0, "optimizer.weight_decay = -1.0; it must be at least 0"),
         ("optimizer.clip_norm", 0.0, "optimizer.clip_norm = 0.0; it must be above 0, or None"),
         ("optimizer.clip_norm", -1.0, "optimizer.clip_norm = -1.0; it must be above 0, or None"),
-        ("sampling.n", 0, "sampling.n = 0; it must be at least 1"),
-        ("sampling.steps", 0, "sampling.steps = 0; a sampler needs at least 1 step"),
+        ("sampling.n", 0, "sampling.n = 0; the rule is 1 or more"),
+        ("sampling.steps", 0, "sampling.steps = 0; the rule is 1 or more"),
         ("sampling.sampler", "dimd", "sampling.sampler = 'dimd'"),
-        ("sampling.grid", "unifrm", "sampling.grid = 'unifrm'; the known ones are karras, log_snr, quadratic, uniform"),
+        (
+            "sampling.timesteps",
+            "unifrm",
+            "sampling.timesteps = 'unifrm'; the known ones are karras, log_snr, quadratic, uniform",
+        ),
         ("loss.weight", "min_srn", "loss.weight = 'min_srn'; the known ones are elbo, min_snr"),
         ("loss.weight", "p2:q=1", "loss.weight = 'p2:q=1' has no option 'q'; it takes gamma, k"),
-        ("loss.weight", "min_snr:gamma=0", "loss.weight = 'min_snr' with gamma = 0; gamma must be above 0"),
+        ("loss.weight", "min_snr:gamma=0", "loss.weight = 'min_snr' with gamma = 0.0; gamma must be above 0"),
         ("every.keep", 0, "every.keep = 0; it must be at least 1"),
         ("every.log", 7, "every.log = 7 is not a multiple of train.steps_per_dispatch = 5; make it one"),
         ("every.checkpoint", 7, "every.checkpoint = 7 is not a multiple of train.steps_per_dispatch = 5"),
@@ -205,7 +216,7 @@ def test_without_steps_per_dispatch_the_default_of_accelerators_must_divide():
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_section_made_directly_is_checked_too():
-    with pytest.raises(ValueError, match=r"^train\.steps = '10' has the wrong type; it must be int$"):
+    with pytest.raises(ValueError, match=r"^steps = '10' has the wrong type; it must be int$"):
         Train(steps="10", batch_size=1)
 
 
@@ -213,8 +224,8 @@ def test_a_section_made_directly_is_checked_too():
 @pytest.mark.parametrize(
     ("changes", "shape", "message"),
     [
-        ({"schedule.steps": 0}, (2,), "schedule.steps = 0; a discrete schedule needs at least 1"),
-        ({"sampling.steps": 21}, (2,), "sampling.steps = 21, but the schedule has 20 steps"),
+        ({"schedule.num_timesteps": 0}, (2,), "schedule.num_timesteps = 0; the rule is num_timesteps >= 1"),
+        ({"sampling.steps": 21}, (2,), "sampling.steps = 21, but the schedule has 20 timesteps"),
         ({"loss.times": "discrete", "schedule": {"name": "vp"}}, (2,), "loss.times = 'discrete'"),
         ({"model.width": 0}, (2,), "model.width = 0"),
         ({}, (8, 8, 1), "an mlp takes vectors, but an example here has shape (8, 8, 1)"),
@@ -224,7 +235,7 @@ def test_a_section_made_directly_is_checked_too():
 )
 def test_what_the_parts_of_an_experiment_refuse_is_told_with_the_section(changes, shape, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        make_experiment(tiny.config(changes), shape, levels=None)
+        make_experiment(tiny.config(changes), DataSpec(shape=shape, levels=None))
 
 
 def test_the_config_dict_is_locked_and_sets_fields_that_may_be_none():
@@ -240,12 +251,26 @@ def test_the_config_dict_is_locked_and_sets_fields_that_may_be_none():
     assert config.data.dir == "somewhere"
 
 
-def test_differences_are_listed_by_path_and_a_list_is_a_tuple():
+def test_differences_are_listed_by_path():
     old, new = tiny.config().to_mapping(), tiny.config({"train.steps": 99, "model.width": 4}).to_mapping()
-    assert settings.differences(old, new) == ["model.width: 16 -> 4", "train.steps: 30 -> 99"]
-    assert settings.differences({"a": [1, [2]]}, {"a": (1, (2,))}) == []
-    assert settings.differences({"a": 1}, {}) == ["a: 1 -> '(none)'"]
+    assert registry.differences(old, new) == ["model.width: 16 -> 4", "train.steps: 30 -> 99"]
+    assert registry.differences({"a": 1}, {}) == ["a: 1 -> '(none)'"]
 
 
 def test_a_config_dict_and_a_mapping_make_the_same_config():
     assert Config.from_mapping(ConfigDict(tiny.mapping())) == tiny.config()
+
+
+def test_components_may_be_texts_and_kinds_have_the_names_of_other_libraries():
+    config = tiny.config(
+        {"model": "mlp:width=16,depth=1,time_dim=8", "predicts": "epsilon", "loss.target": "v_prediction"}
+    )
+    assert config == tiny.config({"loss.target": "v"})
+    assert tiny.config(
+        {"process": "perturbed:transform=('flip','blur:width=4')", "predicts": "x0", "loss.target": "x0"}
+    )
+
+
+def test_a_sampler_in_a_config_is_a_text():
+    with pytest.raises(ValueError, match=r"^sampling.sampler = DDIM\(.*a config holds texts only"):
+        dataclasses.replace(tiny.config(), sampling=Sampling(sampler=DDIM(), steps=4))

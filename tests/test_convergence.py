@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxdiff import oracles, samplers, schedules
-from jaxdiff.processes import Gaussian
+from jaxdiff import samplers, schedules
+from jaxdiff.denoisers import analytic
+from jaxdiff.processes import Denoiser
 from jaxdiff.samplers.loop import sample_each, sample_keys
 from jaxdiff.schedules import Schedule
 
@@ -20,11 +21,11 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 WEIGHTS = np.array([0.3, 0.7])
 MEANS, VARIANCES = np.array([[-1.0, 0.5], [1.0, -0.3]]), np.array([[0.1, 0.2], [0.15, 0.1]])
-END = 0.01  # the last jump, to t = 0, is of first order for every method
+END = 0.01  # the last step, to t = 0, is of first order for every method
 
 
-def oracle(schedule: Schedule) -> oracles.Oracle:
-    return oracles.mixture(WEIGHTS, MEANS, VARIANCES, schedule=schedule)
+def exact_denoiser(schedule: Schedule) -> Denoiser:
+    return analytic.mixture(WEIGHTS, MEANS, VARIANCES, schedule)
 
 
 def uniform_in_log_snr(schedule: Schedule, steps: int) -> np.ndarray:
@@ -41,26 +42,27 @@ def uniform_in_t(schedule: Schedule, steps: int) -> np.ndarray:
 @functools.cache
 def exact(case: str) -> np.ndarray:
     """What the ODE makes of the starts of `solve` in a case of `CASES`."""
-    return solve(CASES[case][0], samplers.adaptive(1e-10, 1e-10), np.array([1.0, END]))
+    return solve(CASES[case][0], samplers.Adaptive(1e-10, 1e-10), np.array([1.0, END]))
 
 
 def solve(schedule: Schedule, sampler: Any, times: np.ndarray, n: int = 16) -> np.ndarray:
     keys = sample_keys(jax.random.key(0), np.arange(n))
-    return np.asarray(sample_each(keys, oracle(schedule), Gaussian(schedule), sampler, times=times, shape=(2,)))
+    return np.asarray(sample_each(keys, exact_denoiser(schedule), sampler, times=times, shape=(2,)))
 
 
-def walk(schedule: Schedule, sampler: Any, grids: list[np.ndarray], n: int = 16) -> list[np.ndarray]:
-    """What `solve` gives by a deterministic sampler on each grid, with one compilation for grids of any length."""
-    process, denoise, key = Gaussian(schedule), oracle(schedule), jax.random.key(0)
+def walk(schedule: Schedule, sampler: Any, paths: list[np.ndarray], n: int = 16) -> list[np.ndarray]:
+    """What `solve` gives by a deterministic sampler for each list of times, with one compilation for any length."""
+    denoiser, key = exact_denoiser(schedule), jax.random.key(0)
 
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, 0, None, None))
     def step(x: jax.Array, state: Any, t: jax.Array, s: jax.Array) -> Any:
-        return sampler.step(key, x, state, t=t, s=s, denoise=denoise, process=process)
+        return sampler.step(key, x, state, t=t, s=s, denoiser=denoiser)
 
-    starts = jax.vmap(lambda key: process.prior(jax.random.split(key)[0], (2,)))(sample_keys(key, np.arange(n)))
+    prior = jax.vmap(lambda key: denoiser.process.sample_prior(jax.random.split(key)[0], (2,)))
+    starts = prior(sample_keys(key, np.arange(n)))
     ends = []
-    for times in grids:
+    for times in paths:
         x, state = starts, jax.vmap(sampler.init)(starts)
         for t, s in itertools.pairwise(times):
             x, state = step(x, state, t, s)
@@ -68,21 +70,21 @@ def walk(schedule: Schedule, sampler: Any, grids: list[np.ndarray], n: int = 16)
     return ends
 
 
-# The schedule, the grid and the numbers of steps where the method is in its asymptotic regime: flow starts at α = 0,
-# where the steps in λ of the others would not shrink.
+# The schedule, the timesteps and the numbers of steps where the method is in its asymptotic regime: flow starts at
+# α = 0, where the steps in λ of the others would not shrink.
 CASES = {
     "vp": (schedules.VP(), uniform_in_log_snr),
     "ve": (schedules.VE(), uniform_in_log_snr),
     "flow": (schedules.Flow(), uniform_in_t),
 }
 METHODS: dict[str, tuple[Callable[[], Any], int, int]] = {
-    "ddim": (samplers.ddim, 1, 128),
-    "heun": (samplers.heun, 2, 128),
-    "midpoint": (samplers.midpoint, 2, 128),
-    "rk4": (samplers.rk4, 4, 128),
-    "dpm++2m": (samplers.dpmpp, 2, 128),
-    "dpm++3m": (lambda: samplers.dpmpp(3), 3, 128),
-    "unipc": (samplers.unipc, 3, 128),
+    "ddim": (samplers.DDIM, 1, 128),
+    "heun": (samplers.Heun, 2, 128),
+    "midpoint": (samplers.Midpoint, 2, 128),
+    "rk4": (samplers.RK4, 4, 128),
+    "dpm++2m": (samplers.DPMSolver, 2, 128),
+    "dpm++3m": (lambda: samplers.DPMSolver(3), 3, 128),
+    "unipc": (samplers.UniPC, 3, 128),
 }
 
 
@@ -90,10 +92,10 @@ METHODS: dict[str, tuple[Callable[[], Any], int, int]] = {
 @pytest.mark.parametrize("method", METHODS)
 def test_the_error_falls_with_the_order_of_the_method(method, case):
     """The slope of log error against log steps is within 0.2 of the order."""
-    schedule, grid = CASES[case]
+    schedule, timesteps = CASES[case]
     make, order, steps = METHODS[method]
     counts = (steps, 2 * steps)
-    ends = walk(schedule, make(), [grid(schedule, n) for n in counts])
+    ends = walk(schedule, make(), [timesteps(schedule, n) for n in counts])
     errors = [np.sqrt(((end - exact(case)) ** 2).mean()) for end in ends]
     slope = np.log2(errors[0] / errors[1])
     assert abs(slope - order) < 0.2, f"errors {errors}, slope {slope:.2f}"
@@ -101,7 +103,7 @@ def test_the_error_falls_with_the_order_of_the_method(method, case):
 
 def test_the_error_of_an_adaptive_solver_falls_with_the_tolerance():
     errors = [
-        np.abs(solve(CASES["vp"][0], samplers.adaptive(tol, tol), np.array([1.0, END])) - exact("vp")).max()
+        np.abs(solve(CASES["vp"][0], samplers.Adaptive(tol, tol), np.array([1.0, END])) - exact("vp")).max()
         for tol in (1e-3, 1e-5, 1e-7)
     ]
     assert errors[0] < 1e-1
@@ -113,14 +115,13 @@ def test_solvers_agree_with_the_exact_flow_of_normal_data():
     """For N(m, v) the ODE's solution is x_s = α_s m + √(V_s/V_t) (x_t − α_t m), V = α² v + σ²."""
     schedule = schedules.VP()
     mean, variance = np.array([0.4, -0.2]), np.array([0.3, 0.05])
-    data = oracles.gaussian(mean, variance, schedule=schedule)
+    denoiser = analytic.gaussian(mean, variance, schedule)
     keys = sample_keys(jax.random.key(0), np.arange(8))
     path = np.asarray(
         sample_each(
             keys,
-            data,
-            Gaussian(schedule),
-            samplers.adaptive(1e-11, 1e-11),
+            denoiser,
+            samplers.Adaptive(1e-11, 1e-11),
             times=np.array([1.0, 0.3, END]),
             shape=(2,),
             trajectory=True,
@@ -135,13 +136,13 @@ def test_solvers_agree_with_the_exact_flow_of_normal_data():
 
 
 STOCHASTIC: dict[str, tuple[Any, int]] = {
-    "ddpm": (samplers.ddpm(), 400),
-    "ddpm:variance=large": (samplers.ddpm("large"), 400),
-    "reverse_sde": (samplers.reverse_sde(), 800),
-    "dpm++2m_sde": (samplers.dpmpp(stochastic=True), 100),
-    "edm": (samplers.edm(gamma=0.2), 60),
-    "predictor_corrector": (samplers.predictor_corrector(), 400),
-    "langevin": (samplers.langevin(corrections=4, snr=0.3), 400),
+    "ddpm": (samplers.DDPM(), 400),
+    "ddpm:variance=large": (samplers.DDPM("large"), 400),
+    "reverse_sde": (samplers.ReverseSDE(), 800),
+    "dpm++2m_sde": (samplers.DPMSolver(stochastic=True), 100),
+    "edm": (samplers.EDM(gamma=0.2), 60),
+    "predictor_corrector": (samplers.PredictorCorrector(), 400),
+    "langevin": (samplers.Langevin(corrections=4, snr=0.3), 400),
 }
 
 
@@ -152,7 +153,7 @@ def test_stochastic_samplers_draw_the_mixture(name):
     schedule, n = (schedules.VE() if name == "langevin" else schedules.VP()), 8192
     times = np.concatenate([uniform_in_log_snr(schedule, steps - 1), [0.0]])
     x = solve(schedule, sampler, times, n)
-    data = oracle(schedule).data
+    data = analytic.mixture(WEIGHTS, MEANS, VARIANCES, schedule).data
     mean, covariance = np.asarray(data.mean()), np.asarray(data.covariance())
     products = np.einsum("ni,nj->nij", x - mean, x - mean)
     slack = 0.015

@@ -1,4 +1,4 @@
-"""The Fréchet distance against its closed form, the shipped classifiers, and what makes the table of samplers."""
+"""The Fréchet distance against its closed form, the shipped classifiers, and the table of samplers."""
 
 import dataclasses
 import json
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-import jaxdiff as jd
-from jaxdiff import data, evaluation, schedules
+from jaxdiff import data, evaluation, samplers, schedules
 from jaxdiff.evaluation import classifiers, frechet_distance, load_classifier
+from jaxdiff.processes import Gaussian
+from jaxdiff.typing import InputError
 
 
 def correlated(rng: np.random.Generator, n: int, scale: float = 1.0) -> np.ndarray:
@@ -30,7 +31,7 @@ def digits() -> dict[str, np.ndarray]:
     return {split: data.normalize(found.x, found.levels) for split, found in splits.items()}
 
 
-def test_the_distance_is_that_of_the_formula_with_scipys_root():
+def test_the_distance_equals_the_formula_with_scipys_root():
     rng = np.random.default_rng(0)
     a, b = correlated(rng, 300), correlated(rng, 200, 2.0)
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
@@ -41,7 +42,7 @@ def test_the_distance_is_that_of_the_formula_with_scipys_root():
 
 
 def test_the_standard_error_is_the_spread_over_draws_of_both_sets():
-    """Both sets are drawn anew, of different laws and sizes; 400 draws know the spread to 3.5 %."""
+    """Both sets are drawn each time, with different distributions and sizes; 400 draws give the spread to 3.5 %."""
     rng = np.random.default_rng(1)
     mix, shift = rng.normal(size=(4, 4)), np.array([1.0, 0.0, 0.0, 0.5])
     found = np.array(
@@ -50,7 +51,7 @@ def test_the_standard_error_is_the_spread_over_draws_of_both_sets():
     assert found[:, 1].mean() == pytest.approx(found[:, 0].std(ddof=1), rel=0.11)
 
 
-def test_a_set_is_at_no_distance_from_itself_in_any_order():
+def test_the_distance_of_a_set_to_itself_is_0_in_any_order():
     rng = np.random.default_rng(2)
     a, b = correlated(rng, 100), correlated(rng, 100)
     a[:, 3] = 7.0  # a feature that is constant
@@ -59,18 +60,18 @@ def test_a_set_is_at_no_distance_from_itself_in_any_order():
     assert frechet_distance(rng.permutation(a), b) == pytest.approx(frechet_distance(a, b), rel=1e-10)
 
 
-def test_sets_that_have_no_distance_are_refused():
+def test_too_few_samples_and_infinite_features_are_refused():
     a = np.random.default_rng(3).normal(size=(20, 5))
     bad = np.where(np.arange(20)[:, None] == 4, np.nan, a)
-    with pytest.raises(ValueError, match=r"^a has 5 samples of 5 features; .* Give at least 6"):
+    with pytest.raises(InputError, match=r"^a has 5 samples of 5 features; .* give at least 6"):
         frechet_distance(a[:5], a)
-    with pytest.raises(ValueError, match=r"^b has 1 of 20 rows that are not finite"):
+    with pytest.raises(InputError, match=r"^b has 1 of 20 rows that are not finite"):
         frechet_distance(a, bad)
 
 
 def test_the_distance_falls_with_the_noise_on_real_images_and_so_does_the_floor_with_n(reference, digits):
     rng = np.random.default_rng(4)
-    images = digits["train"][rng.permutation(1500)[:297]]  # they lie writer by writer
+    images = digits["train"][rng.permutation(1500)[:297]]  # the data are ordered by writer
     noise = rng.normal(size=images.shape)
     found = [
         reference.distance(np.clip(images + sigma * noise, -1, 1).astype(np.float32))
@@ -87,7 +88,7 @@ def test_the_distance_falls_with_the_noise_on_real_images_and_so_does_the_floor_
     assert fewer.floor == frechet_distance(reference.test[:100], reference.train)[0]
 
 
-def test_a_distance_is_printed_with_all_that_it_takes_to_read_it(reference, digits):
+def test_a_printed_distance_has_everything_needed_to_interpret_it(reference, digits):
     distance = reference.distance(digits["test"][:50])
     card = evaluation.CARDS["digits"]
     assert str(distance) == (
@@ -121,7 +122,7 @@ def by_hand(params: dict, x: np.ndarray, patch: int) -> tuple[np.ndarray, np.nda
 
 
 @pytest.mark.parametrize("name", evaluation.CARDS)
-def test_a_shipped_classifier_is_small_and_computes_what_numpy_does_of_its_weights(name):
+def test_a_shipped_classifier_is_small_and_agrees_with_numpy(name):
     classifier = load_classifier(name)  # which verifies their hash
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(classifier.params)) < 1e6
     images = np.random.default_rng(5).uniform(-1, 1, (3, *classifier.card.shape)).astype(np.float32)
@@ -134,11 +135,13 @@ def test_a_shipped_classifier_is_small_and_computes_what_numpy_does_of_its_weigh
 def test_weights_with_another_hash_are_refused(monkeypatch):
     other = dataclasses.replace(evaluation.CARDS["digits"], sha256="0" * 64)
     monkeypatch.setattr(classifiers, "CARDS", {"digits": other, "absent": other})
-    with pytest.raises(ValueError, match=r"digits\.npz has SHA-256 \w{64}, not 0{64}: it is damaged"):
+    with pytest.raises(InputError, match=r"digits\.npz has SHA-256 \w{64}, not 0{64}: it is damaged"):
         load_classifier("digits")
-    with pytest.raises(ValueError, match=r"absent\.npz has SHA-256 .* missing; reinstall"):
+    with pytest.raises(InputError, match=r"absent\.npz has SHA-256 .* missing; reinstall"):
         load_classifier("absent")
-    with pytest.raises(ValueError, match=r"^name = 'moons': no classifier is shipped for it"):
+    with pytest.raises(
+        InputError, match=r"^name = 'moons'; the rule is a data set with a shipped classifier: digits, absent"
+    ):
         load_classifier("moons")
 
 
@@ -149,22 +152,22 @@ def test_weights_with_another_hash_are_refused(monkeypatch):
         (lambda x: x[:, :7], "images has shape (40, 7, 8, 1); the classifier of digits takes (n, 8, 8, 1)"),
         (lambda x: x[0], "images has shape (8, 8, 1)"),
         (lambda x: x[:0], "images has shape (0, 8, 8, 1)"),
-        (lambda x: (x + 1) / 2, "images lie in [0, 1]; the rule is [−1, 1]"),
-        (lambda x: ((x + 1) * 8).astype(np.uint8), "images lie in [0, 16]"),
-        (lambda x: 1.1 * x, "images lie in [-1.1, 1.1]"),
+        (lambda x: (x + 1) / 2, "images are in [0, 1]; the rule is [−1, 1]"),
+        (lambda x: ((x + 1) * 8).astype(np.uint8), "images are in [0, 16]"),
+        (lambda x: 1.1 * x, "images are in [-1.1, 1.1]"),
         (lambda x: np.where(np.arange(40)[:, None, None, None] < 2, np.inf, x), "2 of 40 images are not finite"),
         (lambda x: x[:32], "a has 32 samples of 32 features"),
         (lambda x: np.repeat(x, 8, axis=0), "320 images, but the test split that gives the floor has 297"),
     ],
 )
 def test_images_that_cannot_be_judged_are_refused(reference, digits, change, message):
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
         reference.distance(change(digits["test"][:40]))
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_labels_must_be_one_for_each_image(reference, digits):
-    with pytest.raises(ValueError, match=r"^3 labels for 4 images"):
+    with pytest.raises(InputError, match=r"^3 labels for 4 images"):
         reference.classifier.accuracy(digits["test"][:4], np.zeros(3, int))
 
 
@@ -179,13 +182,13 @@ def table(monkeypatch):
 
 @pytest.mark.parametrize(("name", "calls"), [("ddpm", 3), ("heun", 5), ("dpm++3m", 3), ("edm", 5)])
 def test_the_table_counts_the_evaluations_of_three_steps(table, name, calls):
-    process = jd.Gaussian(schedules.cosine(steps=20))
-    assert table.evaluations(process, jd.samplers.make(name), 3, "uniform") == calls
+    process = Gaussian(schedules.Cosine(20))
+    assert table.evaluations(process, samplers.make(name), 3, "uniform") == calls
     per_step = next(row[2] for row in table.ROWS if row[0] == name)
     assert calls == 1 + 2 * per_step
 
 
-def test_the_table_goes_on_with_the_cells_it_has_and_no_others(table, tmp_path):
+def test_the_table_resumes_from_its_own_cells_only(table, tmp_path):
     path = tmp_path / "docs" / "table.json"
     table.Results(path, {"n": 5}).add("ddim uniform 10", {"value": 1.5})
     assert table.Results(path, {"n": 5}).cells == {"ddim uniform 10": {"value": 1.5}}
@@ -201,12 +204,12 @@ def test_the_page_shows_each_distance_and_the_goal(table):
         "ddpm uniform 10": cell | {"value": 9.0},
         "heun uniform 10": cell | {"value": 2.2, "evaluations": 9},
         "ddpm uniform 1000": cell | {"value": 2.0, "evaluations": 1000},
-        "bits 16": {"bound": [1.5, 0.125], "ode": [1.25, 0.0625]},
+        "bits 16": {"elbo": [1.5, 0.125], "ode": [1.25, 0.0625]},
     }
     of = {"data": "mnist", "step": 7, "weights": "abc", "n": 500}
     text = table.page(cells, of, columns=[10, 1000], card=evaluation.CARDS["mnist"])
     assert "| `ddpm` | uniform | 9.00 ± 0.25 | 2.00 ± 0.25 |" in text
     assert "| `heun` | uniform | 2.20 ± 0.25 (9) |  |" in text
-    assert "`heun` on the grid uniform, is at 1.10 times" in text
-    assert "1.500 ± 0.125 by the bound, 1.250 ± 0.062 by the ODE" in text
+    assert "`heun` with timesteps uniform, is at 1.10 times" in text
+    assert "1.500 ± 0.125 by the ELBO, 1.250 ± 0.062 by the ODE" in text
     assert all(part in text for part in ("500 samples", "0.50", str(evaluation.CARDS["mnist"]), "step 7", "abc"))

@@ -14,12 +14,13 @@ import optax
 import pytest
 import tiny
 
-from jaxdiff import losses, oracles, schedules, time_sampling, weightings
+from jaxdiff import analytic, from_function, losses, schedules, time_sampling, weightings
+from jaxdiff.data import DataSpec
 from jaxdiff.experiment import make_experiment
 from jaxdiff.processes import Gaussian
 from jaxdiff.run import load
 from jaxdiff.training import loop
-from jaxdiff.training.schedule import gradient
+from jaxdiff.training.learned_schedule import gradient
 from jaxdiff.training.step import init_state, update
 
 LEARNED = {
@@ -30,15 +31,15 @@ VARIANCE = 0.3
 
 
 def bound_of_normal_data(params: Any, x0: jax.Array, t: jax.Array, keys: jax.Array, labels: None = None) -> jax.Array:
-    """The diffusion term, a coordinate, with the exact denoiser but for a factor on its estimate."""
+    """The diffusion term per coordinate, with the estimate of the exact denoiser times a factor."""
     schedule = params["schedule"]
-    exact = oracles.gaussian(np.zeros(2), VARIANCE, schedule=schedule)
+    exact = analytic.gaussian(np.zeros(2), VARIANCE, schedule=schedule)
 
     def off(x_t: jax.Array, t: jax.Array, cond: Any = None, /) -> Any:
         return jax.tree.map(lambda half: params["factor"] * half, exact(x_t, t))
 
     def one(x0: jax.Array, t: jax.Array, key: jax.Array) -> jax.Array:
-        return losses.weighted(off, Gaussian(schedule), x0, t, key=key, weight=weightings.elbo())
+        return losses.weighted(from_function(off, Gaussian(schedule)), x0, t, key=key, weight=weightings.elbo())
 
     return jax.vmap(one)(x0, t, keys)
 
@@ -51,7 +52,7 @@ def batch(n: int, seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def test_each_parameter_descends_along_its_own_loss(x64: None) -> None:
     """Network and ends along E[L], the shape along E[L²], from one pass: against two of plain autodiff."""
-    schedule = schedules.learned(jax.random.key(0), hidden=8, log_snr_max=6.0, log_snr_min=-5.0, learn_ends=True)
+    schedule = schedules.Learned.init(jax.random.key(0), hidden=8, log_snr_max=6.0, log_snr_min=-5.0, learn_ends=True)
     schedule = jax.tree.map(lambda leaf: leaf.astype(float), schedule)
     params, examples = {"factor": jnp.float64(0.8), "schedule": schedule}, batch(5, seed=1)
     value, grads, each = jax.jit(functools.partial(gradient, bound_of_normal_data))(params, *examples)
@@ -84,7 +85,7 @@ def spread(schedule: schedules.Schedule) -> tuple[float, float]:
 
 def test_training_makes_the_loss_more_even_over_time_and_leaves_its_mean() -> None:
     """On normal data with the exact denoiser: to 0.28 of a straight line's variance over t, 0.02 of the cosine's."""
-    start = schedules.learned(jax.random.key(0), hidden=32, log_snr_max=8.0, log_snr_min=-2.0)
+    start = schedules.Learned.init(jax.random.key(0), hidden=32, log_snr_max=8.0, log_snr_min=-2.0)
     optimizer = optax.multi_transform(
         {"learned": optax.adam(0.05), "fixed": optax.set_to_zero()}, {"factor": "fixed", "schedule": "learned"}
     )
@@ -107,7 +108,9 @@ def test_training_makes_the_loss_more_even_over_time_and_leaves_its_mean() -> No
 
 
 def test_the_schedule_neither_decays_nor_counts_in_the_clipped_norm() -> None:
-    experiment = make_experiment(tiny.config({**LEARNED, "optimizer.weight_decay": 0.1}), (2,), levels=None)
+    experiment = make_experiment(
+        tiny.config({**LEARNED, "optimizer.weight_decay": 0.1}), DataSpec(shape=(2,), levels=None)
+    )
     state = jax.jit(lambda: init_state(experiment))()
     step = jax.jit(functools.partial(update, experiment))
     grads = jax.tree.map(jnp.zeros_like, state.params)
@@ -123,7 +126,7 @@ def test_the_schedule_neither_decays_nor_counts_in_the_clipped_norm() -> None:
 
 def test_the_network_sees_the_log_snr_and_not_the_time() -> None:
     """Two schedules of other shapes give the same prediction of the same x_t at the same log-SNR."""
-    experiment = make_experiment(tiny.config(LEARNED), (2,), levels=None)
+    experiment = make_experiment(tiny.config(LEARNED), DataSpec(shape=(2,), levels=None))
     params = experiment.init(jax.random.key(0))
     params["params"]["head"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 2))
     other = {**params, "schedule": dataclasses.replace(params["schedule"], heights=5 * params["schedule"].heights)}
@@ -156,12 +159,12 @@ def test_a_run_has_the_averaged_schedule_in_all_that_it_does(trained: tuple[Path
         assert abs(moved.ends - first.ends).max() > 1e-3
         assert abs(moved.heights - first.heights).max() > 1e-3
     assert tiny.difference(state.ema["schedule"], state.params["schedule"]) > 1e-4
-    assert np.isfinite(run.sample(jax.random.key(0), n=3, steps=2, grid="karras")).all()
+    assert np.isfinite(run.sample(jax.random.key(0), n=3, steps=2, timesteps="karras")).all()
 
 
 def test_the_loss_of_a_schedule_with_learned_ends_is_the_bound() -> None:
     """With the untrained network, n̂ = 0: ½ E_t[−λ'] E n² = ½ (λ_0 − λ_1), the prior's ½ SNR_1 x², and the density."""
-    experiment = make_experiment(tiny.config(LEARNED), (2,), levels=None)
+    experiment = make_experiment(tiny.config(LEARNED), DataSpec(shape=(2,), levels=None))
     params, n = experiment.init(jax.random.key(0)), 4096
     x0 = jnp.ones((n, 2))
     t, keys, _ = experiment.draw(jax.random.key(1), n)
@@ -175,21 +178,21 @@ def test_the_loss_of_a_schedule_with_learned_ends_is_the_bound() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss.weight": None}, "loss.weight = None, but schedule.learn_ends learns the ends by the bound: set loss"),
-        ({"loss.weight": "sigmoid"}, "loss.weight = 'sigmoid', but schedule.learn_ends learns the ends by the bound"),
+        ({"loss.weight": None}, "loss.weight = None, but schedule.learn_ends learns the ends by the ELBO: set loss"),
+        ({"loss.weight": "sigmoid"}, "loss.weight = 'sigmoid', but schedule.learn_ends learns the ends by the ELBO"),
         (
             {"loss.weight": "min_snr", "schedule.learn_ends": False},
             "loss.weight = 'min_snr', but a learned schedule needs a loss that does not depend on its shape: set loss",
         ),
         (
-            {"loss.weight": "elbo:steps=10", "schedule.learn_ends": False},
-            "loss.weight = 'elbo:steps=10', but a learned schedule needs a loss that does not depend on its shape",
+            {"loss.weight": "elbo:num_timesteps=10", "schedule.learn_ends": False},
+            "loss.weight = 'elbo:num_timesteps=10', but a learned schedule needs a loss that does not depend",
         ),
         ({"loss.times": "log_normal"}, "loss.times = 'log_normal', but a learned schedule is trained at uniform times"),
         ({"loss.times": "importance"}, "loss.times = 'importance', but a learned schedule is trained at uniform times"),
         ({"loss.times": "discrete"}, "loss.times = 'discrete', but the schedule is continuous"),
         ({"predicts": "velocity"}, "predicts = 'velocity', but dx/dt changes with the shape of a learned schedule"),
-        ({"schedule.key": 1}, "schedule.key is no field of schedule 'learned'"),
+        ({"schedule.key": 1}, "schedule = 'learned' has no option 'key'"),
         ({"schedule.hidden": 0}, "schedule.hidden = 0; the network needs at least 1 sigmoid"),
     ],
 )

@@ -14,14 +14,14 @@ import pytest
 import tiny
 
 import jaxdiff as jd
-from jaxdiff import bounds, losses, samplers, schedules
-from jaxdiff.config import Config
+from jaxdiff import losses, samplers, schedules
+from jaxdiff.experiment.config import Config
 from jaxdiff.losses import step_kl
 from jaxdiff.training import loop
-from jaxdiff.typing import Prediction
+from jaxdiff.typing import InputError, Prediction
 
-C, STEPS = 0.25, 8
-PROCESS = jd.Gaussian(schedules.linear(STEPS, beta_last=0.9))
+C, T = 0.25, 8
+PROCESS = jd.Gaussian(schedules.Linear(T, beta_last=0.9))
 
 
 def variances(t: float, s: float) -> tuple[float, float, float]:
@@ -40,19 +40,19 @@ def best_mix(t: float, s: float) -> float:
     return float(np.log(true / posterior) / np.log(transition / posterior))
 
 
-def exact(mix: Any) -> Any:
-    """The exact denoiser of N(0, c), with a given mix of variances."""
+def exact(mix: Any, shift: Any = 0.0) -> Any:
+    """The exact denoiser of N(0, c), with a given mix of variances and x̂_0 off by `shift`."""
 
-    def denoise(x_t: jax.Array, t: jax.Array, cond: Any = None, /) -> Prediction:
+    def predict(x_t: jax.Array, t: jax.Array, cond: Any, /) -> Prediction:
         alpha, sigma = PROCESS.schedule.alpha(t), PROCESS.schedule.sigma(t)
         scale = 1 / (alpha**2 * C + sigma**2)
-        return Prediction(alpha * C * scale * x_t, sigma * scale * x_t, jnp.broadcast_to(mix(t), x_t.shape))
+        return Prediction(alpha * C * scale * x_t + shift, sigma * scale * x_t, jnp.broadcast_to(mix(t), x_t.shape))
 
-    return denoise
+    return jd.from_function(predict, PROCESS)
 
 
-@pytest.mark.parametrize(("t", "s"), [(2 / STEPS, 1 / STEPS), (1.0, 0.5)])
-def test_the_kl_of_a_step_is_that_of_two_normal_laws(t: float, s: float, x64: None) -> None:
+@pytest.mark.parametrize(("t", "s"), [(2 / T, 1 / T), (1.0, 0.5)])
+def test_the_kl_of_a_step_is_that_of_two_normal_distributions(t: float, s: float, x64: None) -> None:
     x0, x0_hat, v = np.array([0.3, -1.0, 2.0]), np.array([0.1, 0.4, 2.0]), np.array([-0.1, 0.5, 1.0])
     transition, posterior, _ = variances(t, s)
     a_s, sd = float(PROCESS.schedule.alpha(s)), float(PROCESS.schedule.sigma(t))
@@ -66,67 +66,58 @@ def test_the_kl_of_a_step_is_that_of_two_normal_laws(t: float, s: float, x64: No
     np.testing.assert_allclose(plain, shift**2 / (2 * posterior), rtol=1e-9)
 
 
-def test_the_hybrid_loss_is_least_at_the_true_variance_and_leaves_the_mean_alone(x64: None) -> None:
-    t, n = 4 / STEPS, 200_000
+def test_the_hybrid_loss_is_minimal_at_the_true_variance_and_leaves_the_mean_alone(x64: None) -> None:
+    t, n = 4 / T, 200_000
     x0 = C**0.5 * jax.random.normal(jax.random.key(1), (n,))
-    best = best_mix(t, t - 1 / STEPS)
+    best = best_mix(t, t - 1 / T)
 
     @jax.jit
     @jax.grad
     def slope(parameters: tuple[Any, Any]) -> jax.Array:
         shift, mix = parameters
-
-        def denoise(x_t: jax.Array, t: jax.Array, cond: Any = None, /) -> Prediction:
-            prediction = exact(lambda t: mix)(x_t, t)
-            return prediction._replace(x0=prediction.x0 + shift)
-
-        return losses.hybrid(denoise, PROCESS, x0, t, key=jax.random.key(2), space="x0", share=1.0)
+        return losses.hybrid(exact(lambda t: mix, shift), x0, t, key=jax.random.key(2), target="x0", share=1.0)
 
     @jax.jit
     @jax.grad
     def simple(shift: Any) -> jax.Array:
-        def denoise(x_t: jax.Array, t: jax.Array, cond: Any = None, /) -> Prediction:
-            prediction = exact(lambda t: 0.0)(x_t, t)
-            return prediction._replace(x0=prediction.x0 + shift)
-
-        return losses.simple(denoise, PROCESS, x0, t, key=jax.random.key(2), space="x0")
+        return losses.simple(exact(lambda t: 0.0, shift), x0, t, key=jax.random.key(2), target="x0")
 
     of_shift, of_mix = slope((1.0, best))
     assert of_shift == pytest.approx(float(simple(1.0)), rel=1e-12)
     # d/dv of T·KL = T log ρ/2 · (1 − E[(β̃ + shift²)/τ²]): its estimate has a spread below √2 T log ρ/2 a coordinate.
     low, high = slope((0.0, best - 0.1))[1], slope((0.0, best + 0.1))[1]
-    error = np.sqrt(2 / n) * STEPS * np.log(variances(t, t - 1 / STEPS)[0] / variances(t, t - 1 / STEPS)[1]) / 2
+    error = np.sqrt(2 / n) * T * np.log(variances(t, t - 1 / T)[0] / variances(t, t - 1 / T)[1]) / 2
     assert abs(slope((0.0, best))[1]) < 4 * error < min(-low, high)
     assert of_mix < -4 * error  # a mean that is wrong wants more variance
 
 
-def test_the_bound_takes_the_learned_variance(x64: None) -> None:
-    """With the true variances each KL between the steps' laws is least: below that of the posterior's variance."""
-    mixes = jnp.asarray([0, 0, *(best_mix(k / STEPS, (k - 1) / STEPS) for k in range(2, STEPS + 1))])
+def test_the_elbo_uses_the_learned_variance(x64: None) -> None:
+    """With the true variances the KL of each step is minimal: below that of the posterior's variance."""
+    mixes = jnp.asarray([0, 0, *(best_mix(k / T, (k - 1) / T) for k in range(2, T + 1))])
     x0 = C**0.5 * jax.random.normal(jax.random.key(1), (5000, 1))
     key = jax.random.key(2)
-    learned = bounds.variational_bound(key, exact(lambda t: mixes[jnp.round(t * STEPS).astype(int)]), PROCESS, x0)
-    fixed = bounds.variational_bound(key, exact(lambda t: 0.0), PROCESS, x0)
-    for k in range(2, STEPS + 1):
-        _, posterior, true = variances(k / STEPS, (k - 1) / STEPS)
+    learned = jd.elbo(key, exact(lambda t: mixes[jnp.round(t * T).astype(int)]), x0)
+    fixed = jd.elbo(key, exact(lambda t: 0.0), x0)
+    for k in range(2, T + 1):
+        _, posterior, true = variances(k / T, (k - 1) / T)
         terms = learned.steps[:, k - 2]
         assert abs(terms.mean() - 0.5 * np.log(true / posterior)) < 4 * terms.std() / np.sqrt(len(terms)), k
     assert (learned.steps.mean(0) < fixed.steps.mean(0)).all()
     np.testing.assert_array_equal(learned.decoder, fixed.decoder)
 
 
-def test_with_the_true_variance_any_number_of_steps_gives_the_law_of_the_data(x64: None) -> None:
+def test_with_the_true_variance_any_number_of_steps_gives_the_distribution_of_the_data(x64: None) -> None:
     """Three ancestral steps: exact with the learned variance, too narrow with the small one."""
-    grid, n = [1.0, 0.5, 0.125, 0.0], 40_000
-    mixes = {t: best_mix(t, s) for t, s in itertools.pairwise(grid[:-1])}
+    times, n = (1.0, 0.5, 0.125, 0.0), 40_000
+    mixes = {t: best_mix(t, s) for t, s in itertools.pairwise(times[:-1])}
 
     def mix(t: Any) -> jax.Array:
         return sum((jnp.where(jnp.abs(t - time) < 1e-6, value, 0.0) for time, value in mixes.items()), jnp.zeros(()))
 
     def spread(variance: str) -> np.ndarray:
-        sampler = samplers.ddpm(variance)
-        x = jd.sample(jax.random.key(0), exact(mix), PROCESS, sampler, shape=(), n=n, grid=grid, trajectory=True)
-        return np.asarray(x).var(0)[-2]  # at t = 0.125: the last jump returns a mean
+        sampler = samplers.DDPM(variance)
+        x = jd.sample(jax.random.key(0), exact(mix), sampler, shape=(), n=n, timesteps=times, trajectory=True)
+        return np.asarray(x).var(0)[-2]  # at t = 0.125: the last step returns a mean
 
     alpha, sigma = float(PROCESS.schedule.alpha(0.125)), float(PROCESS.schedule.sigma(0.125))
     true = alpha**2 * C + sigma**2
@@ -149,18 +140,17 @@ def test_a_network_learns_its_variance_and_samples_with_it(tmp_path) -> None:
     assert np.abs(learned - small).max() > 1e-4
 
 
-def test_learned_variance_is_refused_where_it_cannot_be() -> None:
+def test_learned_variance_is_refused_if_impossible() -> None:
     plain = jd.denoiser(lambda _, x, t: x, None, PROCESS)
-    with pytest.raises(ValueError, match="'learned', but this network does not predict it"):
-        jd.sample(jax.random.key(0), plain, PROCESS, samplers.ddpm("learned"), shape=(2,), n=1, steps=2)
-    with pytest.raises(ValueError, match="twice the channels of x, as learned_variance asks"):
+    with pytest.raises(InputError, match="'learned', but this network does not predict it"):
+        jd.sample(jax.random.key(0), plain, samplers.DDPM("learned"), shape=(2,), n=1, steps=2)
+    with pytest.raises(InputError, match="twice the channels of x, as learned_variance asks"):
         jd.denoiser(lambda _, x, t: x, None, PROCESS, learned_variance=True)(jnp.ones(2), 0.5)
-    with pytest.raises(ValueError, match="predicts no variance"):
-        losses.hybrid(plain, PROCESS, jnp.ones(2), 0.5, key=jax.random.key(0))
-    vp = jd.Gaussian(schedules.VP())
-    with pytest.raises(ValueError, match="has no steps, of which the variance is learned"):
-        losses.hybrid(plain, vp, jnp.ones(2), 0.5, key=jax.random.key(0))
-    with pytest.raises(ValueError, match="trained without learned_variance = True"):
+    with pytest.raises(InputError, match="predicts no variance"):
+        losses.hybrid(plain, jnp.ones(2), 0.5, key=jax.random.key(0))
+    with pytest.raises(InputError, match="the rule for learned_variance is a discrete schedule"):
+        losses.hybrid(plain.with_process(jd.Gaussian(schedules.VP())), jnp.ones(2), 0.5, key=jax.random.key(0))
+    with pytest.raises(InputError, match="trained without learned_variance = True"):
         tiny.config({"sampling.sampler": "ddpm:variance=learned"})
-    with pytest.raises(ValueError, match="schedule 'vp' has no steps"):
+    with pytest.raises(InputError, match="but schedule 'vp' is continuous"):
         Config.from_mapping(tiny.mapping({"learned_variance": True}) | {"schedule": {"name": "vp"}})

@@ -7,13 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import encoding, likelihood, oracles, probability_flow, processes, schedules
-from jaxdiff.probability_flow import Solver
+from jaxdiff import schedules
+from jaxdiff.denoisers import analytic
+from jaxdiff.likelihood import bits_per_dim, decode, dequantize, encode, log_likelihood, slerp
+from jaxdiff.processes import Denoiser, Perturbed
+from jaxdiff.processes.noise import Laplace
+from jaxdiff.samplers import probability_flow
+from jaxdiff.samplers.probability_flow import Solver
 from jaxdiff.schedules import Schedule
+from jaxdiff.typing import InputError
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-# Priors that the data have reached: what is left of the mean m in x_1 changes log p by about |m| α_1/σ_1 < 1e-4.
+# The mean m of the data that remains in x_1 changes log p by about |m| α_1/σ_1 < 1e-4.
 SCHEDULES: dict[str, Schedule] = {
     "vp": schedules.VP(beta_max=50.0),
     "ve": schedules.VE(sigma_max=1e5),
@@ -24,14 +30,14 @@ EXACT = Solver(rtol=1e-7, atol=1e-7)
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 
 
-def mixture(schedule: Schedule, d: int) -> oracles.Oracle:
-    """Two normal laws with full covariances."""
+def mixture(schedule: Schedule, d: int) -> Denoiser:
+    """Two normal components with full covariances."""
     rng = np.random.default_rng(0)
     means, roots = 0.5 * rng.normal(size=(2, d)), 0.5 * rng.normal(size=(2, d, d)) / math.sqrt(d)
-    return oracles.mixture([0.3, 0.7], means, roots @ roots.swapaxes(1, 2) + 0.05 * np.eye(d), schedule=schedule)
+    return analytic.mixture([0.3, 0.7], means, roots @ roots.swapaxes(1, 2) + 0.05 * np.eye(d), schedule=schedule)
 
 
-def truth(data: oracles.Oracle, x: jax.Array) -> np.ndarray:
+def truth(data: Denoiser, x: jax.Array) -> np.ndarray:
     return np.asarray(jax.vmap(lambda x: data.log_density(x, 0.0))(x))
 
 
@@ -41,7 +47,7 @@ def test_the_exact_trace_gives_the_true_density(name, d):
     """To 1e-3 nats."""
     data = mixture(SCHEDULES[name], d)
     x = data.data.sample(jax.random.key(1), 4)
-    found = likelihood.log_likelihood(data, processes.Gaussian(SCHEDULES[name]), x, solver=EXACT)
+    found = log_likelihood(data, x, solver=EXACT)
     np.testing.assert_allclose(found.log_density, truth(data, x), rtol=0, atol=1e-3)
     np.testing.assert_array_equal(found.standard_error, 0)
 
@@ -52,9 +58,7 @@ def test_hutchinsons_estimate_is_within_three_standard_errors(probe):
     schedule = SCHEDULES["flow"]
     data = mixture(schedule, 64)
     x = data.data.sample(jax.random.key(2), 32)
-    found = likelihood.log_likelihood(
-        data, processes.Gaussian(schedule), x, key=jax.random.key(3), probes=64, probe=probe
-    )
+    found = log_likelihood(data, x, key=jax.random.key(3), probes=64, probe=probe)
     deviations = (np.asarray(found.log_density) - truth(data, x)) / np.asarray(found.standard_error)
     assert abs(deviations.mean()) < 3 / math.sqrt(32)
     assert abs((deviations**2).mean() - 1) < 4 * math.sqrt(2 / 32)
@@ -64,7 +68,7 @@ def test_a_condition_reaches_the_density():
     schedule = SCHEDULES["flow"]
     data = mixture(schedule, 2)
     x, cond = data.data.sample(jax.random.key(1), 4), jnp.array([0, 1, 1, 0])
-    found = likelihood.log_likelihood(data, processes.Gaussian(schedule), x, cond=cond, solver=EXACT)
+    found = log_likelihood(data, x, cond=cond, solver=EXACT)
     expected = jax.vmap(lambda x, cond: data.log_density(x, 0.0, cond))(x, cond)
     np.testing.assert_allclose(found.log_density, expected, rtol=0, atol=1e-3)
 
@@ -73,26 +77,26 @@ def test_a_condition_reaches_the_density():
 def test_encoding_and_decoding_are_inverse_and_exact_for_normal_data(name):
     schedule = SCHEDULES[name]
     mean, variance = np.array([0.4, -0.2]), np.array([0.3, 0.05])
-    data, process = oracles.gaussian(mean, variance, schedule=schedule), processes.Gaussian(schedule)
+    data = analytic.gaussian(mean, variance, schedule=schedule)
     x0 = data.data.sample(jax.random.key(0), 8)
     solver = Solver(rtol=1e-9, atol=1e-9)
-    x1 = encoding.encode(data, process, x0, solver=solver)
+    x1 = encode(data, x0, solver=solver)
     alpha, sigma = float(schedule.alpha(1.0)), float(schedule.sigma(1.0))
     spread = np.sqrt((alpha**2 * variance + sigma**2) / variance)
     np.testing.assert_allclose(x1, alpha * mean + spread * (np.asarray(x0) - mean), rtol=1e-6)
-    np.testing.assert_allclose(encoding.decode(data, process, x1, solver=solver), x0, rtol=1e-6)
+    np.testing.assert_allclose(decode(data, x1, solver=solver), x0, rtol=1e-6)
 
 
 @every_schedule
 def test_float32_reaches_both_ends(name):
     """π/2 in float32 is beyond π/2: a schedule with α_1 = 0 must not notice."""
     with jax.enable_x64(False):
-        data = oracles.gaussian([0.4, -0.2], 0.1, schedule=SCHEDULES[name])
-        process, x0 = processes.Gaussian(SCHEDULES[name]), data.data.sample(jax.random.key(0), 4)
-        found = likelihood.log_likelihood(data, process, x0)
+        data = analytic.gaussian([0.4, -0.2], 0.1, schedule=SCHEDULES[name])
+        x0 = data.data.sample(jax.random.key(0), 4)
+        found = log_likelihood(data, x0)
         expected = jax.vmap(lambda x: data.log_density(x, 0.0))(x0)
         np.testing.assert_allclose(found.log_density, expected, rtol=0, atol=2e-3)
-        np.testing.assert_allclose(encoding.decode(data, process, found.latent), x0, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(decode(data, found.latent), x0, rtol=0, atol=1e-3)
 
 
 def test_slerp_stays_on_the_sphere_at_equal_angles():
@@ -100,105 +104,94 @@ def test_slerp_stays_on_the_sphere_at_equal_angles():
     for share in (0.0, 0.25, 0.5, 1.0):
         angle = share * math.pi / 2
         expected = np.array([[3 * math.cos(angle), 3 * math.sin(angle)], [0, 0]])
-        np.testing.assert_allclose(encoding.slerp(a, b, share), expected, atol=1e-12)
-    np.testing.assert_allclose(encoding.slerp(a, a, 0.3), a, atol=1e-12)
+        np.testing.assert_allclose(slerp(a, b, share), expected, atol=1e-12)
+    np.testing.assert_allclose(slerp(a, a, 0.3), a, atol=1e-12)
 
 
-def test_dequantised_levels_and_bits_per_dim():
-    """Levels are found again, fill their width evenly, and under a uniform density cost log₂ n bits each."""
+def test_dequantized_levels_and_bits_per_dim():
+    """Dequantized levels fill their width evenly; under a uniform density each takes log₂ n bits."""
     for n in (2, 17, 256):
         levels = np.tile(np.arange(n), 20_000 // n)
-        x = np.asarray(likelihood.dequantise(jax.random.key(0), jnp.asarray(2 * levels / (n - 1) - 1), n))
+        x = np.asarray(dequantize(jax.random.key(0), jnp.asarray(2 * levels / (n - 1) - 1), n))
         position = (x + 1) * (n - 1) / 2 - levels
         assert np.abs(position).max() <= 0.5
         assert abs(position.mean()) < 4 * math.sqrt(1 / 12 / len(x))
         assert position.std() == pytest.approx(math.sqrt(1 / 12), rel=0.03)
-        uniform = -3 * math.log(2 + 2 / (n - 1))  # of three coordinates, on all that the levels fill
-        np.testing.assert_allclose(likelihood.bits_per_dim(jnp.array([uniform]), 3, n), math.log2(n), rtol=1e-12)
-
-
-@jax.tree_util.register_static
-class Reversed:
-    """A process that is not Gaussian."""
-
-    schedule = schedules.VP()
+        uniform = -3 * math.log(2 + 2 / (n - 1))  # three coordinates, over the width of all levels
+        np.testing.assert_allclose(bits_per_dim.from_log_density(jnp.array([uniform]), 3, n), math.log2(n), rtol=1e-12)
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_has_no_likelihood_is_refused():
-    schedule = schedules.VP()
-    data, x, process = mixture(schedule, 2), jnp.zeros((1, 2)), processes.Gaussian(schedule)
-    for mistake, message in (
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"probes": -1}, "probes = -1"),
         ({"probes": 3}, "key is None"),
         ({"probes": 3, "key": jax.random.key(0), "probe": "cauchy"}, "rademacher, gaussian"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            likelihood.log_likelihood(data, process, x, **mistake)
+    ],
+)
+def test_invalid_probes_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        log_likelihood(mixture(schedules.VP(), 2), jnp.zeros((1, 2)), **options)
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_a_process_without_an_ode_is_refused():
-    x = jnp.zeros((1, 2))
-    with pytest.raises(ValueError, match="needs a Gaussian process"):
-        likelihood.log_likelihood(mixture(schedules.VP(), 2), Reversed(), x)
-    with pytest.raises(ValueError, match="needs a Gaussian process"):
-        encoding.encode(mixture(schedules.VP(), 2), Reversed(), x)
+    x = jnp.zeros((3, 2))
+    denoiser = analytic.empirical(x, Perturbed(schedules.VP(), noise=Laplace()))
+    for function in (log_likelihood, encode, decode):
+        with pytest.raises(InputError, match="needs a Gaussian process"):
+            function(denoiser, x)
 
 
 def test_a_solver_that_gives_up_says_where_and_with_which_tolerance():
     schedule = schedules.VP()
-    with pytest.raises(ValueError, match=r"past t = 0\.\d+ with rtol = 1e-05, .* in 2 steps"):
-        encoding.encode(
-            mixture(schedule, 2), processes.Gaussian(schedule), jnp.ones((1, 2)), solver=Solver(max_steps=2)
-        )
+    with pytest.raises(InputError, match=r"past t = 0\.\d+ with rtol = 1e-05, .* in 2 steps"):
+        encode(mixture(schedule, 2), jnp.ones((1, 2)), solver=Solver(max_steps=2))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"rtol": 0.0}, "rtol = 0.0"), ({"atol": -1.0}, "atol = -1.0"), ({"max_steps": 0}, "max_steps = 0")],
 )
-def test_what_is_no_tolerance_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+def test_invalid_solver_options_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
         Solver(**options)
 
 
 def test_a_tolerance_that_float32_cannot_reach_warns_and_gains_nothing():
     """The error of the latents, against float64, is that of the least tolerance without a warning; still solved."""
     schedule = schedules.Flow()
-    data, process = mixture(schedule, 2), processes.Gaussian(schedule)
+    data = mixture(schedule, 2)
     x0 = data.data.sample(jax.random.key(1), 8)
-    exact = np.asarray(encoding.encode(data, process, x0, solver=Solver(rtol=1e-10, atol=1e-10)))
+    exact = np.asarray(encode(data, x0, solver=Solver(rtol=1e-10, atol=1e-10)))
     with jax.enable_x64(False):
         data, x0 = mixture(schedule, 2), jnp.asarray(x0, jnp.float32)
-        reached = encoding.encode(data, process, x0, solver=Solver(rtol=3e-7, atol=3e-7))
+        reached = encode(data, x0, solver=Solver(rtol=3e-7, atol=3e-7))
         with pytest.warns(
             UserWarning, match=r"rtol = 1e-08, atol = 1e-08 are more than float32 .* up to 4\.8e-07 .*x64"
         ):
-            beyond = encoding.encode(data, process, x0, solver=Solver(rtol=1e-8, atol=1e-8))
+            beyond = encode(data, x0, solver=Solver(rtol=1e-8, atol=1e-8))
     errors = [np.abs(np.asarray(latents) - exact).max() for latents in (reached, beyond)]
     assert errors[0] < 5e-6
     assert errors[1] > errors[0] / 5
     Solver(rtol=1e-8, atol=1e-8).check_dtype(jnp.float64)
 
 
-def test_what_is_encoded_and_decoded_comes_back_as_exactly_as_asked():
+def test_decoding_inverts_encoding_to_the_tolerance():
     schedule = SCHEDULES["flow"]
-    data, process = mixture(schedule, 2), processes.Gaussian(schedule)
+    data = mixture(schedule, 2)
     x0, errors = data.data.sample(jax.random.key(1), 8), []
     for tolerance in (1e-2, 1e-4, 1e-6):
         solver = Solver(rtol=tolerance, atol=tolerance)
-        x1 = encoding.encode(data, process, x0, solver=solver)
-        errors.append(np.abs(np.asarray(encoding.decode(data, process, x1, solver=solver) - x0)).max())
+        x1 = encode(data, x0, solver=solver)
+        errors.append(np.abs(np.asarray(decode(data, x1, solver=solver) - x0)).max())
     assert errors[1] < errors[0] / 5
     assert errors[2] < errors[1] / 5
     assert errors[2] < 1e-4
 
 
-def test_times_beyond_the_path_are_refused():
+def test_times_outside_the_path_are_refused():
     schedule = schedules.VP()
     for t, s in ((1.5, 0.0), (0.5, -0.1)):
-        with pytest.raises(ValueError, match=r"[ts] = (1\.5|-0\.1); the rule is 0 <= [ts] <= 1"):
-            probability_flow.carry(
-                mixture(schedule, 2), processes.Gaussian(schedule), jnp.ones(2), t=t, s=s, solver=EXACT
-            )
+        with pytest.raises(InputError, match=r"[ts] = (1\.5|-0\.1); the rule is 0 <= [ts] <= 1"):
+            probability_flow.integrate(mixture(schedule, 2), jnp.ones(2), t=t, s=s, solver=EXACT)

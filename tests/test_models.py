@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sklearn.datasets import make_swiss_roll
 
 from jaxdiff.models import MLP, UNet, attend, attention, layers
+from jaxdiff.typing import InputError
 
 GOLDEN = Path(__file__).parent / "golden" / "ddpm_unet.npz"
 
@@ -269,21 +270,21 @@ def test_patches_are_squares_of_pixels():
     ],
 )
 def test_fields_that_do_not_go_together(model, field, value, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(InputError, match=words):
         model(**{field: value})
 
 
 def test_image_sizes():
     UNet().check_size(28, 32)
-    with pytest.raises(ValueError, match=r"30×28 .* multiples of 4; pad or resize"):
+    with pytest.raises(InputError, match=r"30×28 .* multiples of 4; pad or resize"):
         UNet().init(jax.random.key(0), jnp.zeros((1, 30, 28, 1)), jnp.zeros(1))
-    with pytest.raises(ValueError, match="multiples of 8"):
+    with pytest.raises(InputError, match="multiples of 8"):
         UNet(patch=2).check_size(28, 28)
 
 
 @pytest.mark.parametrize(("model", "shape"), [(UNet(), (1, 28, 28, 1)), (MLP(), (1, 2))])
 def test_a_condition_is_refused(model, shape):
-    with pytest.raises(ValueError, match="this network has no labels"):
+    with pytest.raises(InputError, match="this network has no labels"):
         model.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(1), jnp.array([3]))
 
 

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import parameterization, processes, schedules
-from jaxdiff.parameterization import KINDS, from_prediction, noise_from_x0, to_prediction
+from jaxdiff import schedules
+from jaxdiff.processes import Gaussian
+from jaxdiff.processes.parameterization import KINDS, canonical, from_prediction, to_prediction
 from jaxdiff.schedules import Schedule
-from jaxdiff.typing import Prediction
+from jaxdiff.typing import InputError, Prediction
 
-SCHEDULES: dict[str, Schedule] = {name: make() for name, make in schedules.REGISTRY.items()}
-TIMES = (0.0213, 0.5, 0.9787)  # 0.5 is a step of a discrete schedule, the others lie between two
+SCHEDULES: dict[str, Schedule] = {name: make() for name, make in schedules.SCHEDULES.items()}
+TIMES = (0.0213, 0.5, 0.9787)  # 0.5 is a time of a discrete schedule, the others lie between two
 X0, NOISE, OTHER = np.random.default_rng(0).normal(size=(3, 2, 3))  # one sample has shape (2, 3)
 ATOL = {"float32": 50 * 6e-8, "float64": 50 * 1.1e-16}  # roundings; times the condition number where one divides
 
@@ -25,13 +26,14 @@ both_precisions = pytest.mark.parametrize("dtype", ["float32", "float64"])
 @jax.jit
 def conversions(schedule: Schedule, t: jax.Array, x0: jax.Array, noise: jax.Array, other: jax.Array) -> Any:
     """For each kind: the output for (x0, noise), the pair again, that of another output, and this output again."""
+    process = Gaussian(schedule)
     x_t = schedule.alpha(t) * x0 + schedule.sigma(t) * noise
     found = {}
     for kind in KINDS:
-        output = from_prediction(kind, Prediction(x0, noise), t=t, schedule=schedule)
-        again = to_prediction(kind, output, x_t, t=t, schedule=schedule)
-        pair = to_prediction(kind, other, x_t, t=t, schedule=schedule)
-        found[kind] = output, again, pair, from_prediction(kind, pair, t=t, schedule=schedule)
+        output = from_prediction(kind, Prediction(x0, noise), t=t, process=process)
+        again = to_prediction(kind, output, x_t, t=t, process=process)
+        pair = to_prediction(kind, other, x_t, t=t, process=process)
+        found[kind] = output, again, pair, from_prediction(kind, pair, t=t, process=process)
     return x_t, schedule.alpha(t), schedule.sigma(t), found
 
 
@@ -71,7 +73,7 @@ def test_every_prediction_lies_on_the_path(name: str, dtype: str, t: float) -> N
 def test_targets_are_their_definitions(name: str, t: float, x64: None) -> None:
     """eps, x0 and v by their formulas, velocity and score by differentiation."""
     schedule = SCHEDULES[name]
-    process = processes.Gaussian(schedule)
+    process = Gaussian(schedule)
 
     def log_density(x: jax.Array) -> jax.Array:
         return jax.scipy.stats.norm.logpdf(x, schedule.alpha(t) * X0, schedule.sigma(t)).sum()
@@ -98,12 +100,13 @@ def test_targets_are_their_definitions(name: str, t: float, x64: None) -> None:
 @jax.jit
 def ends(schedule: Schedule, t: jax.Array, x_t: jax.Array, output: jax.Array) -> Any:
     """For each kind the prediction, the output it stands for, and the gradients of both by reverse mode."""
+    process = Gaussian(schedule)
     found = {}
     for kind in KINDS:
 
         def there_and_back(output: jax.Array, x_t: jax.Array, kind: Any = kind) -> tuple[Prediction, jax.Array]:
-            pair = to_prediction(kind, output, x_t, t=t, schedule=schedule)
-            return pair, from_prediction(kind, pair, t=t, schedule=schedule)
+            pair = to_prediction(kind, output, x_t, t=t, process=process)
+            return pair, from_prediction(kind, pair, t=t, process=process)
 
         value, pullback = jax.vjp(there_and_back, output, x_t)
         found[kind] = value, pullback(jax.tree.map(jnp.ones_like, value))
@@ -121,7 +124,7 @@ def test_both_ends_are_finite_with_finite_gradients(name: str, dtype: str, t: fl
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "vp", "sigmoid", "ve", "flow"])
-def test_pure_data_is_read_as_the_docstring_says(name: str) -> None:
+def test_pure_data_is_converted_as_documented(name: str) -> None:
     """At σ = 0, where α = 1 for all of these."""
     x_t, output = jnp.asarray(X0, jnp.float32), jnp.asarray(OTHER, jnp.float32)
     found = ends(SCHEDULES[name], jnp.float32(0), x_t, output)
@@ -137,15 +140,15 @@ def test_pure_data_is_read_as_the_docstring_says(name: str) -> None:
             np.testing.assert_array_equal(again, zero)
 
 
-def test_an_infinite_velocity_is_the_signals_part() -> None:
-    schedule = SCHEDULES["vp"]
+def test_an_infinite_velocity_keeps_its_data_term() -> None:
+    process = Gaussian(SCHEDULES["vp"])
     for noise in (np.zeros_like(X0), NOISE):
         pair = Prediction(jnp.asarray(X0), jnp.asarray(noise))
-        velocity = jax.jit(lambda pair: from_prediction("velocity", pair, t=0.0, schedule=schedule))(pair)
+        velocity = jax.jit(lambda pair: from_prediction("velocity", pair, t=0.0, process=process))(pair)
         np.testing.assert_allclose(velocity, -0.05 * X0, rtol=1e-6)  # α' = −½ β_min
 
 
-def test_pure_noise_is_read_as_the_docstring_says() -> None:
+def test_pure_noise_is_converted_as_documented() -> None:
     """At α = 0, σ = 1: the end of the flow."""
     x_t, output = jnp.asarray(X0, jnp.float32), jnp.asarray(OTHER, jnp.float32)
     found = ends(SCHEDULES["flow"], jnp.float32(1), x_t, output)
@@ -162,19 +165,25 @@ def test_pure_noise_is_read_as_the_docstring_says() -> None:
             np.testing.assert_allclose(value, stated, rtol=1e-6, err_msg=kind)
 
 
-def test_noise_is_what_the_clean_sample_leaves() -> None:
-    schedule = SCHEDULES["flow"]
+def test_the_noise_is_inferred_from_the_clean_sample() -> None:
+    process = Gaussian(SCHEDULES["flow"])
     x_t = jnp.asarray(0.75 * X0 + 0.25 * NOISE)
-    np.testing.assert_allclose(noise_from_x0(jnp.asarray(X0), x_t, 0.25, schedule), NOISE, atol=2e-6)  # x_t's eps/σ
-    np.testing.assert_array_equal(noise_from_x0(jnp.asarray(X0), x_t, 0.0, schedule), 0)
+    np.testing.assert_allclose(process.infer_noise(jnp.asarray(X0), x_t, 0.25), NOISE, atol=2e-6)  # x_t's eps/σ
+    np.testing.assert_array_equal(process.infer_noise(jnp.asarray(X0), x_t, 0.0), 0)
+
+
+def test_spellings_of_other_libraries_are_accepted() -> None:
+    spellings = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+    assert {name: canonical(name) for name in (*KINDS, *spellings)} == dict(zip(KINDS, KINDS, strict=True)) | spellings
 
 
 def test_an_unknown_kind_is_refused(unchecked: None) -> None:
-    schedule, x = SCHEDULES["flow"], jnp.zeros(2)
-    message = "'epsilon' is no parameterization; the known ones are eps, x0, v, score, velocity"
-    assert parameterization.unknown("epsilon") == message
-    kind: Any = "epsilon"
-    with pytest.raises(ValueError, match=message):
-        to_prediction(kind, x, x, t=0.5, schedule=schedule)
-    with pytest.raises(ValueError, match=message):
-        from_prediction(kind, Prediction(x, x), t=0.5, schedule=schedule)
+    process, x = Gaussian(SCHEDULES["flow"]), jnp.zeros(2)
+    message = "kind = 'pixels'; the rule is one of eps, x0, v, score, velocity"
+    kind: Any = "pixels"
+    with pytest.raises(InputError, match=message):
+        canonical(kind, what="kind")
+    with pytest.raises(InputError, match=message):
+        to_prediction(kind, x, x, t=0.5, process=process)
+    with pytest.raises(InputError, match=message):
+        from_prediction(kind, Prediction(x, x), t=0.5, process=process)

@@ -1,4 +1,4 @@
-"""Runs whose process is made of the data: what their folder keeps, and the table of the configs that perturb."""
+"""Runs whose process is made from the data, what their folder keeps, and the table of the perturbed configs."""
 
 import shutil
 from pathlib import Path
@@ -10,18 +10,25 @@ import pytest
 import tiny
 
 import jaxdiff as jd
-from jaxdiff import data, evaluation, folder
+from jaxdiff import data, evaluation
+from jaxdiff.data import DataSpec
 from jaxdiff.experiment import make_experiment
-from jaxdiff.folder import Form
-from jaxdiff.samplers.loop import own_process, sample_keys
+from jaxdiff.experiment import workdir as folder
+from jaxdiff.processes import for_sample
+from jaxdiff.samplers.loop import sample_keys
 from jaxdiff.training import loop
 
 CHANGES = {
-    "process": {"name": "perturbed", "signal": ("scale:factor=0.5", "overlap"), "start": "fitted", "tell": True},
+    "process": {
+        "name": "perturbed",
+        "transform": ("scale:factor=0.5", "overlap"),
+        "start": "fitted",
+        "condition_on_transform": True,
+    },
     "schedule": {"name": "ve", "sigma_max": 0.3},
     "predicts": "x0",
-    "loss": {"space": "x0"},
-    "sampling.sampler": "transported",
+    "loss": {"target": "x0"},
+    "sampling.sampler": "deterministic",
     "every.checkpoint": 5,
 }
 
@@ -46,11 +53,11 @@ def copy(stopped, tmp_path) -> Path:
     return shutil.copytree(stopped, tmp_path / "copy")
 
 
-def test_a_run_needs_its_folder_alone_to_sample_and_its_process_is_made_of_the_data(stopped, monkeypatch):
+def test_a_run_needs_its_folder_alone_to_sample_and_its_process_is_made_from_the_data(stopped, monkeypatch):
     x = data.load("swissroll").x
     monkeypatch.setattr(data, "load", None)
     run = jd.load(stopped)
-    others, start = run.process.signal.parts[1].others, run.process.start
+    others, start = run.process.transform.parts[1].others, run.process.start
     assert others.shape == (2048, 2)
     assert len(np.unique(others, axis=0)) == 2048
     assert {tuple(point) for point in others} <= {tuple(point) for point in x}
@@ -65,17 +72,17 @@ def test_varied_samples_start_under_the_parameters_that_they_are_drawn_with(stop
     run, x0, t, key = jd.load(stopped), np.ones((3, 2), np.float32), 0.5, jax.random.key(0)
     drawn = []
 
-    def draw(run, key, *_, **options):
+    def draw(run, key, denoiser, sampling, **options):
         drawn.append((key, options["start"]))
         return x0
 
     monkeypatch.setattr(jd.Run, "_draw", draw)
-    run.vary(key, x0, t=t, steps=20)
+    run.image_to_image(key, x0, t=t, steps=20)
     [(key_draw, start)] = drawn
     assert len(np.unique(start, axis=0)) == 3
     for i, own in enumerate(sample_keys(key_draw, np.arange(3))):
-        process = own_process(own, run.process, (2,))
-        noise = process.noise(jax.random.fold_in(jax.random.split(key)[0], i), (2,), t)
+        process = for_sample(run.denoiser, own, (2,)).process
+        noise = process.sample_noise(jax.random.fold_in(jax.random.split(key)[0], i), (2,), t)
         np.testing.assert_allclose(start[i], process.corrupt(jnp.asarray(x0[i]), noise, t), rtol=1e-5)
 
 
@@ -96,7 +103,7 @@ def test_examples_that_are_missing_or_damaged_are_said_to_be_and_training_writes
     with pytest.raises(ValueError, match=r"holds float32 of shape \(4, 3\), not float32 \(n, \*\(2,\)\)"):
         jd.load(copy)
     path.unlink()
-    with pytest.raises(ValueError, match=r"examples.npy is missing, and the process of this run is made of it"):
+    with pytest.raises(ValueError, match=r"examples.npy is missing, and the process of this run is made from it"):
         jd.load(copy)
     loop.train(tiny.config({**CHANGES, "train.steps": 5}), copy)  # nothing to do, but for this
     assert path.read_bytes() == content
@@ -113,27 +120,27 @@ def test_a_run_of_other_data_is_refused(copy):
 def test_examples_of_images_are_kept_as_they_are_stored(tmp_path):
     """All of a small set, in its levels."""
     dataset = data.load("digits")
-    config = tiny.config({"process": {"name": "perturbed", "start": "fitted"}, "sampling.sampler": "transported"})
+    config = tiny.config({"process": {"name": "perturbed", "start": "fitted"}, "sampling.sampler": "deterministic"})
     chosen = folder.choose_examples(tmp_path, config, dataset)
-    folder.write(tmp_path, config, Form.of(dataset), chosen)
-    found = folder.read_examples(tmp_path, config, Form.of(dataset))
+    folder.write(tmp_path, config, dataset.spec, chosen)
+    found = folder.read_examples(tmp_path, config, dataset.spec)
     np.testing.assert_array_equal(found, dataset.x, strict=True)
 
 
 def test_a_process_that_lacks_its_examples_is_refused():
-    with pytest.raises(ValueError, match="are made of examples of the data; give examples"):
-        make_experiment(tiny.config(CHANGES), (2,), levels=None)
+    with pytest.raises(ValueError, match="fitted to examples of the data; give examples"):
+        make_experiment(tiny.config(CHANGES), DataSpec(shape=(2,), levels=None))
     with pytest.raises(ValueError, match=r"^process.start = 'fited' is unknown; did you mean 'fitted'"):
         tiny.config({**CHANGES, "process": {"name": "perturbed", "start": "fited"}})
-    with pytest.raises(ValueError, match=r"^process.signal = 'overlapp'.*did you mean 'overlap'"):
-        tiny.config({**CHANGES, "process": {"name": "perturbed", "signal": ("overlapp",), "start": "fitted"}})
+    with pytest.raises(ValueError, match=r"^process.transform = 'overlapp'.*did you mean 'overlap'"):
+        tiny.config({**CHANGES, "process": {"name": "perturbed", "transform": ("overlapp",), "start": "fitted"}})
 
 
 def test_the_table_of_perturbed_digits_says_which_do_worse(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     import digits_perturbations as table
 
-    cell = {"standard_error": 0.3, "floor": 0.5, "process": "`x`", "told": False, "schedule": "cosine"}
+    cell = {"standard_error": 0.3, "floor": 0.5, "process": "`x`", "conditioned": False, "schedule": "cosine"}
     cell |= {"predicts": "v", "sampler": "ddim", "parameters": 1234, "exact": None}
     values = {table.PLAIN: 2.0, "laplace": 2.8, "mask": 3.0, "blur": 1.0}
     cells = {name: cell | {"value": value} for name, value in values.items()}

@@ -1,23 +1,24 @@
-"""Pictures: where each image lies in a grid, whole files only, and the figure of a diffusion in the plane."""
-
-from collections.abc import Callable
+"""Pictures: the layout of image grids, atomic files, and the figure of a diffusion in the plane."""
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import plots, samplers, schedules
-from jaxdiff.bounds import Bound
-from jaxdiff.processes import Gaussian
-from jaxdiff.typing import Prediction
+from jaxdiff import schedules
+from jaxdiff.denoisers import analytic
+from jaxdiff.experiment import plots
+from jaxdiff.likelihood import Elbo
+from jaxdiff.processes import Denoiser, Gaussian
+from jaxdiff.samplers.batching import Sampling
+from jaxdiff.typing import InputError
 
 
 def grey(*values: float, size: int = 32, channels: int = 1) -> np.ndarray:
     return np.stack([np.full((size, size, channels), value, np.float32) for value in values])
 
 
-def test_images_lie_row_by_row_with_gaps_of_black():
+def test_images_fill_rows_with_black_gaps():
     canvas = plots.image_grid(grey(-1, 0, 1, 1, 0), columns=3, least=32)
     assert canvas.dtype == np.uint8
     assert canvas.shape == (2 * 34 + 2, 3 * 34 + 2, 3)
@@ -42,19 +43,19 @@ def test_small_images_are_enlarged_by_a_whole_factor(size, scale):
     np.testing.assert_array_equal(canvas[::scale, ::scale], np.round((image[0, ..., 0] + 1) * 127.5))
 
 
-def test_values_beyond_the_range_are_cut_off_and_colours_kept():
+def test_values_beyond_the_range_are_clipped_and_colours_kept():
     image = np.zeros((1, 32, 32, 3), np.float32) + np.array([-7, 0.2, 7], np.float32)
     np.testing.assert_array_equal(plots.image_grid(image)[5, 5], [0, 153, 255])
 
 
 @pytest.mark.parametrize("channels", [2, 4])
 def test_other_numbers_of_channels_are_refused(channels):
-    with pytest.raises(ValueError, match=f"^images have {channels} channels; a picture needs 1 or 3$"):
+    with pytest.raises(InputError, match=f"^images have {channels} channels; a picture needs 1 or 3$"):
         plots.image_grid(grey(0, channels=channels))
 
 
 def test_no_images_are_refused():
-    with pytest.raises(ValueError, match=r"^images are none; a picture needs at least 1$"):
+    with pytest.raises(InputError, match=r"^images are empty; a picture needs at least 1$"):
         plots.image_grid(np.zeros((0, 8, 8, 1), np.float32))
 
 
@@ -76,40 +77,36 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         np.testing.assert_array_equal(np.asarray(image), first)
 
 
-def at_zero(schedule: schedules.Schedule) -> Callable[..., Prediction]:
-    """The denoiser of data that is all at 0, so that all of x_t is noise."""
-
-    def denoise(x, t, cond=None, /):
-        return Prediction(0 * x, x / schedule.sigma(t))
-
-    return denoise
+def at_zero(schedule: schedules.Schedule) -> Denoiser:
+    """The exact denoiser of data that are all 0, so that x_t is noise alone."""
+    return analytic.empirical(np.zeros((1, 2), np.float32), Gaussian(schedule))
 
 
 def test_the_figure_of_a_diffusion_has_three_rows_of_pixels():
-    process = Gaussian(schedules.linear(steps=20))
+    denoiser = at_zero(schedules.Linear(20))
     data = np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32)
-    arguments = {"sampler": samplers.ddpm(), "steps": 10, "times": (0.0, 0.5, 1.0)}
-    draw = lambda **changes: plots.diffusion_in_the_plane(  # noqa: E731 - one call, twice
-        jax.random.key(0), at_zero(process.schedule), process, data, **{**arguments, **changes}
-    )
+
+    def draw(timesteps="uniform"):
+        sampling = Sampling(sampler="ddpm", steps=10, timesteps=timesteps)
+        return plots.diffusion_in_the_plane(jax.random.key(0), denoiser, data, sampling, times=(0.0, 0.5, 1.0))
+
     pixels = draw()
     assert pixels.dtype == np.uint8
     assert pixels.shape[2] == 3
     for third in np.array_split(pixels, 3):
         coloured = third.max(axis=-1).astype(int) - third.min(axis=-1)
         assert (coloured > 20).sum() > 200
-    assert draw(rule="quadratic").shape == pixels.shape
-    assert (draw(rule="quadratic") != pixels).any()
+    assert draw("quadratic").shape == pixels.shape
+    assert (draw("quadratic") != pixels).any()
 
 
 def test_the_drift_is_that_of_the_reverse_process():
     # For data at 0 the mean of the posterior is x_t·(α_t/α_s)·σ_s²/σ_t².
     schedule = schedules.VP()
-    process = Gaussian(schedule)
     points = np.array([[1.0, -2.0], [0.5, 0.0]], np.float32)
     t, s = 0.6, 0.5
     ratio = schedule.alpha(t) / schedule.alpha(s) * schedule.sigma(s) ** 2 / schedule.sigma(t) ** 2
-    found = plots.drift(at_zero(schedule), process, points, np.array([t, s]))
+    found = plots.drift(at_zero(schedule), points, np.array([t, s]))
     np.testing.assert_allclose(found, points * (ratio - 1) / (t - s), rtol=1e-4)
 
 
@@ -133,10 +130,10 @@ def test_reconstructions_of_points_are_three_panels():
         assert (np.ptp(third, axis=-1) > 20).sum() > 500
 
 
-def test_the_bound_is_drawn_with_its_spread_and_without_for_one_image():
+def test_the_elbo_has_a_band_of_its_error_except_for_one_image():
     terms = np.exp(np.random.default_rng(0).normal(size=(8, 30)) - np.linspace(0, 5, 30)).astype(np.float32)
     many, one = (
-        plots.bound_over_time(Bound(np.zeros(n, np.float32), terms[:n], np.zeros(n, np.float32))).astype(int)
+        plots.elbo_over_time(Elbo(np.zeros(n, np.float32), terms[:n], np.zeros(n, np.float32))).astype(int)
         for n in (8, 1)
     )
     light = [((np.ptp(pixels, axis=-1) > 20) & (pixels.min(-1) > 120)).sum() for pixels in (many, one)]

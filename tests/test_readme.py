@@ -1,27 +1,37 @@
-"""The README is true: its commands are CI's, and its Python runs as printed."""
+"""The documentation is true: the README's test command is CI's, the Python of every page runs, and its links exist."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
-from jaxdiff.config import Config, Data, Every, Sampling, Train
+from jaxdiff import data
+from jaxdiff.experiment import Config, Data, Every, Sampling, Train, make_experiment
 from jaxdiff.training.loop import train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = {
+    f"{page.stem}-{i}": block
+    for page in PAGES
+    for i, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+}
+MODULES = {block[2:].split("\n")[0]: block for block in BLOCKS.values() if re.match(r"# \w+\.py\n", block)}
 
 
 @pytest.fixture(scope="module")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with runs/digits in it."""
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that contains runs/digits and the modules of the pages: blocks that start with the name of a file."""
     home = tmp_path_factory.mktemp("readme")
-    # A run in the plane stands in for the digits: a U-Net takes many times longer to compile, and the code is the same.
+    for name, block in MODULES.items():
+        (home / name).write_text(block)
+    # A run in the plane replaces the digits: a U-Net takes many times longer to compile, and the code is the same.
     config = Config(
         data=Data(name="moons"),
         model={"name": "mlp", "width": 8, "depth": 1},
-        schedule={"name": "cosine", "steps": 100},
+        schedule={"name": "cosine", "num_timesteps": 100},
         train=Train(steps=1, batch_size=8),
         sampling=Sampling(steps=1),
         every=Every(log=10, checkpoint=10, sample=10),
@@ -30,19 +40,33 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.fixture(autouse=True)
+def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.syspath_prepend(home)
+
+
 def test_ci_calls_the_test_command_of_the_readme() -> None:
     commands = [line.strip() for line in README.splitlines() if line.startswith("    ") and "pytest" in line]
     assert len(commands) == 1
     assert commands[0] in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[2])
-def test_the_python_of_the_readme_runs(block: str, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tiny_run)
-    exec(block, {})
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_python_of_the_pages_runs(name: str) -> None:
+    exec(BLOCKS[name], {"__name__": "example"})
 
 
-def test_the_pictures_of_the_readme_are_there() -> None:
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", README)
-    assert pictures
-    assert all((ROOT / picture).is_file() for picture in pictures)
+@pytest.mark.parametrize("variant", ["", "perturbed"])
+def test_the_config_of_the_pages_names_what_is_outside_the_package(variant: str) -> None:
+    values = runpy.run_path("my_config.py")["get_config"](variant)
+    config = Config.from_mapping(values)
+    experiment = make_experiment(config, data.load(config.data.name).spec)
+    assert experiment.shape == (2,)
+    assert type(experiment.schedule).__module__ == type(experiment.model).__module__ == "my_diffusion"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_links_of_the_pages_exist(page: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if not link.startswith("http")]
+    assert all((page.parent / link).is_file() for link in links)

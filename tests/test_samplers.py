@@ -1,10 +1,9 @@
-"""Jumps against closed forms, ODE solvers against exact solutions, and sampling of known laws.
+"""Steps against closed forms, ODE solvers against exact solutions, and sampling of known distributions.
 
-The exact denoiser of data with law N(m, C) is x̂_0 = m + α C (α² C + σ² I)⁻¹ (x_t − α m). With it every sampler is
+The exact denoiser of data from N(m, C) is x̂_0 = m + α C (α² C + σ² I)⁻¹ (x_t − α m). With it every sampler is
 an affine map plus noise, and what it must give is known to rounding.
 """
 
-import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -17,18 +16,17 @@ import pytest
 import jaxdiff as jd
 from jaxdiff import samplers, schedules
 from jaxdiff.processes import Gaussian
-from jaxdiff.samplers import grids
-from jaxdiff.samplers.loop import Sampler
+from jaxdiff.samplers import Sampler, timesteps
 from jaxdiff.schedules import Schedule
-from jaxdiff.typing import Prediction
+from jaxdiff.typing import Prediction, pytree
 
-SCHEDULES: dict[str, Schedule] = {name: make() for name, make in schedules.REGISTRY.items()}
+SCHEDULES: dict[str, Schedule] = {name: make() for name, make in schedules.SCHEDULES.items()}
 SAMPLERS = {
-    **{name: samplers.REGISTRY[name]() for name in ("ddim", "ddpm", "fresh", "euler", "midpoint", "heun", "rk4")},
-    "ddim:eta=0.5": samplers.ddim(eta=0.5),
-    "ddim:eta=1": samplers.ddim(eta=1.0),
-    "ddpm:variance=large": samplers.ddpm(variance="large"),
-    "ddpm:variance=0.3": samplers.ddpm(variance=0.3),
+    **{name: samplers.SAMPLERS[name]() for name in ("ddim", "ddpm", "renoise", "euler", "midpoint", "heun", "rk4")},
+    "ddim:eta=0.5": samplers.DDIM(eta=0.5),
+    "ddim:eta=1": samplers.DDIM(eta=1.0),
+    "ddpm:variance=large": samplers.DDPM(variance="large"),
+    "ddpm:variance=0.3": samplers.DDPM(variance=0.3),
 }
 # Neighbours on 1000 steps, then far apart, from pure noise, and to the data.
 PAIRS = np.array([(1.0, 0.999), (0.5, 0.499), (0.002, 0.001), (0.9, 0.3), (1.0, 0.01), (0.7, 0.0), (0.001, 0.0)])
@@ -37,28 +35,27 @@ X0, X_T = 0.7, -0.4  # one coordinate is enough: all is elementwise
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree(kw_only=False, eq=False)
 class FixedNoise(Gaussian):
-    """A process whose noise is a given number, so that a jump's mean and standard deviation can be read off."""
+    """A process whose noise is a given number, so that a step's mean and standard deviation can be read off."""
 
     value: Any = 0.0
 
-    def noise(self, key: jax.Array, shape: tuple[int, ...], t: Any = 1.0) -> jax.Array:
+    def sample_noise(self, key: jax.Array, shape: tuple[int, ...], t: Any = 1.0) -> jax.Array:
         return jnp.full(shape, self.value)
 
 
 @jax.jit
 @functools.partial(jax.vmap, in_axes=(None, 0, 0, 0, 0, 0))
-def jumps(schedule: Schedule, t: jax.Array, s: jax.Array, x0: Any, noise: Any, x_t: Any) -> Any:
-    """For each sampler x_s with fresh noise 0 and with fresh noise 1, where the denoiser says (x0, noise)."""
+def steps(schedule: Schedule, t: jax.Array, s: jax.Array, x0: Any, noise: Any, x_t: Any) -> Any:
+    """For each sampler x_s with fresh noise 0 and with fresh noise 1, where the denoiser predicts (x0, noise)."""
 
-    def denoise(x: jax.Array, t: jax.Array, cond: Any = None, /) -> Prediction:
+    def predict(x: jax.Array, t: jax.Array, cond: Any = None, /) -> Prediction:
         return Prediction(jnp.full_like(x, x0), jnp.full_like(x, noise))
 
     def step(sampler: Sampler, z: jax.Array) -> jax.Array:
-        process = FixedNoise(schedule, z)
-        return sampler.step(jax.random.key(0), jnp.asarray(x_t), None, t=t, s=s, denoise=denoise, process=process)[0]
+        denoiser = jd.from_function(predict, FixedNoise(schedule, z))
+        return sampler.step(jax.random.key(0), jnp.asarray(x_t), None, t=t, s=s, denoiser=denoiser)[0]
 
     z = jnp.array([0.0, 1.0], x_t.dtype)
     return {name: jax.vmap(functools.partial(step, sampler))(z) for name, sampler in SAMPLERS.items()}
@@ -75,7 +72,7 @@ def mean_and_std(name: str, truth: str, dtype: str = "float64") -> dict[str, tup
             "x0": (np.ones_like(alpha), np.zeros_like(alpha)),
             "noise": (np.zeros_like(alpha), np.ones_like(alpha)),
         }[truth]
-        found = jax.device_get(jumps(schedule, *PAIRS.astype(dtype).T, x0, noise, alpha * x0 + sigma * noise))
+        found = jax.device_get(steps(schedule, *PAIRS.astype(dtype).T, x0, noise, alpha * x0 + sigma * noise))
     return {sampler: (ends[:, 0], ends[:, 1] - ends[:, 0]) for sampler, ends in found.items()}
 
 
@@ -104,7 +101,7 @@ def gaussian_posterior(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @every_schedule
-def test_ancestral_jump_is_the_gaussian_posterior(name: str) -> None:
+def test_the_ancestral_step_is_the_gaussian_posterior(name: str) -> None:
     mean, variance, transition = gaussian_posterior(name)
     noisy = PAIRS[:, 1] > 0
     expected = {
@@ -121,7 +118,7 @@ def test_ancestral_jump_is_the_gaussian_posterior(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "ve", "flow"])
-def test_jumps_in_float32_are_those_in_float64(name: str) -> None:
+def test_steps_in_float32_are_those_in_float64(name: str) -> None:
     largest = coefficients(name)[3].max()
     for sampler, (mean, std) in mean_and_std(name, "noise", "float32").items():
         exact_mean, exact_std = mean_and_std(name, "noise")[sampler]
@@ -131,10 +128,10 @@ def test_jumps_in_float32_are_those_in_float64(name: str) -> None:
 
 
 @every_schedule
-def test_jumps_keep_the_marginal(name: str) -> None:
-    """With the true (x_0, n) every x_s = α_s x_0 + σ_s (unit noise), but for the large variances and the last jump."""
+def test_steps_keep_the_marginal(name: str) -> None:
+    """With the true (x_0, n) every x_s = α_s x_0 + σ_s (unit noise), but for the large variances and the last step."""
     _, _, alpha_s, sigma_s = coefficients(name)
-    for sampler in ("ddim", "ddim:eta=0.5", "ddim:eta=1", "ddpm", "fresh", "euler", "midpoint", "heun", "rk4"):
+    for sampler in ("ddim", "ddim:eta=0.5", "ddim:eta=1", "ddpm", "renoise", "euler", "midpoint", "heun", "rk4"):
         of_x0, _ = mean_and_std(name, "x0")[sampler]
         of_noise, of_fresh = mean_and_std(name, "noise")[sampler]
         np.testing.assert_allclose(of_x0, alpha_s, rtol=1e-9, err_msg=sampler)
@@ -146,19 +143,20 @@ def test_jumps_keep_the_marginal(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "flow"])
-def test_any_sub_sequence_keeps_the_law_of_normal_data(name: str, x64: None) -> None:
+def test_any_sub_sequence_keeps_the_distribution_of_normal_data(name: str, x64: None) -> None:
     """With the true x_0 ~ N(m, v), mean and covariance of (x_0, x_t) are at every time those of the forward process."""
     schedule, m, v = SCHEDULES[name], 0.8, 0.3
     times = np.array([1.0, 0.999, 0.64, 0.35, 0.349, 0.02, 0.001, 0.0])
     alphas, sigmas = jax.device_get(alpha_and_sigma(schedule, times))
-    # Three samples, of x_0, of n and of fresh noise alone: a jump of all three gives its coefficients.
-    given, process = Prediction(jnp.eye(3)[0], jnp.eye(3)[1]), FixedNoise(schedule, jnp.eye(3)[2])
+    # Three samples, of x_0, of n and of fresh noise alone: a step of all three gives its coefficients.
+    given = Prediction(jnp.eye(3)[0], jnp.eye(3)[1])
+    denoiser = jd.from_function(lambda *_: given, FixedNoise(schedule, jnp.eye(3)[2]))
 
     @jax.jit
     @jax.vmap
     def coefficients_of(t: jax.Array, s: jax.Array) -> dict[str, jax.Array]:
-        step = {"t": t, "s": s, "denoise": lambda *_: given, "process": process}
-        walked = ("ddim", "ddim:eta=0.5", "ddim:eta=1", "fresh")
+        step = {"t": t, "s": s, "denoiser": denoiser}
+        walked = ("ddim", "ddim:eta=0.5", "ddim:eta=1", "renoise")
         return {name: SAMPLERS[name].step(jax.random.key(0), jnp.zeros(3), None, **step)[0] for name in walked}
 
     for sampler, found in coefficients_of(times[:-1], times[1:]).items():
@@ -170,21 +168,21 @@ def test_any_sub_sequence_keeps_the_law_of_normal_data(name: str, x64: None) -> 
             mean = gain @ mean
             covariance = gain @ covariance @ gain.T + np.diag([0, added**2])
             forward = [[v, alpha * v], [alpha * v, alpha**2 * v + sigma**2]]
-            np.testing.assert_allclose(mean, [m, alpha * m], rtol=1e-9, err_msg=f"{sampler}, jump {i}")
-            np.testing.assert_allclose(covariance, forward, rtol=1e-9, err_msg=f"{sampler}, jump {i}")
+            np.testing.assert_allclose(mean, [m, alpha * m], rtol=1e-9, err_msg=f"{sampler}, step {i}")
+            np.testing.assert_allclose(covariance, forward, rtol=1e-9, err_msg=f"{sampler}, step {i}")
 
 
 def test_ddim_1_is_the_papers_ancestral_sampler_with_the_same_keys(x64: None) -> None:
     """x_{k−1} = (x_k − β_k ε/√(1−ᾱ_k))/√(1−β_k) + √β̃_k z (Ho et al. 2020, algorithm 2), for k = 8 … 1."""
     betas = np.linspace(0.01, 0.4, 8)
     alpha_bar = np.concatenate([[1.0], np.cumprod(1 - betas)])
-    process = Gaussian(schedules.discrete(betas))
-    denoise = jd.denoiser(lambda _, x, t: jnp.tanh(x) * t[:, None], None, process, predicts="eps")
+    process = Gaussian(schedules.Discrete(betas))
+    denoiser = jd.denoiser(lambda _, x, t: jnp.tanh(x) * t[:, None], None, process, predicts="eps")
 
     @jax.jit
     def both(key: jax.Array, x: jax.Array, t: jax.Array, s: jax.Array) -> list[jax.Array]:
-        pair = (samplers.ddim(eta=1.0), samplers.ddpm("small"))
-        return [sampler.step(key, x, None, t=t, s=s, denoise=denoise, process=process)[0] for sampler in pair]
+        pair = (samplers.DDIM(eta=1.0), samplers.DDPM("small"))
+        return [sampler.step(key, x, None, t=t, s=s, denoiser=denoiser)[0] for sampler in pair]
 
     x = expected = np.array([0.3, -1.2])
     for k in range(8, 0, -1):
@@ -199,8 +197,8 @@ def test_ddim_1_is_the_papers_ancestral_sampler_with_the_same_keys(x64: None) ->
 
 
 @every_schedule
-def test_fresh_noise_forgets_the_old_and_ddim_0_adds_none(name: str) -> None:
-    assert np.all(mean_and_std(name, "noise")["fresh"][0] == 0)
+def test_renoise_forgets_the_old_and_ddim_0_adds_none(name: str) -> None:
+    assert np.all(mean_and_std(name, "noise")["renoise"][0] == 0)
     for sampler in ("ddim", "euler", "heun"):
         assert np.all(mean_and_std(name, "noise")[sampler][1] == 0)
 
@@ -226,7 +224,7 @@ def test_the_noise_between_neighbours_is_the_papers() -> None:
 
 
 def exact_denoiser(schedule: Schedule, mean: np.ndarray | float, covariance: np.ndarray | float) -> Any:
-    """Of data with law N(mean, covariance); a number is isotropic."""
+    """The denoiser of data from N(mean, covariance); a number is isotropic."""
     spectrum, basis = (covariance, None) if np.ndim(covariance) == 0 else np.linalg.eigh(covariance)
 
     def predict(x_t: jax.Array, t: jax.Array, cond: Any = None, /) -> Prediction:
@@ -238,7 +236,7 @@ def exact_denoiser(schedule: Schedule, mean: np.ndarray | float, covariance: np.
         whitened = basis @ ((basis.T @ residual) / (alpha**2 * spectrum + sigma**2))
         return Prediction(mean + alpha * (covariance @ whitened), sigma * whitened)
 
-    return predict
+    return jd.from_function(predict, Gaussian(schedule))
 
 
 @functools.cache
@@ -247,20 +245,17 @@ def of_normal_data(name: str) -> Any:
     return exact_denoiser(SCHEDULES[name], 0.5, 0.25)
 
 
-@functools.cache
-def step_of(sampler: Sampler, denoise: Any, schedule: Schedule) -> Any:
-    process = Gaussian(schedule)
+_compiled: dict[Any, Any] = {}
+
+
+def walk(sampler: Sampler, denoiser: Any, x: Any, times: np.ndarray) -> jax.Array:
+    """The end of a deterministic sampler's path, started at x; each denoiser is compiled once."""
 
     @jax.jit
     def step(x: jax.Array, t: jax.Array, s: jax.Array) -> jax.Array:
-        return sampler.step(jax.random.key(0), x, None, t=t, s=s, denoise=denoise, process=process)[0]
+        return sampler.step(jax.random.key(0), x, None, t=t, s=s, denoiser=denoiser)[0]
 
-    return step
-
-
-def walk(sampler: Sampler, schedule: Schedule, denoise: Any, x: jax.Array, times: np.ndarray) -> jax.Array:
-    """The end of a deterministic sampler's path, started at x."""
-    step = step_of(sampler, denoise, schedule)
+    _, step = _compiled.setdefault((sampler, id(denoiser)), (denoiser, step))  # kept, or its id may be used again
     for t, s in itertools.pairwise(times):
         x = step(x, t, s)
     return x
@@ -279,26 +274,23 @@ def test_ode_solvers_have_their_order(name: str, sampler: str, order: int, x64: 
     first, last = 1.0, 0.2  # the whole noisy end; at t = 0 the σ of vp and ve is no smooth function of t
 
     start, exact = exact_path(schedule, m, c, np.array([first, last]))
-    denoise = of_normal_data(name)
+    denoiser = of_normal_data(name)
     counts = np.array([40, 80, 160])
     errors = [
-        abs(float(walk(SAMPLERS[sampler], schedule, denoise, start, np.linspace(first, last, n + 1)) - exact))
-        for n in counts
+        abs(float(walk(SAMPLERS[sampler], denoiser, start, np.linspace(first, last, n + 1)) - exact)) for n in counts
     ]
     slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
     assert slope == pytest.approx(order, abs=0.2), errors
 
 
 @every_schedule
-@pytest.mark.parametrize("grid", ["uniform", "quadratic"])
-def test_heun_beats_euler_from_pure_noise_to_data(name: str, grid: str, x64: None) -> None:
+@pytest.mark.parametrize("rule", ["uniform", "quadratic"])
+def test_heun_beats_euler_from_pure_noise_to_data(name: str, rule: str, x64: None) -> None:
     """On few steps: the first ones of a cosine schedule, where σ/α falls by 10³, must not spoil it."""
     schedule, m, c = SCHEDULES[name], 0.5, 0.25
     start, exact = exact_path(schedule, m, c, np.array([1.0, 0.0]))
-    denoise, times = of_normal_data(name), grids.make(grid, 20, schedule)
-    euler, heun = (
-        abs(float(walk(SAMPLERS[solver], schedule, denoise, start, times) - exact)) for solver in ("euler", "heun")
-    )
+    denoiser, times = of_normal_data(name), timesteps.make(rule, 20, schedule)
+    euler, heun = (abs(float(walk(SAMPLERS[solver], denoiser, start, times) - exact)) for solver in ("euler", "heun"))
     assert heun < 0.7 * euler
     assert heun < 0.1
 
@@ -307,33 +299,31 @@ def test_heun_beats_euler_from_pure_noise_to_data(name: str, grid: str, x64: Non
 def test_heun_with_the_slope_of_the_noise_is_heun_in_x_over_alpha(name: str, x64: None) -> None:
     """One step of the textbook's method on dy/dς = n̂(αy, ς), y = x/α, ς = σ/α; order 2 follows from it."""
     schedule, t, s, x = SCHEDULES[name], 0.6, 0.5, 0.7
-    denoise = of_normal_data(name)
+    denoiser = of_normal_data(name)
     (alpha_t, alpha_s), (sigma_t, sigma_s) = jax.device_get(alpha_and_sigma(schedule, np.array([t, s])))
     step = sigma_s / alpha_s - sigma_t / alpha_t
-    first = float(denoise(jnp.array(x), jnp.array(t)).noise)
+    first = float(denoiser(jnp.array(x), jnp.array(t)).noise)
     predicted = x / alpha_t + step * first
-    second = float(denoise(jnp.array(alpha_s * predicted), jnp.array(s)).noise)
+    second = float(denoiser(jnp.array(alpha_s * predicted), jnp.array(s)).noise)
     textbook = alpha_s * (x / alpha_t + step * (first + second) / 2)
-    assert float(walk(samplers.heun("noise"), schedule, denoise, x, np.array([t, s]))) == pytest.approx(textbook, 1e-12)
+    assert float(walk(samplers.Heun("noise"), denoiser, x, np.array([t, s]))) == pytest.approx(textbook, 1e-12)
 
 
 def test_heun_with_the_slope_of_the_noise_starts_at_pure_noise(x64: None) -> None:
-    schedule = SCHEDULES["flow"]
-    denoise = exact_denoiser(schedule, 0.5, 0.25)
-    ends = [
-        float(walk(samplers.heun(slope), schedule, denoise, 0.7, np.linspace(1, 0, 101))) for slope in ("noise", "x0")
-    ]
+    denoiser = of_normal_data("flow")
+    ends = [float(walk(samplers.Heun(slope), denoiser, 0.7, np.linspace(1, 0, 101))) for slope in ("noise", "x0")]
     assert ends[0] == pytest.approx(ends[1], abs=1e-3)
 
 
-def test_heun_asks_the_network_nothing_at_the_data() -> None:
+def test_heun_does_not_call_the_network_at_the_data() -> None:
     calls = []
 
-    def denoise(x_t: jax.Array, t: jax.Array, cond: Any = None, /) -> Prediction:
+    def predict(x_t: jax.Array, t: jax.Array, cond: Any = None, /) -> Prediction:
         jax.debug.callback(lambda t: calls.append(float(t)), t)
         return Prediction(x_t * 0.5, x_t)
 
-    jd.sample(jax.random.key(0), denoise, Gaussian(SCHEDULES["vp"]), samplers.heun(), shape=(), n=1, steps=4)
+    denoiser = jd.from_function(predict, Gaussian(SCHEDULES["vp"]))
+    jd.sample(jax.random.key(0), denoiser, "heun", shape=(), n=1, steps=4)
     jax.effects_barrier()
     assert sorted(calls) == [0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0]
 
@@ -350,7 +340,7 @@ def test_a_flow_starts_at_pure_noise(x64: None) -> None:
     model = jd.denoiser(velocity, None, Gaussian(schedule), predicts="velocity")
     start, end = exact_path(schedule, m, c, np.array([1.0, 0.0]))
     for sampler in ("euler", "heun"):
-        x = walk(SAMPLERS[sampler], schedule, model, jnp.array([start]), np.linspace(1, 0, 101))
+        x = walk(SAMPLERS[sampler], model, jnp.array([start]), np.linspace(1, 0, 101))
         assert float(x[0]) == pytest.approx(end, abs=0.02)  # 100 steps of order 1, and a last one of order 1
 
 
@@ -358,8 +348,8 @@ MEAN = np.array([0.8, -0.5])
 COVARIANCE = np.array([[0.5, 0.3], [0.3, 0.4]])
 
 
-def law_after(sampler: str, name: str, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance that a jump sampler must give from its prior N(0, σ_1² I), in numpy, in C's eigenbasis."""
+def distribution_after(sampler: str, name: str, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance that a linear sampler must give from its prior N(0, σ_1² I), in numpy, in C's eigenbasis."""
     eta, v = {"ddim": (0, 0), "ddim:eta=0.5": (0.5, 0), "ddpm": (1, 0), "ddpm:variance=large": (1, 1)}[sampler]
     with jax.enable_x64(True):
         alphas, sigmas = jax.device_get(alpha_and_sigma(SCHEDULES[name], times))
@@ -379,7 +369,7 @@ def law_after(sampler: str, name: str, times: np.ndarray) -> tuple[np.ndarray, n
     return basis @ center, basis @ np.diag(variance) @ basis.T
 
 
-def assert_law(x: jax.Array, mean: np.ndarray, covariance: np.ndarray, *, errors: float = 4) -> None:
+def assert_distribution(x: jax.Array, mean: np.ndarray, covariance: np.ndarray, *, errors: float = 4) -> None:
     """Sample mean and covariance within so many standard errors: √(C_ii/n) and √((C_ii C_jj + C_ij²)/n)."""
     n, variances = len(x), np.diag(covariance)
     np.testing.assert_array_less(np.abs(np.mean(x, axis=0) - mean), errors * np.sqrt(variances / n))
@@ -387,11 +377,9 @@ def assert_law(x: jax.Array, mean: np.ndarray, covariance: np.ndarray, *, errors
     np.testing.assert_array_less(np.abs(np.cov(x, rowvar=False) - covariance), errors * of_covariance)
 
 
-def gaussian_samples(sampler: str, name: str, steps: int, grid: str, n: int) -> jax.Array:
-    schedule = SCHEDULES[name]
-    denoise = exact_denoiser(schedule, MEAN.astype(np.float32), COVARIANCE.astype(np.float32))
-    process = Gaussian(schedule)
-    return jd.sample(jax.random.key(1), denoise, process, SAMPLERS[sampler], shape=(2,), n=n, steps=steps, grid=grid)
+def gaussian_samples(sampler: str, name: str, steps: int, rule: str, n: int) -> jax.Array:
+    denoiser = exact_denoiser(SCHEDULES[name], MEAN.astype(np.float32), COVARIANCE.astype(np.float32))
+    return jd.sample(jax.random.key(1), denoiser, SAMPLERS[sampler], shape=(2,), n=n, steps=steps, timesteps=rule)
 
 
 @pytest.mark.parametrize(
@@ -403,23 +391,25 @@ def gaussian_samples(sampler: str, name: str, steps: int, grid: str, n: int) -> 
         ("flow", "ddpm"),
     ],
 )
-def test_few_steps_give_exactly_the_law_they_must(sampler: str, name: str) -> None:
-    """Of 5 steps, far from the data's law; with 20000 samples, within 4 standard errors (0.7 % of a variance each)."""
-    times = grids.make("uniform", 5, SCHEDULES[name])
+def test_few_steps_give_exactly_the_distribution_they_must(sampler: str, name: str) -> None:
+    """5 steps, far from the data's distribution; 20000 samples, within 4 standard errors (0.7 % of a variance)."""
+    times = timesteps.make("uniform", 5, SCHEDULES[name])
     x = gaussian_samples(sampler, name, 5, "uniform", 20_000)
-    assert_law(x, *law_after(sampler, name, times))
+    assert_distribution(x, *distribution_after(sampler, name, times))
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 400), ("heun", 60), ("ddpm", 400)])
 def test_a_known_gaussian_is_sampled(sampler: str, steps: int) -> None:
     """To its mean and covariance within 4 standard errors of 4000 samples; 0.064 of a standard deviation for the mean.
 
-    The cosine schedule's α_1 = 5e-5 neglects no mean worth seeing. On a quadratic grid so many steps leave a bias of
-    less than one standard error: for the jumps that is asserted first.
+    The cosine schedule's α_1 = 5e-5 neglects no mean worth seeing. So many quadratic timesteps leave a bias of
+    less than one standard error: that is asserted first, except for Heun.
     """
     n = 4000
     if sampler != "heun":
-        mean, covariance = law_after(sampler, "cosine", grids.make("quadratic", steps, SCHEDULES["cosine"]))
+        mean, covariance = distribution_after(
+            sampler, "cosine", timesteps.make("quadratic", steps, SCHEDULES["cosine"])
+        )
         np.testing.assert_allclose(mean, MEAN, atol=np.sqrt(0.4 / n))
         np.testing.assert_allclose(covariance, COVARIANCE, atol=0.4 * np.sqrt(2 / n))
-    assert_law(gaussian_samples(sampler, "cosine", steps, "quadratic", n), MEAN, COVARIANCE)
+    assert_distribution(gaussian_samples(sampler, "cosine", steps, "quadratic", n), MEAN, COVARIANCE)

@@ -1,4 +1,4 @@
-"""Schedules that a network makes: monotone with exact ends whatever its parameters, differentiable, worth learning."""
+"""Learned schedules: monotone with exact ends for any parameters, differentiable, worth learning."""
 
 import math
 from typing import Any
@@ -10,7 +10,6 @@ import optax
 import pytest
 from schedule_truths import CASES, everything
 
-from jaxdiff import schedules
 from jaxdiff.schedules import Learned, log_snr_rate
 
 both_precisions = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -29,8 +28,8 @@ WILD = {
 @pytest.mark.parametrize("kind", WILD)
 @pytest.mark.parametrize("learn_ends", [False, True])
 @both_precisions
-def test_a_learned_schedule_falls_whatever_its_parameters(kind: str, learn_ends: bool, dtype: str) -> None:
-    leaves, structure = jax.tree.flatten(schedules.learned(jax.random.key(0), hidden=64, learn_ends=learn_ends))
+def test_a_learned_schedule_falls_for_any_parameters(kind: str, learn_ends: bool, dtype: str) -> None:
+    leaves, structure = jax.tree.flatten(Learned.init(jax.random.key(0), hidden=64, learn_ends=learn_ends))
     normal = [WILD[kind](np.random.default_rng(i).normal(size=leaf.shape)) for i, leaf in enumerate(leaves)]
     if learn_ends:  # λ itself must not lose its digits
         normal[-1] = np.clip(normal[-1], -1e4, 30)
@@ -71,14 +70,14 @@ def test_a_learned_schedule_starts_about_linear() -> None:
     both = jax.jit(lambda schedule, t: (schedule.log_snr(t), log_snr_rate(schedule, t)))
     for seed in range(3):
         for ends in (False, True):
-            schedule = schedules.learned(jax.random.key(seed), log_snr_max=10.0, log_snr_min=-10.0, learn_ends=ends)
+            schedule = Learned.init(jax.random.key(seed), log_snr_max=10.0, log_snr_min=-10.0, learn_ends=ends)
             log_snr, rate = both(schedule, t)
             np.testing.assert_allclose(log_snr, 10 - 20 * t, atol=0.02 * 20)
             np.testing.assert_allclose(rate, -20, rtol=0.05)
 
 
 @pytest.mark.parametrize("name", ["learned-bent", "learned-ends"])
-def test_gradients_after_a_learned_schedules_parameters(name: str, x64: None) -> None:
+def test_gradients_in_the_parameters_of_a_learned_schedule(name: str, x64: None) -> None:
     """Of λ, of its inverse and of its rate, by both modes, against central differences along a random direction."""
     schedule = jax.tree.map(lambda leaf: np.asarray(leaf, float), CASES[name]())
     leaves, structure = jax.tree.flatten(schedule)
@@ -117,7 +116,7 @@ def test_learning_a_schedule_lowers_the_variance_of_the_bound_and_keeps_its_valu
         return -0.5 * log_snr_rate(schedule, t) * odds / (1 + odds)
 
     t = (jnp.arange(512) + 0.5) / 512  # the midpoint rule: h² = 4e-6 of the second derivative
-    schedule = schedules.learned(jax.random.key(0), hidden=32)
+    schedule = Learned.init(jax.random.key(0), hidden=32)
     optimizer = optax.adam(3e-2)
 
     def step(carry: Any, _: None) -> tuple[Any, tuple[jax.Array, jax.Array]]:

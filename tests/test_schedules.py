@@ -1,4 +1,4 @@
-"""The contract of every registered schedule: formulas, inverses, rates, precision, and what JAX does with it."""
+"""The contract of every registered schedule: formulas, inverses, rates, precision, and JAX transformations."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from jaxdiff import schedules
 from jaxdiff.processes import Gaussian
 from jaxdiff.schedules import Schedule
 
-DISCRETE = [name for name in CASES if CASES[name]().steps is not None]
+DISCRETE = [name for name in CASES if CASES[name]().num_timesteps is not None]
 every_case = pytest.mark.parametrize("name", CASES)
 both_precisions = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
@@ -36,9 +36,9 @@ def test_alpha_and_sigma_are_the_formula(name: str, dtype: str) -> None:
 @both_precisions
 def test_discrete_schedule_is_exact_at_every_step(name: str, dtype: str) -> None:
     schedule = CASES[name]()
-    assert schedule.steps == len(BETAS[name])
+    assert schedule.num_timesteps == len(BETAS[name])
     with jax.enable_x64(dtype == "float64"):
-        t = jnp.asarray(np.arange(schedule.steps + 1) / schedule.steps, dtype)
+        t = jnp.asarray(np.arange(schedule.num_timesteps + 1) / schedule.num_timesteps, dtype)
         alpha, sigma = jax.device_get(jax.jit(lambda schedule, t: (schedule.alpha(t), schedule.sigma(t)))(schedule, t))
     # In float64; logarithms keep the precision of 1 − ᾱ at the first steps, the product is the definition.
     log_alpha_bar = np.concatenate([[0.0], np.cumsum(np.log1p(-BETAS[name]))])
@@ -51,7 +51,7 @@ def test_discrete_schedule_is_exact_at_every_step(name: str, dtype: str) -> None
 
 
 def test_linear_schedule_ends_at_the_known_alpha_bar() -> None:
-    assert schedules.linear().alpha(1.0) ** 2 == pytest.approx(4.04e-5, abs=5e-8)  # three digits are quoted
+    assert schedules.Linear().alpha(1.0) ** 2 == pytest.approx(4.04e-5, abs=5e-8)  # three digits are quoted
 
 
 @every_case
@@ -72,7 +72,7 @@ def test_log_snr_is_that_of_alpha_and_sigma_and_falls_strictly(name: str) -> Non
 @both_precisions
 def test_variance_preserving_schedules_preserve_it(name: str, dtype: str) -> None:
     if not isinstance(CASES[name](), schedules.VariancePreserving):
-        pytest.skip("makes no such promise")
+        pytest.skip("not variance preserving")
     for kind in (*OFFSETS, 1.0):
         computed = values(name, kind, dtype)
         np.testing.assert_allclose(computed.alpha**2 + computed.sigma**2, 1, atol=5 * np.finfo(dtype).eps)
@@ -83,7 +83,7 @@ def test_variance_preserving_schedules_preserve_it(name: str, dtype: str) -> Non
 def test_time_inverts_log_snr(name: str, dtype: str) -> None:
     # λ is rounded to eps·|λ| ≤ 20 eps, times dt/dλ ≤ 0.25 (the flow at t = ½); atan and a table add a few eps. In
     # float32 a time beside a step may be moved to it: by 3e-4 steps, see `OFFSETS`.
-    moved = 3e-4 / (CASES[name]().steps or np.inf) if dtype == "float32" else 0
+    moved = 3e-4 / (CASES[name]().num_timesteps or np.inf) if dtype == "float32" else 0
     for kind in (*OFFSETS, 0.0, 1.0):
         t = times(CASES[name](), kind)
         np.testing.assert_allclose(values(name, kind, dtype).time, t, atol=30 * np.finfo(dtype).eps + moved)
@@ -124,7 +124,7 @@ def test_the_rate_of_the_log_snr_is_the_formula(name: str, dtype: str) -> None:
 @every_case
 @both_precisions
 @pytest.mark.parametrize("t", [0.0, 1.0])
-def test_the_rate_of_the_log_snr_is_infinite_where_that_is(name: str, dtype: str, t: float) -> None:
+def test_the_rate_of_the_log_snr_is_infinite_if_the_log_snr_is(name: str, dtype: str, t: float) -> None:
     found = values(name, t, dtype)
     assert np.all(found.d_log_snr < 0)
     np.testing.assert_array_equal(np.isinf(found.d_log_snr), np.isinf(found.log_snr))
@@ -160,7 +160,7 @@ def test_gradients_inside_are_those_of_the_formula(name: str, dtype: str) -> Non
     np.testing.assert_allclose(d_time, 1, rtol=3e-2 if dtype == "float32" else 1e-6)
 
 
-@pytest.mark.parametrize("name", [*schedules.REGISTRY, "learned-bent"])
+@pytest.mark.parametrize("name", [*schedules.SCHEDULES, "learned-bent"])
 def test_jit_batches_and_scalars_agree(name: str) -> None:
     schedule, picked = CASES[name](), np.array([[1, 5, 9], [11, 17, 23]])
     t = jnp.asarray(times(schedule, "between")[picked])
@@ -186,9 +186,22 @@ def test_equal_schedules_share_a_compilation(name: str) -> None:
     assert len(traces) == 1
 
 
-def test_a_table_of_log_alphas_can_be_learned(x64: None) -> None:
-    gradient = jax.jit(jax.grad(lambda schedule: schedule.log_alpha(0.57)))(schedules.linear(10)).log_alphas
-    np.testing.assert_allclose(gradient, np.eye(11)[5] * 0.3 + np.eye(11)[6] * 0.7, atol=1e-12)
+def test_discrete_schedules_are_values() -> None:
+    """A vector of β in any form makes the same schedule, and the same table of another class is not equal."""
+    betas = np.linspace(1e-4, 0.02, 10)
+    schedule = schedules.Discrete(betas)
+    assert schedule == schedules.Discrete(betas.tolist()) != schedules.Linear(10)
+    assert hash(schedule) == hash(schedules.Discrete(tuple(betas)))
+    assert (schedule.num_timesteps, jax.tree.leaves(schedule)) == (10, [])
+    np.testing.assert_array_equal(schedule.log_alpha(0.33), schedules.Linear(10).log_alpha(0.33))
+
+
+def test_check_times_names_the_rule() -> None:
+    schedules.check_times(1.0, 0.0)
+    jax.jit(schedules.check_times)(2.0, 3.0)  # unknown values pass
+    for t, s, message in ((1.5, None, "t = 1.5; the rule is 0 <= t <= 1"), (0.2, 0.2, "the rule is s < t")):
+        with pytest.raises(ValueError, match=message):
+            schedules.check_times(t, s)
 
 
 ENDS = {
@@ -204,7 +217,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("name", [*schedules.REGISTRY, "learned"])
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
 @both_precisions
 def test_the_ends_are_the_documented_ones(name: str, dtype: str) -> None:
     first, last = values(name, 0.0, dtype), values(name, 1.0, dtype)
@@ -241,7 +254,7 @@ def test_a_schedule_is_a_pytree_of_anything(name: str) -> None:
     axes = jax.tree.map(lambda _: 0, process)
     mapped = jax.vmap(lambda process, t: process.schedule.alpha(t), in_axes=(axes, 0))
     assert jax.eval_shape(mapped, stacked, jnp.zeros(2)).shape == (2,)
-    assert stacked.schedule.steps == schedule.steps
+    assert stacked.schedule.num_timesteps == schedule.num_timesteps
     jax.jit(lambda process, t: process.schedule.alpha(t)).lower(process, 0.5)
     assert jax.jit(schedule.alpha)(0.5).shape == ()  # a bound method, which is hashed
 
@@ -249,13 +262,13 @@ def test_a_schedule_is_a_pytree_of_anything(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: schedules.linear(0), "steps = 0; a discrete schedule needs at least 1"),
-        (lambda: schedules.cosine(-1), "steps = -1"),
-        (lambda: schedules.discrete(np.zeros(0)), r"betas has shape \(0,\)"),
-        (lambda: schedules.discrete(np.full((2, 2), 0.1)), r"betas has shape \(2, 2\)"),
-        (lambda: schedules.discrete(np.array([0.1, 0.0])), r"betas\[1\] = 0.0; every β must lie strictly between"),
-        (lambda: schedules.discrete(np.array([np.nan, 0.1])), r"betas\[0\] = nan"),
-        (lambda: schedules.linear(10, beta_last=1.0), r"betas\[9\] = 1.0"),
+        (lambda: schedules.Linear(0), "num_timesteps = 0; the rule is num_timesteps >= 1"),
+        (lambda: schedules.Cosine(-1), "num_timesteps = -1"),
+        (lambda: schedules.Discrete(np.zeros(0)), r"betas has shape \(0,\)"),
+        (lambda: schedules.Discrete(np.full((2, 2), 0.1)), r"betas has shape \(2, 2\)"),
+        (lambda: schedules.Discrete(np.array([0.1, 0.0])), r"betas\[1\] = 0.0; every β must lie strictly between"),
+        (lambda: schedules.Discrete(np.array([np.nan, 0.1])), r"betas\[0\] = nan"),
+        (lambda: schedules.Linear(10, beta_last=1.0), r"betas\[9\] = 1.0"),
         (lambda: schedules.VP(beta_min=3.0, beta_max=2.0), "beta_min = 3.0, beta_max = 2.0; the rule is"),
         (lambda: schedules.TruncatedCosine(log_snr_max=-1.0, log_snr_min=1.0), "log_snr_min < log_snr_max"),
         (lambda: schedules.VE(sigma_min=0.0), "0 < sigma_min < sigma_max"),
@@ -265,8 +278,11 @@ def test_a_schedule_is_a_pytree_of_anything(name: str) -> None:
         (lambda: schedules.Sigmoid(tau=0.0), "tau = 0.0 with start = -3.0, end = 3.0; the rule is tau > 0"),
         (lambda: schedules.Sigmoid(tau=0.01), "within ±80, where float32 still holds"),
         (lambda: schedules.Sigmoid(log_snr_min=-math.inf), "log_snr_min = -inf; the rule is −80 <= log_snr_min <= 80"),
-        (lambda: schedules.learned(jax.random.key(0), hidden=0), "hidden = 0; the network needs at least 1 sigmoid"),
-        (lambda: schedules.learned(jax.random.key(0), log_snr_min=20.0), "the rule is log_snr_min < log_snr_max"),
+        (
+            lambda: schedules.Learned.init(jax.random.key(0), hidden=0),
+            "hidden = 0; the network needs at least 1 sigmoid",
+        ),
+        (lambda: schedules.Learned.init(log_snr_min=20.0), "the rule is log_snr_min < log_snr_max"),
     ],
 )
 def test_a_wrong_argument_is_named(make: Callable[[], Schedule], message: str, unchecked: None) -> None:

@@ -20,8 +20,8 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from jaxdiff import data
-from jaxdiff.config import Config, Optimizer
-from jaxdiff.experiment import Experiment, make_experiment
+from jaxdiff.data import DataSpec
+from jaxdiff.experiment import Config, Experiment, Optimizer, make_experiment
 from jaxdiff.run import load
 from jaxdiff.training import loop, recorder
 from jaxdiff.training.batches import Examples, indices, make_batches
@@ -55,7 +55,7 @@ def dataset() -> data.Dataset:
 
 
 def experiment_of(config: Config) -> Experiment:
-    return make_experiment(config, (2,), levels=None)
+    return make_experiment(config, DataSpec(shape=(2,), levels=None))
 
 
 def first_state(experiment: Experiment, abstract: State | None = None) -> State:
@@ -71,7 +71,7 @@ def train(changes: dict[str, Any] | None = None, *, devices: int = 8, steps: int
     abstract = abstract_state(experiment, mesh)
     state = first_state(experiment, abstract)
     batches = make_batches(dataset(), mesh, seed=seed, batch_size=BATCH, on_device=config.data.on_device)
-    step = make_step(experiment, mesh, abstract, None)
+    step = make_step(experiment, mesh, abstract)
     found = []
     for dispatch in batches.stream(0, steps, config.train.steps_per_dispatch):
         state, metrics = step(state, batches.resident, dispatch.batch)
@@ -202,7 +202,7 @@ def test_each_device_works_on_its_part_of_the_batch_and_the_state_is_donated():
     state = first_state(experiment, abstract)
     batches = make_batches(dataset(), mesh, seed=0, batch_size=BATCH, on_device=True)
     inputs = batches.resident, next(batches.stream(0, 1, 1)).batch
-    step = make_step(experiment, mesh, abstract, None)
+    step = make_step(experiment, mesh, abstract)
     program = step.lower(state, *inputs).compile().as_text()
     assert "f32[2,128]" in program
     assert "f32[16,128]" not in program
@@ -286,7 +286,7 @@ def test_every_step_draws_times_and_noise_of_its_own(reference):
 
 def test_the_history_gets_each_loss_of_the_batch_at_its_time_and_weighs_the_mean():
     """One step from a history that says something, replayed example by example; four micro-batches on four devices."""
-    config = tiny.config({**WIDE, "schedule": {"name": "linear", "steps": 4}, "loss.times": "importance"})
+    config = tiny.config({**WIDE, "schedule": {"name": "linear", "num_timesteps": 4}, "loss.times": "importance"})
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=4))
     experiment, mesh = experiment_of(config), mesh_of(4)
     state = first_state(experiment)
@@ -297,7 +297,7 @@ def test_the_history_gets_each_loss_of_the_batch_at_its_time_and_weighs_the_mean
     assert set(np.asarray(t * 4)) <= {1.0, 2.0, 3.0, 4.0}
     assert np.ptp(weights) > 0.5
     losses = jax.jit(experiment.loss)(state.params, jnp.asarray(x), t, keys)
-    after, metrics = make_step(experiment, mesh, abstract_state(experiment, mesh), None)(
+    after, metrics = make_step(experiment, mesh, abstract_state(experiment, mesh))(
         state._replace(key=key), None, Examples(x[None], None)
     )
     np.testing.assert_allclose(metrics.loss[0], (weights * losses).mean(), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The set-up of XLA on a CPU: a device a core, and options that this XLA has."""
+"""XLA on CPUs: one device per core, and only options that this version of XLA has."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from jaxdiff import xla
 
 @pytest.fixture
 def updates(monkeypatch) -> dict[str, int]:
-    """What `split_cpu` sets, on a machine of 4 cores where nobody has set anything."""
+    """The options that `split_cpu` sets on a machine with 4 cores and no settings of the user."""
     made: dict[str, int] = {}
     monkeypatch.setenv("XLA_FLAGS", "--xla_some_flag=true")
     monkeypatch.setattr(xla, "cores", lambda: 4)
@@ -29,7 +29,7 @@ def test_as_many_devices_as_cores_that_divide_the_batch(updates, batch, multiple
     assert updates.get("jax_num_cpu_devices") == devices
 
 
-def test_a_number_of_devices_that_the_user_set_stays(updates, monkeypatch):
+def test_a_number_of_devices_that_the_user_set_is_kept(updates, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     xla.split_cpu(64)
     assert not updates
@@ -48,7 +48,7 @@ def test_options_that_this_xla_lacks_are_left_out(monkeypatch):
     assert xla.compiler_options.__wrapped__()["xla_cpu_multi_thread_eigen"] is not None
 
 
-def test_operations_have_one_thread_only_where_every_core_has_a_device(monkeypatch):
+def test_operations_have_one_thread_only_if_every_core_has_a_device(monkeypatch):
     for cores, single in ((8, True), (9, False), (1, False)):
         monkeypatch.setattr(xla, "cores", lambda cores=cores: cores)
         assert ("xla_cpu_multi_thread_eigen" in xla.compiler_options.__wrapped__()) == single

@@ -17,14 +17,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdiff.config import Config
+from jaxdiff.experiment import Config
 
 REPOSITORY = Path(__file__).parents[1]
 
 POINTS: Mapping[str, Any] = {
     "data": {"name": "swissroll"},
     "model": {"name": "mlp", "width": 16, "depth": 1, "time_dim": 8},
-    "schedule": {"name": "linear", "steps": 20},
+    "schedule": {"name": "linear", "num_timesteps": 20},
     "optimizer": {"learning_rate": 0.01, "warmup_steps": 4},
     "train": {"steps": 30, "batch_size": 16, "ema_decay": 0.9, "steps_per_dispatch": 5},
     "sampling": {"steps": 4, "n": 8},
@@ -71,21 +71,23 @@ def write_config(folder: Path, changes: Mapping[str, Any] | None = None, *, base
     """A config file for the command line."""
     path = folder / "config.py"
     path.write_text(
-        "from jaxdiff.config import Config\n\n\n"
+        "from jaxdiff.experiment import Config\n\n\n"
         f"def get_config():\n    return Config.from_mapping({mapping(changes, base=base)!r}).to_config_dict()\n"
     )
     return path
 
 
-def start(script: str, *arguments: str, cache: Path, devices: int = 1, **options: Any) -> subprocess.Popen[str]:
-    """`python script arguments` in a process of its own, which reads and keeps compiled programs in `cache`."""
+def start(
+    script: str, *arguments: str, cache: Path, devices: int = 1, paths: tuple[Path, ...] = (), **options: Any
+) -> subprocess.Popen[str]:
+    """`python script arguments` in a process of its own, with compiled programs in `cache`; it imports from `paths`."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, *paths))),
     }
     return subprocess.Popen(
         [sys.executable, str(REPOSITORY / script), *arguments],
@@ -101,7 +103,7 @@ def start(script: str, *arguments: str, cache: Path, devices: int = 1, **options
 _SERVER = """
 import gc, json, os, runpy, signal, sys
 import jax, sklearn.datasets
-from jaxdiff import cli
+import jaxdiff.cli.sample, jaxdiff.cli.train
 gc.freeze()  # or a fork that ends goes through all of these modules
 for line in sys.stdin:
     script, arguments, devices, cache, folder = json.loads(line)

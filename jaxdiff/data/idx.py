@@ -1,4 +1,4 @@
-"""Reads IDX files, the format MNIST is published in.
+"""IDX files, the format that MNIST is published in.
 
 An IDX file holds one array, all its integers big-endian:
 
@@ -9,8 +9,8 @@ An IDX file holds one array, all its integers big-endian:
     4        4 d        the sizes of the dimensions, unsigned 32 bit
     4 + 4d   product    the elements, last dimension fastest
 
-Source: Y. LeCun, C. Cortes and C. Burges, "The MNIST database of handwritten digits", section
-"The IDX file format", http://yann.lecun.com/exdb/mnist. The files are published gzipped.
+Source: Y. LeCun, C. Cortes and C. Burges, "The MNIST database of handwritten digits", section "The IDX file format",
+http://yann.lecun.com/exdb/mnist. The files are published gzipped.
 """
 
 import gzip
@@ -22,53 +22,51 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from jaxdiff.typing import InputError
+
 _GZIP_MAGIC = b"\x1f\x8b"
 _UNSIGNED_BYTE = 0x08
 _FIX = "Replace it with an intact copy (delete it, if it was downloaded, to fetch it again)."
 
 
 def read(path: Path) -> UInt8[np.ndarray, "..."]:
-    """Reads one IDX file of unsigned bytes, plain or gzipped (its content decides, not its name).
-
-    Returns:
-      The array, uint8 and read-only, of the shape that the file states.
+    """Read one IDX file of unsigned bytes, plain or gzipped (its content decides, not its name); a read-only array.
 
     Raises:
-      ValueError: The file is missing, its gzip stream is damaged, its magic number or element
-        type is another, or it holds fewer or more bytes than its shape asks for.
+      InputError: if the file is missing or damaged, or holds elements of another type.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; an IDX file is expected there. {_FIX}")
+        raise InputError(f"{path}: no such file; an IDX file is expected there. {_FIX}")
     content = path.read_bytes()
     if content.startswith(_GZIP_MAGIC):
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: the gzip stream is damaged ({error}). {_FIX}") from error
+            raise InputError(f"{path}: the gzip stream is damaged ({error}). {_FIX}") from error
 
     if len(content) < 4:
-        raise ValueError(
+        raise InputError(
             f"{path}: truncated, {len(content)} bytes; an IDX file starts with a magic number of 4 bytes. {_FIX}"
         )
     zero, element_type, rank = struct.unpack(">HBB", content[:4])
     if zero != 0:
-        raise ValueError(
+        raise InputError(
             f"{path}: wrong magic number 0x{content[:4].hex()}; that of an IDX file starts with two zero bytes. {_FIX}"
         )
     if element_type != _UNSIGNED_BYTE:
-        raise ValueError(
+        raise InputError(
             f"{path}: element type 0x{element_type:02x}; only unsigned bytes (0x08), the type of "
             "MNIST and its kin, are read. Convert the file to uint8."
         )
 
     start = 4 + 4 * rank
     if len(content) < start:
-        raise ValueError(
+        raise InputError(
             f"{path}: truncated, {len(content)} bytes; the header of {rank} dimensions alone takes {start}. {_FIX}"
         )
     shape = struct.unpack(f">{rank}I", content[4:start])
     size = start + math.prod(shape)
     if len(content) != size:
         fault = "truncated" if len(content) < size else "trailing bytes"
-        raise ValueError(f"{path}: {fault}, {len(content)} bytes; a file of shape {shape} has {size}. {_FIX}")
+        raise InputError(f"{path}: {fault}, {len(content)} bytes; a file of shape {shape} has {size}. {_FIX}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

@@ -1,7 +1,7 @@
 """Two-dimensional distributions whose samples can be judged by eye.
 
-Each function draws n points from a NumPy generator. The points lie about in [-2, 2]² with
-standard deviations of order one, as a diffusion model expects its data.
+Each function draws n points from a NumPy generator. They lie about in [-2, 2]² with standard deviations of order one,
+as a diffusion model expects its data.
 """
 
 import math
@@ -14,20 +14,20 @@ Labels = Int32[np.ndarray, "n"]
 
 
 def _sklearn_seed(rng: np.random.Generator) -> int:
-    """An integer drawn from rng: scikit-learn takes no NumPy generator."""
+    """An integer drawn from rng, as scikit-learn takes no NumPy generator."""
     return int(rng.integers(2**32))
 
 
 def swissroll(n: int, rng: np.random.Generator) -> tuple[Points, None]:
     """The Swiss roll, a rolled plane, seen from its side: a spiral, slightly blurred."""
-    from sklearn.datasets import make_swiss_roll  # imported here, as below, because it takes long
+    from sklearn.datasets import make_swiss_roll  # imported here, as below, because it is slow
 
     x, _ = make_swiss_roll(n, noise=0.5, random_state=_sklearn_seed(rng))
     return (x[:, [0, 2]] / 8).astype(np.float32), None
 
 
 def moons(n: int, rng: np.random.Generator) -> tuple[Points, Labels]:
-    """Two interleaved half circles, slightly blurred; the label says which."""
+    """Two interleaved half circles, slightly blurred; the label is the half circle."""
     from sklearn.datasets import make_moons
 
     x, labels = make_moons(n, noise=0.05, random_state=_sklearn_seed(rng))
@@ -44,10 +44,7 @@ def checkerboard(n: int, rng: np.random.Generator) -> tuple[Points, None]:
 
 
 def mixture(n: int, rng: np.random.Generator) -> tuple[Points, Labels]:
-    """Eight equal Gaussians of deviation 0.1 on a circle of radius 1.5; the label says which.
-
-    The mean of number k is 1.5 (cos(k π/4), sin(k π/4)).
-    """
+    """Eight equal Gaussians of deviation 0.1 with means 1.5 (cos(k π/4), sin(k π/4)); the label is k."""
     labels = rng.integers(8, size=n)
     angle = labels * (math.pi / 4)
     means = 1.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1)

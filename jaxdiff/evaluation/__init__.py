@@ -1,4 +1,4 @@
-"""How good samples are: their Fréchet distance to a data set, and their labels, by small frozen classifiers.
+"""Sample quality: Fréchet distance to a data set, and labels, both from small frozen classifiers.
 
 reference = jaxdiff.evaluation.reference("digits")
 print(reference.distance(images))

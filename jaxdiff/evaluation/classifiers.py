@@ -1,10 +1,10 @@
-"""The frozen classifiers that jaxdiff ships, whose features and labels samples are judged by.
+"""The frozen classifiers that jaxdiff ships, whose features and labels are used to judge samples.
 
-    mnist     28×28, trained on the 60,000 images of MNIST's train split, tested on its 10,000 others
-    digits    8×8, trained on the first 1,500 of scikit-learn's digits, tested on the 297 others, by other writers
+    mnist     28×28, trained on the 60,000 images of MNIST's train split, tested on the other 10,000
+    digits    8×8, trained on the first 1,500 of scikit-learn's digits, tested on the other 297, by other writers
 
-Their weights are .npz files beside this one, written by `benchmarks/train_classifier.py`. A figure is comparable only
-to one by the same weights, so they are known by their SHA-256, and a file of another is refused.
+Their weights are the .npz files in this folder, written by `benchmarks/train_classifier.py`. Figures are comparable
+only if computed with the same weights, so the weights are identified by their SHA-256, and other files are rejected.
 """
 
 import dataclasses
@@ -23,24 +23,24 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float, Int32, Integer
 
 from jaxdiff.models import Classifier
-from jaxdiff.typing import PyTree
+from jaxdiff.typing import InputError, PyTree
 
 _BATCH = 500
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Card:
-    """What there is to know of a shipped classifier."""
+    """The description of a shipped classifier."""
 
     name: str
-    """That of its data set, too."""
+    """The name of its data set."""
     shape: tuple[int, int, int]
-    """Height, width and channels of the images it takes."""
+    """Height, width and channels of its images."""
     model: Classifier
     sha256: str
-    """Of its file of weights."""
+    """The SHA-256 of its file of weights."""
     test_accuracy: float
-    """The share of the data set's test split that it labels rightly."""
+    """On the test split of the data set."""
 
     def __str__(self) -> str:
         return f"classifier {self.name} {self.sha256[:12]}, test accuracy {self.test_accuracy:.2%}"
@@ -68,37 +68,33 @@ CARDS: Mapping[str, Card] = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrozenClassifier:
-    """A shipped classifier with its weights. Get one with `load_classifier`."""
+    """A shipped classifier with its weights, as `load_classifier` returns it."""
 
     card: Card
     params: PyTree
 
     def features(self, images: Float[np.ndarray | Array, "n *shape"]) -> Float[np.ndarray, "n d"]:
-        """Its last hidden layer on images in [−1, 1], float32.
+        """Return the float32 activations of the last hidden layer on images in [−1, 1].
 
         Raises:
-          ValueError: for images of another shape or range, or that are not finite.
+          InputError: if the images have another shape, are outside the range or not finite.
         """
         return self._apply(images)[0]
 
     def labels(self, images: Float[np.ndarray | Array, "n *shape"]) -> Int32[np.ndarray, " n"]:
-        """The class that it gives each image in [−1, 1].
-
-        Raises:
-          ValueError: as `features`.
-        """
+        """Return the predicted class of each image in [−1, 1]; raises as `features`."""
         return self._apply(images)[1].argmax(axis=1).astype(np.int32)
 
     def accuracy(
         self, images: Float[np.ndarray | Array, "n *shape"], labels: Integer[np.ndarray | Array, " n"]
     ) -> float:
-        """The share of images in [−1, 1] that it gives the label that they should have.
+        """Return the fraction of images in [−1, 1] whose predicted class is their label.
 
         Raises:
-          ValueError: as `features`, and for labels that are not one for each image.
+          InputError: as `features`, and unless there is one label per image.
         """
         if len(labels) != len(images):
-            raise ValueError(f"{len(labels)} labels for {len(images)} images; give one for each")
+            raise InputError(f"{len(labels)} labels for {len(images)} images; the rule is one label per image")
         return float((self.labels(images) == np.asarray(labels)).mean())
 
     def _apply(
@@ -109,7 +105,7 @@ class FrozenClassifier:
         parts = []
         for start in range(0, len(images), _BATCH):
             batch = images[start : start + _BATCH]
-            padding = np.repeat(batch[:1], _BATCH - len(batch), axis=0)  # one compiled size for all
+            padding = np.repeat(batch[:1], _BATCH - len(batch), axis=0)  # so that one program is compiled
             out = _forward(self.card.model, self.params, np.concatenate([batch, padding]))
             parts.append([np.asarray(leaf)[: len(batch)] for leaf in out])
         features, logits = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -118,42 +114,42 @@ class FrozenClassifier:
 
 @partial(jax.jit, static_argnums=0)
 def _forward(model: Classifier, params: PyTree, x: Float[Array, "n *shape"]) -> Any:
-    """(features, logits)."""
+    """Return (features, logits)."""
     return model.apply(params, x)
 
 
 def _check(images: Float[np.ndarray, "n *shape"], card: Card) -> None:
     if images.shape[1:] != card.shape or len(images) == 0:
         takes = ", ".join(map(str, card.shape))
-        raise ValueError(f"images has shape {images.shape}; the classifier of {card.name} takes (n, {takes})")
+        raise InputError(f"images has shape {images.shape}; the classifier of {card.name} takes (n, {takes})")
     if bad := np.count_nonzero(~np.isfinite(images.reshape(len(images), -1)).all(axis=1)):
-        raise ValueError(f"{bad} of {len(images)} images are not finite; leave them out, and say so")
+        raise InputError(f"{bad} of {len(images)} images are not finite; remove them, and report how many")
     low, high = images.min(), images.max()
-    # Digits are white on black: a set without any dark pixel is one of [0, 1].
+    # Digits are white on black: images without any dark pixel are in [0, 1].
     if low < -1.001 or high > 1.001 or low >= 0:
-        raise ValueError(
-            f"images lie in [{low:g}, {high:g}]; the rule is [−1, 1], −1 for black: see jaxdiff.data.normalize, or clip"
+        raise InputError(
+            f"images are in [{low:g}, {high:g}]; the rule is [−1, 1], −1 for black: use jaxdiff.data.normalize, or clip"
         )
 
 
 def load_classifier(name: str) -> FrozenClassifier:
-    """The classifier of a data set, "mnist" or "digits", its weights verified.
+    """Return the classifier of a data set, "mnist" or "digits", after verifying its weights.
 
     Raises:
-      ValueError: for a data set that has none, and for a file of weights that is missing or has another SHA-256.
+      InputError: if there is none, or the file of weights is missing or has another SHA-256.
     """
     if name not in CARDS:
-        raise ValueError(f"name = {name!r}: no classifier is shipped for it; there is one for {', '.join(CARDS)}")
+        raise InputError(f"name = {name!r}; the rule is a data set with a shipped classifier: {', '.join(CARDS)}")
     card = CARDS[name]
     file = importlib.resources.files("jaxdiff.evaluation") / f"{name}.npz"
     content = file.read_bytes() if file.is_file() else b""
     found = hashlib.sha256(content).hexdigest()
     if found != card.sha256:
-        raise ValueError(f"{file} has SHA-256 {found}, not {card.sha256}: it is damaged or missing; reinstall jaxdiff")
+        raise InputError(f"{file} has SHA-256 {found}, not {card.sha256}: it is damaged or missing; reinstall jaxdiff")
     return FrozenClassifier(card=card, params=jax.tree.map(jnp.asarray, read_weights(content)))
 
 
 def read_weights(content: bytes) -> PyTree:
-    """The weights in an .npz file: arrays named by their path, as in "params/conv1/kernel"."""
+    """Return the weights in an .npz file, whose arrays are named by path, as in "params/conv1/kernel"."""
     with np.load(io.BytesIO(content)) as arrays:
         return unflatten_dict(dict(arrays), sep="/")

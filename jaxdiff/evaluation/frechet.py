@@ -2,17 +2,17 @@
 
     d² = |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a^{1/2} Σ_b Σ_a^{1/2})^{1/2})
 
-is the squared 2-Wasserstein distance between N(μ_a, Σ_a) and N(μ_b, Σ_b). No root of a covariance need be taken: with
-the centred features X = Q R (Q orthonormal, R triangular), Σ = RᵀR/(n − 1), and
+is the squared 2-Wasserstein distance between N(μ_a, Σ_a) and N(μ_b, Σ_b). No matrix square root is needed: with the
+centred features X = Q R (Q orthonormal, R triangular), Σ = RᵀR/(n − 1), and
 
     tr (Σ_a^{1/2} Σ_b Σ_a^{1/2})^{1/2} = Σ_j s_j,    R_a R_bᵀ/√((n_a − 1)(n_b − 1)) = U diag(s) Vᵀ
 
-To first order in one more sample x = μ_a + R_aᵀ q/√(n_a − 1), d² moves by ψ(x)/n_a less its mean,
+To first order, one more sample x = μ_a + R_aᵀ q/√(n_a − 1) changes d² by (ψ(x) − E ψ)/n_a,
 
     ψ = 2 (μ_a − μ_b)·(x − μ_a) + |x − μ_a|² − Σ_j s_j (u_j·q)²
 
-since ∂d²/∂Σ_a = I − T, with T the linear map that carries N(0, Σ_a) to N(0, Σ_b). So the standard error of d² is that
-of the mean of ψ, both sets' in quadrature.
+since ∂d²/∂Σ_a = I − T, with T the linear map that transforms N(0, Σ_a) into N(0, Σ_b). So the standard error of d² is
+that of the mean of ψ, added in quadrature over both sets.
 
 Sources: Dowson & Landau 1982, "The Fréchet Distance between Multivariate Normal Distributions"; Heusel et al. 2017,
 "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium" (the use on features of a network,
@@ -22,33 +22,37 @@ equation 6); Chong & Forsyth 2020, "Effectively Unbiased FID and Inception Score
 import numpy as np
 from jaxtyping import Float
 
+from jaxdiff.typing import InputError
+
 
 def frechet_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> tuple[float, float]:
-    """The squared Fréchet distance d² between two sets of features, and its standard error.
+    """Return the squared Fréchet distance d² between two sets of features, and its standard error.
 
-    Finite sets are further apart than their laws: d² is biased upwards by about c/n + c'/m, where c grows with the
-    number of features. So compare distances at the same n and m only, with the distance that real data has at that n
-    as the floor. The standard error is the spread over draws of the sets, not this bias; it is of first order, and too
-    small where the two laws are so near that the bias is most of d².
+    d² of finite sets is biased upwards by about c/n + c'/m, where c grows with the number of features. So compare
+    distances at the same n and m only, with the distance of real data at that n as the floor. The standard error is the
+    spread over draws of the sets, not this bias; it is of first order, and too small if the two distributions are so
+    close that the bias dominates d².
 
     Args:
-      a, b: a row a sample, more rows than columns. Their order does not matter.
+      a, b: one row per sample, in any order; more rows than columns.
 
     Returns:
       (d², standard error), in float64; d² >= 0.
 
     Raises:
-      ValueError: for features that are not finite, and for sets of at most d samples, whose covariance is singular.
+      InputError: if features are not finite, or a set has at most d samples, so that its covariance is singular.
     """
     for name, features in (("a", a), ("b", b)):
         n, d = features.shape
         if n <= d:
-            raise ValueError(
+            raise InputError(
                 f"{name} has {n} samples of {d} features; the rule is more samples than features, or the covariance is "
-                f"singular. Give at least {d + 1}, better ten times as many"
+                f"singular: give at least {d + 1}, better ten times as many"
             )
         if bad := np.count_nonzero(~np.isfinite(features).all(axis=1)):
-            raise ValueError(f"{name} has {bad} of {n} rows that are not finite; leave them out, and say so")
+            raise InputError(
+                f"{name} has {bad} of {n} rows that are not finite; remove those rows, and report how many"
+            )
     mean_a, x_a, q_a, r_a = _factors(a)
     mean_b, x_b, q_b, r_b = _factors(b)
     u, s, vt = np.linalg.svd(r_a @ r_b.T)
@@ -62,7 +66,7 @@ def frechet_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -
 def _factors(
     features: Float[np.ndarray, "n d"],
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "n d"], Float[np.ndarray, "n d"], Float[np.ndarray, "d d"]]:
-    """The mean, the centred features X, and X = Q R scaled so that Σ = RᵀR and the rows of Q have covariance I."""
+    """Return the mean, X, and Q and R of X = Q R, scaled so that Σ = RᵀR and the rows of Q have covariance I."""
     features = features.astype(np.float64)
     mean = features.mean(axis=0)
     q, r = np.linalg.qr(features - mean)

@@ -1,27 +1,38 @@
-"""How often a classifier of noisy samples is right, by the level of noise."""
+"""The accuracy of a classifier of noisy samples, by noise level."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxdiff.processes import Process
-from jaxdiff.samplers.loop import as_pytree
-
-LogProbs = Callable[[Array, Array], Float[Array, " classes"]]
+from jaxdiff.processes import Process, for_sample
+from jaxdiff.typing import HostSamples, InputError, RandomKey, Sample, Samples, Scalar, Time
 
 TIMES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
+@runtime_checkable
+class _Classifier(Protocol):
+    """A pytree that classifies samples under a process, such as `jaxdiff.guidance.NetworkClassifier`.
+
+    If its process has random parameters, it also needs `with_process`, as a denoiser has.
+    """
+
+    @property
+    def process(self) -> Process: ...
+
+    def log_probs(self, x_t: Sample, t: Time) -> Float[Array, " classes"]:
+        """Return log p(label|x_t, t) of every label, for one sample."""
+
+
 class NoisyAccuracy(NamedTuple):
-    """The share of n samples that are given their label, at each of k times."""
+    """The fraction of n samples that are classified correctly, at each of k times."""
 
     times: Float[np.ndarray, " k"]
     log_snr: Float[np.ndarray, " k"]
-    """Of the process at these times, in nats."""
+    """The log-SNR of the process at these times, in nats."""
     accuracy: Float[np.ndarray, " k"]
     n: int
 
@@ -32,50 +43,39 @@ class NoisyAccuracy(NamedTuple):
 
 
 def accuracy_by_noise(
-    key: Key[Array, ""],
-    log_probs: LogProbs,
-    process: Process,
-    x0: Float[np.ndarray | Array, "n *shape"],
+    key: RandomKey,
+    classifier: _Classifier,
+    x0: HostSamples | Samples,
     labels: Int[np.ndarray | Array, " n"],
     *,
     times: tuple[float, ...] = TIMES,
 ) -> NoisyAccuracy:
-    """Noise samples to each time, and count those whose most probable label is their own.
-
-    Args:
-      key: draws the noise, the same at every time.
-      log_probs: `(x_t, t) -> log p(label|x_t, t)` of every label, for one sample.
-      process: the process that noises.
-      x0: clean samples.
-      labels: theirs.
-      times: in [0, 1].
+    """Return the accuracy on samples that are noised to each time, in [0, 1], with the same noise at every time.
 
     Raises:
-      ValueError: for labels that are not one for each sample.
+      InputError: unless there is one label per sample.
     """
     if len(labels) != len(x0):
-        raise ValueError(f"{len(labels)} labels for {len(x0)} samples; give one for each")
+        raise InputError(f"{len(labels)} labels for {len(x0)} samples; the rule is one label per sample")
     x0, labels = jnp.asarray(x0), jnp.asarray(labels)
-    keys = jax.random.split(key, len(x0))
-    right = _right(keys, jax.tree.map(as_pytree, log_probs), process, x0, labels, np.array(times, x0.dtype))
-    log_snr = [float(process.schedule.log_snr(t)) for t in times]
-    return NoisyAccuracy(np.asarray(times), np.asarray(log_snr), np.asarray(right, np.float64), len(x0))
+    accuracy = _accuracy(jax.random.split(key, len(x0)), classifier, x0, labels, np.array(times, x0.dtype))
+    log_snr = [float(classifier.process.schedule.log_snr(t)) for t in times]
+    return NoisyAccuracy(np.asarray(times), np.asarray(log_snr), np.asarray(accuracy, np.float64), len(x0))
 
 
 @jax.jit
-def _right(
+def _accuracy(
     keys: Key[Array, " n"],
-    log_probs: LogProbs,
-    process: Process,
-    x0: Float[Array, "n *shape"],
+    classifier: _Classifier,
+    x0: Samples,
     labels: Int[Array, " n"],
     times: Float[Array, " k"],
 ) -> Float[Array, " k"]:
-    def at(t: Float[Array, ""]) -> Float[Array, ""]:
-        def one(key: Key[Array, ""], x0: Float[Array, "*shape"], label: Int[Array, ""]) -> Array:
-            mine = process.draw(jax.random.fold_in(key, 3), x0.shape)
-            x_t = mine.corrupt(x0, mine.noise(key, x0.shape, t), t)
-            return log_probs(x_t, t).argmax() == label
+    def at(t: Scalar) -> Scalar:
+        def one(key: RandomKey, x0: Sample, label: Int[Array, ""]) -> Bool[Array, ""]:
+            drawn = for_sample(classifier, key, x0.shape)
+            x_t = drawn.process.corrupt(x0, drawn.process.sample_noise(key, x0.shape, t), t)
+            return drawn.log_probs(x_t, t).argmax() == label
 
         return jax.vmap(one)(keys, x0, labels).mean()
 

@@ -8,21 +8,22 @@ from jaxtyping import Array, Float
 from jaxdiff import data
 from jaxdiff.evaluation.classifiers import Card, FrozenClassifier, load_classifier
 from jaxdiff.evaluation.frechet import frechet_distance
+from jaxdiff.typing import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distance:
-    """A Fréchet distance with what it takes to read it; `print` shows all of it."""
+    """A Fréchet distance with everything needed to interpret it, which `print` shows."""
 
     value: float
     """d² between n samples and the whole train split; lower is better."""
     standard_error: float
     floor: float
-    """d² between n images of the test split and the train split: what samples of the data's own law have, where the two
-    splits have one law. Those of the digits have not (other writers wrote the test split): their floor is high."""
+    """d² between n images of the test split and the train split: the value of perfect samples, if both splits have the
+    same distribution. Those of the digits do not, since other writers wrote the test split: their floor is high."""
     n: int
     card: Card
-    """The classifier whose features they are."""
+    """The classifier that computed the features."""
 
     def __str__(self) -> str:
         return (
@@ -33,28 +34,25 @@ class Distance:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The features of a data set's two splits. Make one with `reference`."""
+    """The features of the two splits of a data set, as `reference` computes them."""
 
     classifier: FrozenClassifier
     train: Float[np.ndarray, "n d"]
     test: Float[np.ndarray, "m d"]
-    """In an order of chance: MNIST's first 5,000 test images are easier than the others."""
+    """Shuffled: MNIST's first 5,000 test images are easier than the others."""
 
     def distance(self, images: Float[np.ndarray | Array, "k *shape"]) -> Distance:
-        """How far images are from the train split, as `frechet_distance` of features tells.
+        """Return the Fréchet distance of images in [−1, 1] from the train split, as `frechet_distance` of features.
 
-        Figures are comparable at the same n alone, and a floor is that of n test images, so there can't be more
-        samples than the test split has.
-
-        Args:
-          images: n images in [−1, 1], more than there are features.
+        Compare values at the same n only. The number of images must exceed the number of features, and must not exceed
+        the size of the test split, of which n images give the floor.
 
         Raises:
-          ValueError: for images of another shape or range, or that are not finite; for too few or too many.
+          InputError: if the images have another shape, are outside the range or not finite, or are too few or too many.
         """
         n = len(images)
         if n > len(self.test):
-            raise ValueError(
+            raise InputError(
                 f"{n} images, but the test split that gives the floor has {len(self.test)}; give at most as many"
             )
         value, error = frechet_distance(self.classifier.features(images), self.train)
@@ -63,15 +61,15 @@ class Reference:
 
 
 def reference(name: str, *, dir: str | None = None) -> Reference:
-    """The reference for samples of "mnist" or "digits".
+    """Return the reference for samples of "mnist" or "digits".
 
     Args:
-      name: of the data set, and so of the classifier.
+      name: the data set, which has a shipped classifier of the same name.
       dir: the folder of MNIST's files, as for `jaxdiff.data.load`.
 
     Raises:
-      ValueError: for a data set without a classifier, or that `jaxdiff.data.load` refuses.
-      ConnectionError: MNIST cannot be downloaded.
+      InputError: if the data set has no classifier, or `jaxdiff.data.load` rejects it.
+      ConnectionError: if MNIST cannot be downloaded.
     """
     classifier = load_classifier(name)
     features = {}

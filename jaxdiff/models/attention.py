@@ -1,19 +1,19 @@
-r"""Softmax attention that keeps its scores in cache on a CPU and takes the fused kernel on a GPU.
+r"""Softmax attention that keeps its scores in cache on a CPU and uses the fused kernel on a GPU.
 
     out = softmax(q kᵀ/√d) v,   for each head, with the softmax in float32.
 
-The scores of a batch are the largest arrays of an image network (64 images of 784 tokens and
-4 heads: 630 MB), and on a CPU moving them through memory costs more than the arithmetic. They are
-therefore made for a few examples at a time, and made again for the gradient from the logarithm l
-of each row's sum (Dao et al. 2022, "FlashAttention", arXiv:2205.14135, appendix B):
+The scores of a batch are the largest arrays of an image network (64 images of 784 tokens and 4 heads: 630 MB), and on a
+CPU moving them through memory costs more than the arithmetic. They are therefore computed for a few examples at a time,
+and again for the gradient from the logarithm l of each row's sum (Dao et al. 2022, "FlashAttention", arXiv:2205.14135,
+appendix B):
 
     p = exp(q kᵀ/√d − l),   dv = pᵀ g,   s = p ∘ (g vᵀ − Σ g∘out),   dq = s k/√d,   dk = sᵀ q/√d.
 
-`jax.vmap` would turn such a loop back into one large batch. Here a mapped axis joins the axis that
-is looped over, so that mapping single examples compiles to the loop of a batched call.
+`jax.vmap` would turn such a loop back into one large batch. Here a mapped axis joins the axis that is looped over, so
+that mapping single examples compiles to the loop of a batched call.
 
-Mapped over 16 examples of 784 tokens and 4 heads of 16, in float32 on two cores of a Xeon with
-AVX-512: 49 ms, and 124 ms with the gradient. Written plainly it takes 152 ms and 367 ms.
+Mapped over 16 examples of 784 tokens and 4 heads of 16, in float32 on two cores of a Xeon with AVX-512: 49 ms, and
+124 ms with the gradient. The plain form takes 152 ms and 367 ms.
 """
 
 import math
@@ -35,13 +35,10 @@ def attend(
     k: Float[Array, "*batch keys heads dim"],
     v: Float[Array, "*batch keys heads dim"],
 ) -> Float[Array, "*batch queries heads dim"]:
-    """softmax(q kᵀ/√d) v for each head, with the softmax in float32.
+    """Return softmax(q kᵀ/√d) v for each head, with the softmax in float32, in the dtype of q.
 
-    Works under `jit`, `vmap`, `grad` and `remat` in any order. On a CPU it has first derivatives
-    in reverse mode alone: `jax.jvp` and derivatives of derivatives raise.
-
-    Returns:
-      An array of the shape and dtype of q.
+    Works under `jit`, `vmap`, `grad` and `remat` in any order. On a CPU it has first derivatives in reverse mode only:
+    `jax.jvp` and second derivatives raise.
     """
     shape = q.shape
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
@@ -55,10 +52,9 @@ def attend(
 
 
 def _fits_cudnn(shape: tuple[int, ...], dtype: DTypeLike) -> bool:
-    """Whether cuDNN's flash attention takes such queries: the strictest of its documented rules.
+    """Whether cuDNN's flash attention takes such queries, by the strictest of its documented rules.
 
-    From Ampere on; half precision; a head dimension that is a multiple of 8 and at most 128; an
-    even number of tokens.
+    Ampere or newer; half precision; a head dimension that is a multiple of 8 and at most 128; an even number of tokens.
     """
     device = jax.devices()[0]
     tokens, _, dim = shape[-3:]
@@ -73,13 +69,13 @@ def _fits_cudnn(shape: tuple[int, ...], dtype: DTypeLike) -> bool:
 
 
 def _loop(one: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
-    """A function of examples as a loop over groups of them, and over those of any mapped axis."""
+    """Turn a function of one example into a loop over groups of examples, which mapped axes join."""
 
     @custom_vmap
     def loop(*xs: Array) -> tuple[Array, ...]:
         n, heads, _, queries = xs[0].shape
         fit = max(1, _CACHE_BYTES // (4 * heads * queries * xs[1].shape[-1]))
-        # Examples that are split over devices are in blocks, one a device: each loops over its own.
+        # Examples that are sharded over devices form one block a device: each device loops over its own.
         devices = math.gcd(n, jax.device_count())
         group = max(size for size in range(1, min(max(n // devices, 1), fit) + 1) if n // devices % size == 0)
         blocks = [x.reshape(devices, -1, group, *x.shape[1:]).swapaxes(0, 1) for x in xs]
@@ -97,12 +93,12 @@ def _loop(one: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, .
     return loop
 
 
-# One example's arrays are (heads, dim, tokens): XLA multiplies matrices on a CPU up to four times
-# faster where it need not transpose the large one, and writes each result as it comes.
+# One example's arrays are (heads, dim, tokens): XLA multiplies matrices on a CPU up to four times faster if it need not
+# transpose the large one, and writes each result as it comes.
 
 
 def _dot(x: Array, y: Array, over: tuple[int, int]) -> Array:
-    """Matrix products for each head, over the given axes of x and y, added up in float32."""
+    """Matrix products for each head, over the given axes of x and y, accumulated in float32."""
     axes = (((over[0],), (over[1],)), ((0,), (0,)))
     return lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
 
@@ -116,7 +112,7 @@ def _forward(q: Array, k: Array, v: Array) -> tuple[Array, ...]:
     """The output (heads, queries, dim), and the logarithm of each row's sum (heads, queries)."""
     scores = _scores(q, k)
     peak = scores.max(-1, keepdims=True)
-    # A row of ones adds up the weights in the product with v, and spares a pass over the scores.
+    # A row of ones sums the weights in the product with v, and saves a pass over the scores.
     v = jnp.concatenate([v, jnp.ones_like(v[:, :1])], axis=1)
     out = _dot(jnp.exp(scores - peak), v, (2, 2))
     total = out[..., -1:]
@@ -134,7 +130,7 @@ def _backward(q: Array, k: Array, v: Array, out: Array, log_total: Array, g: Arr
 
 @jax.custom_vjp
 def _attend(q: Array, k: Array, v: Array) -> Array:
-    """(n, heads, dim, tokens) to (n, heads, queries, dim)."""
+    """Map (n, heads, dim, tokens) to (n, heads, queries, dim)."""
     return _attend_fwd(q, k, v)[0]
 
 

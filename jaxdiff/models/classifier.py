@@ -1,4 +1,4 @@
-"""Classifiers: a small one of clean images, whose last hidden layer serves as features, and one of noisy images."""
+"""Classifiers of clean images, whose last hidden layer serves as features, and of noisy images."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.models.layers import ResidualBlock, TimeEmbedding, check_time, conv, group_norm, halve, to_patches
+from jaxdiff.typing import InputError
 
 
 class Classifier(nn.Module):
     """Squares of patch×patch pixels; a 3×3 convolution, one of stride 2, and a 3×3 one; dense features; dense logits.
 
     `apply(params, x)` takes images in [−1, 1], of sides divisible by 2·patch, and returns (features, logits), float32.
-    The features are what the ReLU before the last layer is given, not what it lets through: none is constant, and their
-    law has no atom at 0.
+    The features are the input of the ReLU before the last layer, not its output: none of them is constant, and their
+    distribution has no atom at 0.
     """
 
     patch: int
@@ -37,21 +38,17 @@ class Classifier(nn.Module):
 class NoisyClassifier(nn.Module):
     """A classifier of noisy images: `model.apply(variables, x, t)` for x (n, height, width, channels), t (n,).
 
-    The way down of `jaxdiff.models.UNet` without attention, in which the time is embedded as there; then GroupNorm,
-    SiLU, the mean over pixels, and dense logits. Its last layer starts at zero: every class is as likely.
+    The downward half of `jaxdiff.models.UNet` without attention, with the same time embedding; then GroupNorm, SiLU,
+    the mean over pixels, and dense logits. The last layer starts at zero: every class is equally likely.
 
     Fields:
       channels: of each level; between two levels the image is halved.
       layers: residual blocks in each level.
-      groups: of GroupNorm.
-      time_dim: size of the time embedding.
-      time_steps: t in [0, 1] is embedded as the position t·time_steps − 1.
-      patch: 2 works on squares of 2×2 pixels as one with 4 times the channels.
-      classes: how many there are.
-      dtype: of the computation, but for the last layer. Parameters and output are float32.
+      groups, time_dim, time_steps, patch, dtype: as of `jaxdiff.models.UNet`.
+      classes: number of labels.
 
     Raises:
-      ValueError: for fields that don't go together, when it is made.
+      InputError: if the fields do not fit together.
     """
 
     channels: Sequence[int] = (32, 64)
@@ -67,10 +64,10 @@ class NoisyClassifier(nn.Module):
         super().__post_init__()
         for name in ("layers", "groups", "patch"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}; the rule is 1 or more")
+                raise InputError(f"{name} = {getattr(self, name)}; the rule is 1 or more")
         check_time(self.time_dim, self.time_steps)
         if not self.channels or any(width % self.groups for width in self.channels):
-            raise ValueError(
+            raise InputError(
                 f"channels = {tuple(self.channels)}; the rule is one or more multiples of groups = {self.groups}"
             )
 
@@ -78,14 +75,14 @@ class NoisyClassifier(nn.Module):
     def __call__(
         self, x: Float[Array, "n height width channels"], t: Float[Array, " n"]
     ) -> Float[Array, "n {self.classes}"]:
-        """The logits of a batch, float32.
+        """Return the logits of a batch, float32.
 
         Raises:
-          ValueError: for what are no images, and for an image size that can't be halved often enough.
+          InputError: if x are no images, or of a size that can't be halved often enough.
         """
         multiple = self.patch * 2 ** (len(self.channels) - 1)
         if x.ndim != 4 or x.shape[1] % multiple or x.shape[2] % multiple:
-            raise ValueError(
+            raise InputError(
                 f"a classifier takes images whose sides are multiples of {multiple}, but an example here has shape "
                 f"{x.shape[1:]}; take fewer channels or a smaller patch"
             )

@@ -1,4 +1,4 @@
-"""The parts that the networks are made of."""
+"""Layers of the networks."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -6,12 +6,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.models.attention import attend
+from jaxdiff.typing import InputError
 
 
 class LabelEmbedding(nn.Module):
-    """Labels 0 … classes − 1 of shape (n,) to (n, dim). A label of −1, or none at all, has a vector of its own.
+    """Embed labels 0 … classes − 1 of shape (n,) as (n, dim). The label −1, and None, have a vector of their own.
 
-    A label that there is not gives NaN. With no classes, zeros: then a condition is refused.
+    Out-of-range labels give NaN. With 0 classes the embedding is zero, and a condition is refused.
     """
 
     classes: int
@@ -22,7 +23,7 @@ class LabelEmbedding(nn.Module):
     def __call__(self, labels: Int[Array, " n"] | None, n: int) -> Float[Array, "n dim"] | float:
         if not self.classes:
             if labels is not None:
-                raise ValueError(f"this network has no labels, but was given the condition {labels!r}: pass None")
+                raise InputError(f"this network has no labels, but was given the condition {labels!r}: pass None")
             return 0.0
         if labels is None:
             labels = jnp.full(n, -1)
@@ -32,15 +33,15 @@ class LabelEmbedding(nn.Module):
 
 def check_time(dim: int, steps: int) -> None:
     if dim < 2 or dim % 2:
-        raise ValueError(f"time_dim = {dim}; the rule is an even number: half sines, half cosines")
+        raise InputError(f"time_dim = {dim}; the rule is an even number: half sines, half cosines")
     if steps < 1:
-        raise ValueError(f"time_steps = {steps}; the rule is 1 or more")
+        raise InputError(f"time_steps = {steps}; the rule is 1 or more")
 
 
 def time_features(position: Float[Array, " n"], dim: int) -> Float[Array, "n dim"]:
-    """sin(position·ω_i), then cos(position·ω_i), with ω_i = 10000^(−2i/dim), i = 0 … dim/2 − 1.
+    """Return sin(position·ω_i), then cos(position·ω_i), with ω_i = 10000^(−2i/dim), i = 0 … dim/2 − 1.
 
-    In float32 whatever the network computes in: a position of 999 has no neighbours in bfloat16.
+    In float32 whatever the network's dtype: bfloat16 does not resolve the positions near 999.
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5.
     """
     omega = 10000.0 ** (-2 * jnp.arange(dim // 2, dtype=jnp.float32) / dim)
@@ -49,7 +50,7 @@ def time_features(position: Float[Array, " n"], dim: int) -> Float[Array, "n dim
 
 
 class TimeEmbedding(nn.Module):
-    """t in [0, 1] of shape (n,) to (n, dim): features of position t·steps − 1, dense, SiLU, dense.
+    """Embed t in [0, 1] of shape (n,) as (n, dim): features of the position t·steps − 1, dense, SiLU, dense.
 
     Step k = 1 … steps of a discrete process has t = k/steps, and so the position k − 1.
     """
@@ -70,10 +71,10 @@ def group_norm(groups: int, dtype: DTypeLike, name: str) -> nn.GroupNorm:
 
 
 def silu(h: Float[Array, "n height width channels"]) -> Float[Array, "n height width channels"]:
-    """SiLU; of a batch of one without its axis of 1.
+    """Apply SiLU; to a batch of one without its leading axis.
 
     Under a `jax.vmap` of single examples XLA would otherwise reshape between this product and a convolution, and on a
-    CPU make the product again for the kernel's gradient, in the order of memory that is slow: 6% of a training step.
+    CPU recompute the product for the kernel's gradient in a slow memory layout: 6% of a training step.
     """
     return nn.silu(h[0])[None] if len(h) == 1 else nn.silu(h)
 
@@ -83,12 +84,12 @@ def conv(features: int, dtype: DTypeLike, name: str) -> nn.Conv:
 
 
 def halve(features: int, dtype: DTypeLike, name: str) -> nn.Conv:
-    """A 4×4 convolution of stride 2 and padding 1."""
+    """Return a 4×4 convolution of stride 2 and padding 1."""
     return nn.Conv(features, (4, 4), strides=(2, 2), padding=1, dtype=dtype, name=name)
 
 
 def to_patches(x: Float[Array, "n height width channels"], size: int) -> Float[Array, "n rows columns depth"]:
-    """Space to depth: every square of size×size pixels becomes one with all their channels."""
+    """Space to depth: each square of size×size pixels becomes one pixel with all their channels."""
     n, height, width, channels = x.shape
     x = x.reshape(n, height // size, size, width // size, size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, height // size, width // size, -1)
@@ -104,10 +105,9 @@ def from_patches(x: Float[Array, "n rows columns depth"], size: int) -> Float[Ar
 class Double(nn.Module):
     """A transposed 4×4 convolution of stride 2 that keeps its channels: twice the size.
 
-    Pixel i adds kernel[r]·x[i] to pixel 2i + r − 1 of the output, in both directions. Written as
-    one dense layer from every square of 2×2 pixels to the square of 2×2 in the middle of it, as
-    XLA's gradient of a transposed convolution is ten times slower on a CPU. So a pixel depends
-    on 4·channels numbers, and the kernel starts with the variance of that fan-in.
+    Pixel i adds kernel[r]·x[i] to pixel 2i + r − 1 of the output, in both directions. It is computed as one dense layer
+    from each square of 2×2 pixels to the 2×2 square in its middle, as XLA's gradient of a transposed convolution is ten
+    times slower on a CPU. A pixel depends on 4·channels numbers, and the kernel is initialized with that fan-in.
     """
 
     dtype: DTypeLike
@@ -131,8 +131,8 @@ class Double(nn.Module):
 class ResidualBlock(nn.Module):
     """GroupNorm, SiLU, 3×3 convolution, + time; GroupNorm, SiLU, 3×3 convolution, + 1×1 of x.
 
-    The time embedding enters through SiLU and a dense layer. The 1×1 convolution is there whether
-    or not the number of channels changes.
+    The time embedding passes through SiLU and a dense layer. The 1×1 convolution is always present, even if the number
+    of channels does not change.
     """
 
     features: int
@@ -149,7 +149,7 @@ class ResidualBlock(nn.Module):
         h = h + shift[:, None, None, :]
         h = silu(group_norm(self.groups, self.dtype, "norm2")(h))
         h = conv(self.features, self.dtype, "conv2")(h)
-        # A 1×1 convolution is a dense layer; XLA's gradient of it is some times faster on a CPU.
+        # A 1×1 convolution is a dense layer; XLA's gradient of it is several times faster on a CPU.
         return h + nn.Dense(self.features, dtype=self.dtype, name="skip")(x)
 
 

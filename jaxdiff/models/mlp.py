@@ -1,11 +1,11 @@
-"""A residual network on vectors, for data of few dimensions.
+"""A residual network on vectors, for low-dimensional data.
 
 With e the embedding of t (`TimeEmbedding`) and φ = SiLU:
 
     h = W x;   h ← h + B φ(A φ(h) + U φ(e)),  depth times;   output = V φ(h)
 
-as the residual blocks of the U-Net without their normalisation, which would take away the one
-thing that a vector of two numbers has: its length.
+These are the residual blocks of the U-Net without their normalization, which would remove the length of a vector of two
+numbers.
 """
 
 import flax.linen as nn
@@ -14,26 +14,26 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.models.layers import LabelEmbedding, TimeEmbedding, check_time
-from jaxdiff.typing import PyTree
+from jaxdiff.typing import InputError, PyTree
 
 
 class MLP(nn.Module):
     """A network on vectors: `model.apply(variables, x, t)` for x (n, dim).
 
-    Kernels start with LeCun's normal initialiser (variance 1/fan-in), biases at zero, and the
-    last layer at zero, so that an untrained network predicts zero.
+    Kernels start with LeCun's normal initializer (variance 1/fan-in), biases and the last layer at zero, so that an
+    untrained network predicts zero.
 
     Fields:
       width: of the hidden layers.
       depth: number of residual blocks.
       time_dim: size of the time embedding.
       time_steps: t in [0, 1] is embedded as the position t·time_steps − 1.
-      classes: how many labels there are; 0 for a network without. Their embedding is added to that of the time.
-      outputs: how many numbers it predicts for each number of x; they lie behind one another on the last axis.
-      dtype: of the computation, but for the last layer. Parameters and output are float32.
+      classes: number of labels, whose embedding is added to that of the time; 0 for a network without.
+      outputs: predicted numbers for each number of x, concatenated on the last axis.
+      dtype: of the computation, except in the last layer. Parameters and output are float32.
 
     Raises:
-      ValueError: for a field out of its range, when it is made.
+      InputError: if a field is out of its range.
     """
 
     width: int = 128
@@ -48,28 +48,23 @@ class MLP(nn.Module):
         super().__post_init__()
         for name in ("width", "depth", "outputs"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}; the rule is 1 or more")
+                raise InputError(f"{name} = {getattr(self, name)}; the rule is 1 or more")
         check_time(self.time_dim, self.time_steps)
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "n dim"], t: Float[Array, " n"], cond: PyTree = None
     ) -> Float[Array, "n predicted"]:
-        """One call on a batch.
+        """Return the prediction for noisy vectors x at times t in [0, 1], in float32.
 
         Args:
-          x: the noisy vectors.
-          t: their diffusion times in [0, 1].
           cond: labels of shape (n,), −1 for none; or None.
 
-        Returns:
-          What the network is trained to predict, in float32.
-
         Raises:
-          ValueError: for a condition where there are no classes, and for what are no vectors.
+          InputError: if there is a condition but no classes, or x are no vectors.
         """
         if x.ndim != 2:
-            raise ValueError(f"an mlp takes vectors, but an example here has shape {x.shape[1:]}; take a unet")
+            raise InputError(f"an mlp takes vectors, but an example here has shape {x.shape[1:]}; use a unet")
         time = TimeEmbedding(self.time_dim, self.time_steps, self.dtype, name="time")(t)
         time = time + LabelEmbedding(self.classes, self.time_dim, self.dtype, name="label")(cond, len(x))
         h = nn.Dense(self.width, dtype=self.dtype, name="stem")(x)

@@ -1,8 +1,8 @@
 """The U-Net of "Denoising Diffusion Probabilistic Models" (Ho, Jain and Abbeel 2020,
 arXiv:2006.11239, appendix B), after Ronneberger et al. 2015 (arXiv:1505.04597).
 
-With R a residual block, A self-attention, ↓ and ↑ a halving and a doubling of the image, and
-h_0 … h_{L−1} the inputs of the L levels on the way down:
+With R a residual block, A self-attention, ↓ and ↑ halving and doubling of the image, and h_0 … h_{L−1} the inputs of
+the L levels on the way down:
 
     h_0 = conv3×3(x)
     h_{i+1} = ↓ (A R)^layers (h_i)                             the last level does not halve
@@ -33,15 +33,14 @@ from jaxdiff.models.layers import (
     silu,
     to_patches,
 )
-from jaxdiff.typing import PyTree
+from jaxdiff.typing import InputError, PyTree
 
 
 class UNet(nn.Module):
     """A U-Net on images: `model.apply(variables, x, t)` for x (n, height, width, channels).
 
-    The defaults are the network of 10,188,081 parameters for 28×28×1 images. Kernels start with
-    LeCun's normal initialiser (variance 1/fan-in), biases at zero, and the last convolution at
-    zero, so that an untrained network predicts zero.
+    The defaults give the network of 10,188,081 parameters for 28×28×1 images. Kernels start with LeCun's normal
+    initializer (variance 1/fan-in), biases and the last convolution at zero: an untrained network predicts zero.
 
     Fields:
       stem: channels of the first convolution.
@@ -49,19 +48,17 @@ class UNet(nn.Module):
       middle: channels of the blocks at the lowest resolution.
       up: channels of each level on the way up, the lowest resolution first.
       layers: pairs of a residual block and self-attention in each level.
-      attention: which levels have self-attention, the highest resolution first. A level on the
-        way up has it where its mirror image has; the middle always has it.
+      attention: which levels have self-attention, the highest resolution first. A level on the way up has it if its
+        counterpart on the way down does; the middle always has it.
       heads: of the self-attention.
       groups: of GroupNorm, whose ε is 1e-5.
       time_dim: size of the time embedding.
       time_steps: t in [0, 1] is embedded as the position t·time_steps − 1.
-      patch: 2 works on squares of 2×2 pixels as one with 4 times the channels: 28×28 at 14×14.
-      classes: how many labels there are; 0 for a network without. Their embedding is added to that of the time.
-      outputs: how many numbers it predicts for each number of x; they lie behind one another on the last axis.
-      dtype: of the computation, but for the last layer. Parameters and output are float32.
+      patch: 2 merges squares of 2×2 pixels into one with 4 times the channels: 28×28 becomes 14×14.
+      classes, outputs, dtype: as of `jaxdiff.models.MLP`.
 
     Raises:
-      ValueError: for fields that don't go together, when it is made.
+      InputError: if the fields do not fit together.
     """
 
     stem: int = 32
@@ -84,13 +81,13 @@ class UNet(nn.Module):
         levels = len(self.down)
         for name in ("up", "attention"):
             if levels != len(getattr(self, name)):
-                raise ValueError(
+                raise InputError(
                     f"{name} = {tuple(getattr(self, name))} needs one entry for each of the "
                     f"{levels} levels of down = {tuple(self.down)}"
                 )
         for name in ("layers", "patch", "heads", "groups", "outputs"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}; the rule is 1 or more")
+                raise InputError(f"{name} = {getattr(self, name)}; the rule is 1 or more")
         check_time(self.time_dim, self.time_steps)
         for name, fields in {
             "groups": ("stem", "down", "middle", "up"),
@@ -99,7 +96,7 @@ class UNet(nn.Module):
             for field in fields:
                 channels = np.atleast_1d(getattr(self, field))
                 if (channels % getattr(self, name)).any():
-                    raise ValueError(
+                    raise InputError(
                         f"{field} = {channels.tolist()} has channels that {name} = "
                         f"{getattr(self, name)} does not divide; make them multiples of it"
                     )
@@ -110,12 +107,12 @@ class UNet(nn.Module):
         return self.patch * 2 ** (len(self.down) - 1)
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises a ValueError where images of this size can't be halved often enough."""
+        """Raise an InputError if images of this size can't be halved often enough."""
         if height % self.size_multiple or width % self.size_multiple:
-            raise ValueError(
+            raise InputError(
                 f"an image of {height}×{width} can't be halved {len(self.down) - 1} times "
                 f"after patches of {self.patch}: height and width must be multiples of "
-                f"{self.size_multiple}; pad or resize the images, or take fewer levels"
+                f"{self.size_multiple}; pad or resize the images, or use fewer levels"
             )
 
     @nn.compact
@@ -125,22 +122,16 @@ class UNet(nn.Module):
         t: Float[Array, " n"],
         cond: PyTree = None,
     ) -> Float[Array, "n height width predicted"]:
-        """One call on a batch.
+        """Return the prediction for noisy images x at times t in [0, 1], in float32.
 
         Args:
-          x: the noisy images.
-          t: their diffusion times in [0, 1].
           cond: labels of shape (n,), −1 for none; or None.
 
-        Returns:
-          What the network is trained to predict, in float32.
-
         Raises:
-          ValueError: for a condition where there are no classes, for what are no images, and for an image size that
-            it can't take.
+          InputError: if there is a condition but no classes, or x are no images or of an unsuitable size.
         """
         if x.ndim != 4:
-            raise ValueError(f"a unet takes images, but an example here has shape {x.shape[1:]}; take an mlp")
+            raise InputError(f"a unet takes images, but an example here has shape {x.shape[1:]}; use an mlp")
         height, width, channels = x.shape[1:]
         self.check_size(height, width)
         time = TimeEmbedding(self.time_dim, self.time_steps, self.dtype, name="time")(t)

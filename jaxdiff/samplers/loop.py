@@ -1,61 +1,43 @@
-"""The sampling loop: one `lax.scan` over jumps, written for one sample, mapped over keys, compiled once per shape."""
+"""The sampling loop, written for one sample, mapped over keys and compiled once per shape.
+
+`sample` scans over the steps: it can be differentiated and can return the trajectory. `jaxdiff.samplers.batching` runs
+the same steps in pieces.
+"""
 
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
-from jaxdiff import xla
-from jaxdiff.processes import Process, bind
-from jaxdiff.samplers import grids
-from jaxdiff.samplers.grids import Grid
-from jaxdiff.typing import Denoiser, Prediction, PyTree, Time
+from jaxdiff.processes import Conditioned, Denoiser, for_sample
+from jaxdiff.samplers import timesteps as timesteps_
+from jaxdiff.samplers.base import Sampler
+from jaxdiff.samplers.names import make
+from jaxdiff.samplers.timesteps import Timesteps
+from jaxdiff.typing import InputError, PyTree, RandomKey, Sample, Samples, Shape
 
-
-@runtime_checkable
-class Sampler(Protocol):
-    """One jump of one sample from t to s < t. A hashable value: equal samplers share a compilation."""
-
-    def init(self, x: Float[Array, "*shape"]) -> Any:
-        """What the sampler carries between jumps (None if nothing), for a start at x."""
-
-    def step(
-        self,
-        key: Key[Array, ""],
-        x_t: Float[Array, "*shape"],
-        state: Any,
-        *,
-        t: Time,
-        s: Time,
-        denoise: Denoiser,
-        process: Process,
-    ) -> tuple[Float[Array, "*shape"], Any]:
-        """x_s and the new state. `denoise` already holds the condition.
-
-        Raises:
-          ValueError: for times outside [0, 1] or s not below t, where they are known when the step is traced, and for a
-            process that the sampler can't reverse.
-        """
+Keys = Key[Array, " n"]
+Times = Float[np.ndarray, " times"]
+Carry = tuple[Sample, Any]
+"""x_t and the state of the sampler."""
 
 
 def sample(
-    key: Key[Array, ""],
+    key: RandomKey,
     denoiser: Denoiser,
-    process: Process,
-    sampler: Sampler,
+    sampler: str | Sampler,
     *,
-    shape: tuple[int, ...],
     n: int,
+    shape: Shape,
     steps: int | None = None,
-    grid: Grid = "uniform",
+    timesteps: Timesteps = "uniform",
     cond: PyTree = None,
-    start: Float[Array, "n *shape"] | None = None,
+    start: Samples | None = None,
     trajectory: bool = False,
-    on_step: Callable[[int], None] | None = None,
 ) -> Float[Array, "n ..."]:
     """Draw n samples.
 
@@ -64,158 +46,129 @@ def sample(
 
     Args:
       key: a typed key.
-      denoiser: the model.
-      process: the process that it denoises.
-      sampler: how to jump; see `jaxdiff.samplers`.
+      denoiser: the model; it owns its process.
+      sampler: a name with options, such as "ddim:eta=0.5", or a sampler (see `jaxdiff.samplers`).
+      n: the number of samples.
       shape: the shape of one sample.
-      n: how many.
-      steps: the number of jumps; left out where `grid` lists the times.
-      grid: the name of a rule for the times, or the falling times themselves, of which the first must be 1 unless
-        `start` is given.
-      cond: a pytree whose leaves have leading axis n, one condition a sample; None if there is none.
-      start: x at the grid's first time, which then need not be 1; None draws it from the prior. Of a process with
-        random parameters it must be made with those that sample i is drawn with: see `jaxdiff.Run.vary`.
+      steps: the number of steps; leave it out if `timesteps` lists the times.
+      timesteps: the name of a rule (see `jaxdiff.timesteps`), or the falling times themselves, the first of which must
+        be 1 unless `start` is given.
+      cond: a pytree whose leaves have leading axis n, one condition a sample; None for none.
+      start: x at the first of the times; None draws it from the prior. If the process has random parameters, it must be
+        made with those of sample i: see `jaxdiff.Run.image_to_image`.
       trajectory: whether to return every x on the way.
-      on_step: called with the number of jumps done after each one; it may come late, and must not raise. A new
-        function is a new compilation: define it once.
 
     Returns:
       float32 (float64 under x64) of shape (n, *shape); with `trajectory`, (n, steps + 1, *shape), the start first.
 
     Raises:
-      ValueError: for n < 1, for steps or a grid that the schedule can't take (see `jaxdiff.samplers.grids`), for a
-        grid that does not start at 1 where there is no `start`, for a condition without the leading axis n, for a
-        `start` of another shape than (n, *shape), for a process that is none (see `jaxdiff.Perturbed`) and one that
-        the sampler can't reverse.
+      InputError: if an argument is invalid, the process can't take samples of this shape, or the sampler can't reverse
+        the process.
     """
     if n < 1:
-        raise ValueError(f"n = {n}; ask for at least 1 sample")
-    for path, leaf in jax.tree.leaves_with_path(cond):
-        if jnp.shape(leaf)[:1] != (n,):
-            name = f"cond{jax.tree_util.keystr(path)}"
-            raise ValueError(f"{name} has shape {jnp.shape(leaf)}; give one condition a sample: leading axis n = {n}")
-    if start is not None and start.shape != (n, *shape):
-        raise ValueError(f"start has shape {start.shape}; the rule is one x a sample: {(n, *shape)}")
-    process.draw(key, tuple(shape))  # it says what is wrong with it
-    times = grids.make(grid, steps, process.schedule)
+        raise InputError(f"n = {n}; ask for at least 1 sample")
+    if not isinstance(denoiser, Denoiser):
+        raise InputError(
+            f"denoiser = {denoiser!r} has no process; make it with jaxdiff.denoiser or jaxdiff.from_function"
+        )
+    check_rows(n, tuple(shape), cond, start)
+    denoiser.process.for_sample(key, tuple(shape))  # raises if the process can't take this shape
+    times = timesteps_.make(timesteps, steps, denoiser.process.schedule)
     return sample_each(
         sample_keys(key, np.arange(n)),
         denoiser,
-        process,
-        sampler,
+        make(sampler),
         times=times,
         shape=shape,
         cond=cond,
         start=start,
         trajectory=trajectory,
-        on_step=on_step,
     )
 
 
-def sample_keys(key: Key[Array, ""], indices: Integer[np.ndarray | Array, " n"]) -> Key[Array, " n"]:
-    """The keys of the samples with these indices: fold_in(key, i)."""
+def check_rows(n: int, shape: Shape, cond: PyTree, start: Any) -> None:
+    """Raise an `InputError` unless there are n conditions, if any, and n starts of a shape, if any."""
+    for path, leaf in jax.tree.leaves_with_path(cond):
+        if jnp.shape(leaf)[:1] != (n,):
+            name = f"cond{jax.tree_util.keystr(path)}"
+            raise InputError(f"{name} has shape {jnp.shape(leaf)}; give one condition a sample: leading axis n = {n}")
+    if start is not None and start.shape != (n, *shape):
+        raise InputError(f"start has shape {start.shape}; the rule is one x a sample: {(n, *shape)}")
+
+
+def check_start(times: Times, start: Any) -> None:
+    """Raise an `InputError` if the times do not start at 1 and no start is given."""
+    if times[0] != 1 and start is None:
+        raise InputError(
+            f"timesteps start at {times[0]}, but the prior is that of t = 1; start them at 1, or give start"
+        )
+
+
+def sample_keys(key: RandomKey, indices: Integer[np.ndarray | Array, " n"]) -> Keys:
+    """Return the keys of the samples with these indices: fold_in(key, i)."""
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(indices))
 
 
 def sample_each(
-    keys: Key[Array, " n"],
+    keys: Keys,
     denoiser: Denoiser,
-    process: Process,
     sampler: Sampler,
     *,
-    times: Float[np.ndarray, " times"],
-    shape: tuple[int, ...],
+    times: Times,
+    shape: Shape,
     cond: PyTree = None,
-    start: Float[Array, "n *shape"] | None = None,
+    start: Samples | None = None,
     trajectory: bool = False,
-    on_step: Callable[[int], None] | None = None,
-    outermost: bool = False,
 ) -> Float[Array, "n ..."]:
-    """`sample` with one key a sample and the times given: keys sharded over devices make a sharded computation.
-
-    `outermost` says that no `jax.jit` is around the call, so that it can have the options of `jaxdiff.xla`.
-
-    Raises:
-      ValueError: for times that do not start at 1 where there is no `start`.
-    """
-    if times[0] != 1 and start is None:
-        raise ValueError(
-            f"the times start at {times[0]}, but the prior is that of t = 1; start them at 1, or give start"
-        )
-    return _compiled(outermost)(
-        keys,
-        jax.tree.map(as_pytree, denoiser),
-        process,
-        jnp.asarray(times, jnp.result_type(float)),
-        cond,
-        start,
-        sampler=sampler,
-        shape=tuple(shape),
-        trajectory=trajectory,
-        on_step=on_step,
-    )
+    """`sample` with one key a sample and the times given: keys sharded over devices make a sharded computation."""
+    check_start(times, start)
+    visited = jnp.asarray(times, jnp.result_type(float))
+    static = {"sampler": sampler, "shape": tuple(shape), "trajectory": trajectory}
+    return _sample(keys, denoiser, visited, cond, start, **static)
 
 
-def own_process(key: Key[Array, ""], process: Process, shape: tuple[int, ...]) -> Process:
-    """The process of the sample that is drawn with this key, with its random parameters."""
-    return process.draw(jax.random.fold_in(key, 2), shape)
+def begin(key: RandomKey, denoiser: Denoiser, start: Sample | None, sampler: Sampler, shape: Shape) -> Carry:
+    """Return x_1 of the sample with this key, or the given start, and the sampler's first state."""
+    if start is None:
+        start = for_sample(denoiser, key, shape).process.sample_prior(jax.random.split(key)[0], shape)
+    return start, sampler.init(start)
 
 
-def as_pytree(leaf: Any) -> Any:
-    """A plain function, a denoiser itself or held by one, as a pytree that `jax.jit` takes; arrays as they are."""
-    return jax.tree_util.Partial(leaf) if callable(leaf) else leaf
+def stepper(
+    key: RandomKey, denoiser: Denoiser, cond: PyTree, times: Float[Array, " times"], sampler: Sampler, shape: Shape
+) -> Callable[[Any, Carry], Carry]:
+    """Return the function (i, carry) -> carry that makes step i of the sample with this key."""
+    key_steps = jax.random.split(key)[1]
+    conditioned = Conditioned(inner=for_sample(denoiser, key, shape), cond=cond)
+
+    def step(i: Any, carry: Carry) -> Carry:
+        key_step = jax.random.fold_in(key_steps, i)
+        return sampler.step(key_step, *carry, t=times[i], s=times[i + 1], denoiser=conditioned)
+
+    return step
 
 
-@cache
-def _compiled(outermost: bool) -> Callable[..., Array]:
-    """`_sample` compiled, with the options for this device where JAX takes them."""
-    return jax.jit(
-        _sample,
-        static_argnames=("sampler", "shape", "trajectory", "on_step"),
-        compiler_options=xla.compiler_options() if outermost else None,
-    )
-
-
+@partial(jax.jit, static_argnames=("sampler", "shape", "trajectory"))
 def _sample(
-    keys: Key[Array, " n"],
+    keys: Keys,
     denoiser: Denoiser,
-    process: Process,
     times: Float[Array, " times"],
     cond: PyTree,
-    start: Float[Array, "n *shape"] | None,
+    start: Samples | None,
     *,
     sampler: Sampler,
-    shape: tuple[int, ...],
+    shape: Shape,
     trajectory: bool,
-    on_step: Callable[[int], None] | None,
 ) -> Float[Array, "n ..."]:
-    def one(key: Key[Array, ""], cond: PyTree, start: Float[Array, "*shape"] | None) -> Float[Array, "..."]:
-        key_start, key_jumps = jax.random.split(key)
-        mine = own_process(key, process, shape)
-        model = bind(denoiser, mine)
-        x = mine.prior(key_start, shape) if start is None else start
+    def one(key: RandomKey, cond: PyTree, start: Sample | None) -> Float[Array, "..."]:
+        step = stepper(key, denoiser, cond, times, sampler, shape)
 
-        def denoise(x_t: Float[Array, "*shape"], t: Time, _: PyTree = None, /) -> Prediction:
-            return model(x_t, t, cond)
+        def body(carry: Carry, i: Any) -> tuple[Carry, Any]:
+            carry = step(i, carry)
+            return carry, carry[0] if trajectory else None
 
-        def body(carry: Any, jump: Any) -> tuple[Any, Any]:
-            x_t, state = carry
-            i, t, s = jump
-            x_s, state = sampler.step(
-                jax.random.fold_in(key_jumps, i),
-                x_t,
-                state,
-                t=t,
-                s=s,
-                denoise=denoise,
-                process=mine,
-            )
-            if on_step is not None:
-                jax.debug.callback(lambda done: on_step(int(done)), i + 1)
-            return (x_s, state), x_s if trajectory else None
-
-        jumps = (jnp.arange(len(times) - 1), times[:-1], times[1:])
-        (last, _), visited = jax.lax.scan(body, (x, sampler.init(x)), jumps)
-        return jnp.concatenate([x[None], visited]) if trajectory else last
+        first = begin(key, denoiser, start, sampler, shape)
+        (last, _), visited = jax.lax.scan(body, first, jnp.arange(len(times) - 1))
+        return jnp.concatenate([first[0][None], visited]) if trajectory else last
 
     return jax.vmap(one)(keys, cond, start)

@@ -1,4 +1,4 @@
-"""DPM-Solver++ and UniPC: exponential integrators that remember the last estimates of x̂_0.
+"""DPM-Solver++ and UniPC: exponential integrators that keep the last estimates of x̂_0.
 
 With ℓ = log(α/σ) = λ/2 and h = ℓ_s − ℓ_t, the probability-flow ODE has the exact solution
 
@@ -22,8 +22,9 @@ gives the estimate of x̂_0 with which the step is taken once more, from where i
 polynomial through both its ends and the start of the step before. The next step begins there. So it is of third order
 at a call a step. The last step, and every x_s that is seen on the way, is a prediction.
 
-Steps for which h is infinite (α_t = 0, or σ_s = 0) are of order 1, and the first steps of the order that what is
-remembered allows. The third order is derived here: the published code has half of I_2, with which it is of order 2.
+Steps for which h is infinite (α_t = 0, or σ_s = 0) are of order 1, and the first steps of the order that the
+estimates so far allow. The third order is derived here: the published code has half of I_2, with which it is of order
+2.
 
 Sources: Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models" (equation 9
 and algorithm 2); the stochastic form is that of the code published with it. Zhao et al. 2023, "UniPC: A Unified
@@ -36,11 +37,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiff.processes import Process, gaussian
+from jaxdiff.processes import Denoiser, require_gaussian
 from jaxdiff.schedules import Schedule, check_times
-from jaxdiff.typing import Denoiser, Time
+from jaxdiff.typing import InputError, RandomKey, Sample, Scalar, Time
 
 
 class History(NamedTuple):
@@ -48,50 +49,56 @@ class History(NamedTuple):
 
     x0: Float[Array, "past *shape"]
     half_log_snr: Float[Array, " past"]
-    known: Int[Array, ""]  # how many of them there are
+    known: Int[Array, ""]  # how many of them are set
+
+    @classmethod
+    def empty(cls, past: int, x: Sample) -> "History":
+        return cls(jnp.zeros((past, *x.shape), x.dtype), jnp.zeros((past,), x.dtype), jnp.zeros((), jnp.int32))
 
     def with_newest(
-        self, x0: Float[Array, "*shape"], half_log_snr: Float[Array, ""]
+        self, x0: Sample, half_log_snr: Scalar
     ) -> tuple[Float[Array, "more *shape"], Float[Array, " more"]]:
-        """The estimates of x̂_0 and ℓ, with one more of each, the newest, in front."""
+        """Return the estimates of x̂_0 and ℓ with one more of each, the newest, in front."""
         times = jnp.concatenate([half_log_snr[None], self.half_log_snr])
         return jnp.concatenate([x0[None], self.x0]), times
 
 
 @jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class DPMSolver:
-    """DPM-Solver++ multistep: one network call a step. Make one with `dpmpp`."""
+    """DPM-Solver++ multistep, one network call a step: second order ("2M") or third ("3M").
 
-    order: int
-    stochastic: bool
+    Args:
+      order: 1 (DDIM), 2 or 3.
+      stochastic: the SDE form, of order 2 at most; it draws noise at each step.
+    """
 
-    def init(self, x: Float[Array, "*shape"]) -> History:
-        """Nothing remembered yet."""
-        past = self.order - 1
-        return History(jnp.zeros((past, *x.shape), x.dtype), jnp.zeros((past,), x.dtype), jnp.zeros((), jnp.int32))
+    order: int = 2
+    stochastic: bool = False
+
+    def __post_init__(self) -> None:
+        orders = (1, 2) if self.stochastic else (1, 2, 3)
+        if self.order not in orders:
+            form = " for the SDE form" if self.stochastic else ""
+            raise InputError(f"order = {self.order}; the rule is one of {orders}{form}")
+
+    def init(self, x: Sample) -> History:
+        """Return an empty history."""
+        return History.empty(self.order - 1, x)
 
     def step(
-        self,
-        key: Key[Array, ""],
-        x_t: Float[Array, "*shape"],
-        state: History,
-        *,
-        t: Time,
-        s: Time,
-        denoise: Denoiser,
-        process: Process,
-    ) -> tuple[Float[Array, "*shape"], History]:
+        self, key: RandomKey, x_t: Sample, state: History, *, t: Time, s: Time, denoiser: Denoiser
+    ) -> tuple[Sample, History]:
         check_times(t, s)
-        schedule = gaussian(process).schedule
-        x0 = denoise(x_t, t).x0
+        process = require_gaussian(denoiser.process)
+        schedule, x0 = process.schedule, denoiser(x_t, t).x0
         x0s, times = state.with_newest(x0, schedule.log_snr(t) / 2)
         slope, curvature = _differences(x0s, times, state.known)
         if self.stochastic:
             h, finite = _width(schedule, t, s)
             alpha_s, sigma_s, sigma_t = schedule.alpha(s), schedule.sigma(s), schedule.sigma(t)
             gone = jnp.where(finite, -jnp.expm1(-2 * h), 1.0)
-            noise = process.noise(key, x_t.shape)
+            noise = process.sample_noise(key, x_t.shape)
             x_s = sigma_s / sigma_t * jnp.where(finite, jnp.exp(-h), 0.0) * x_t
             x_s += alpha_s * gone * (x0 + jnp.where(finite, h / 2, 0.0) * slope) + sigma_s * jnp.sqrt(gone) * noise
         else:
@@ -100,37 +107,28 @@ class DPMSolver:
 
 
 class Unfinished(NamedTuple):
-    """The last step, which is still to be corrected: where and when it began, and the estimates up to its start."""
+    """The last step, yet to be corrected: where and when it began, and the estimates up to its start."""
 
-    x: Float[Array, "*shape"]
-    t: Float[Array, ""]
+    x: Sample
+    t: Scalar
     past: History
 
 
 @jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class UniPC:
-    """UniPC: one network call a step. Make one with `unipc`."""
+    """UniPC of second order (a predictor of that order, corrected to the third), one network call a step."""
 
-    def init(self, x: Float[Array, "*shape"]) -> Unfinished:
-        """Nothing remembered yet, nothing to correct."""
-        nothing = History(jnp.zeros((2, *x.shape), x.dtype), jnp.zeros((2,), x.dtype), jnp.zeros((), jnp.int32))
-        return Unfinished(x, jnp.ones((), x.dtype), nothing)
+    def init(self, x: Sample) -> Unfinished:
+        """Return a step with an empty history, which is not corrected."""
+        return Unfinished(x, jnp.ones((), x.dtype), History.empty(2, x))
 
     def step(
-        self,
-        key: Key[Array, ""],
-        x_t: Float[Array, "*shape"],
-        state: Unfinished,
-        *,
-        t: Time,
-        s: Time,
-        denoise: Denoiser,
-        process: Process,
-    ) -> tuple[Float[Array, "*shape"], Unfinished]:
+        self, key: RandomKey, x_t: Sample, state: Unfinished, *, t: Time, s: Time, denoiser: Denoiser
+    ) -> tuple[Sample, Unfinished]:
         check_times(t, s)
-        schedule, known = gaussian(process).schedule, state.past.known
-        x0s, times = state.past.with_newest(denoise(x_t, t).x0, schedule.log_snr(t) / 2)
+        schedule, known = require_gaussian(denoiser.process).schedule, state.past.known
+        x0s, times = state.past.with_newest(denoiser(x_t, t).x0, schedule.log_snr(t) / 2)
         slope, curvature = _differences(x0s, times, known)
         at_start = slope - 2 * curvature * jnp.where(known > 0, times[0] - times[1], 0.0)
         corrected = _advance(state.x, (x0s[1], at_start, curvature), schedule, t=state.t, s=t, published=known == 1)
@@ -140,21 +138,21 @@ class UniPC:
         return x_s, Unfinished(x_t, jnp.asarray(t, x_t.dtype), _remember(x0s, times, known))
 
 
-def _width(schedule: Schedule, t: Time, s: Time) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    """h, and whether it is finite; 1 where it is not."""
+def _width(schedule: Schedule, t: Time, s: Time) -> tuple[Scalar, Bool[Array, ""]]:
+    """h, or 1 if it is infinite, and whether it is finite."""
     h = (schedule.log_snr(s) - schedule.log_snr(t)) / 2
     return jnp.where(jnp.isfinite(h), h, 1.0), jnp.isfinite(h)
 
 
 def _advance(
-    x: Float[Array, "*shape"],
-    polynomial: tuple[Float[Array, "*shape"], ...],  # D, D¹ and D² at t
+    x: Sample,
+    polynomial: tuple[Sample, ...],  # D, D¹ and D² at t
     schedule: Schedule,
     *,
     t: Time,
     s: Time,
     published: Bool[Array, ""] | bool,  # whether to take ½ h I_0 for I_1
-) -> Float[Array, "*shape"]:
+) -> Sample:
     """x_s from x_t."""
     h, finite = _width(schedule, t, s)
     # Over α_s: I_0 is 1 − e^{−h}, the share of the way from x_t to x̂_0, and 1 where h is infinite.
@@ -174,7 +172,7 @@ def _remember(x0s: Float[Array, "known *shape"], times: Float[Array, " known"], 
 
 def _differences(
     x0s: Float[Array, "known *shape"], times: Float[Array, " known"], past: Int[Array, ""]
-) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+) -> tuple[Sample, Sample]:
     """Slope and curvature at the newest time of the polynomial through it and the last `past` before."""
     zero = jnp.zeros_like(x0s[0])
     if len(x0s) == 1:
@@ -186,24 +184,3 @@ def _differences(
     older = (x0s[1] - x0s[2]) / gap[1]
     curvature = jnp.where(past > 1, (newest - older) / (gap[0] + gap[1]), zero)
     return jnp.where(past > 0, newest + curvature * gap[0], zero), curvature
-
-
-def dpmpp(order: int = 2, *, stochastic: bool = False) -> DPMSolver:
-    """DPM-Solver++ multistep, one network call a step: second order ("2M") or third ("3M").
-
-    Args:
-      order: 1 (DDIM), 2 or 3.
-      stochastic: the SDE form, of order 2 at most; a draw for each step.
-
-    Raises:
-      ValueError: for any other order.
-    """
-    orders = (1, 2) if stochastic else (1, 2, 3)
-    if order not in orders:
-        raise ValueError(f"order = {order}; the rule is one of {orders}{' for the SDE form' if stochastic else ''}")
-    return DPMSolver(order=order, stochastic=stochastic)
-
-
-def unipc() -> UniPC:
-    """UniPC of second order (a predictor of that order, corrected to the third), one network call a step."""
-    return UniPC()

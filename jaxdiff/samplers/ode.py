@@ -10,9 +10,9 @@ which α/σ (or σ/α) has gone the share c_i of its way, and goes to each from 
     slope n̂      x̄_0 = (x_t − σ_t k̄)/α_t,       n̄ = k̄,                      likewise
 
 The second (Karras et al. 2022, where α = 1) corrects Euler's step by more, by the factor (σ_t/α_t)/(σ_s/α_s). That is
-near 1 on a grid of many σ/α; on one of few t it is 10³ in the first step of a cosine schedule, which it ruins. So the
-first is the default. Where α_t = 0 the second does not exist, and at s = 0 no network was trained: all are Euler's
-step there.
+near 1 for timesteps close in σ/α; for a few times uniform in t it is 10³ in the first step of a cosine schedule, which
+it ruins. So the first is the default. Where α_t = 0 the second does not exist, and at s = 0 no network was trained: all
+are Euler's step there.
 
 Sources: Song, Meng & Ermon 2021, "Denoising Diffusion Implicit Models" (equation 14); Karras et al. 2022, "Elucidating
 the Design Space of Diffusion-Based Generative Models" (algorithm 1); Lu et al. 2022, "DPM-Solver++: Fast Solver for
@@ -20,57 +20,61 @@ Guided Sampling of Diffusion Probabilistic Models" (why the slope x̂_0); Kutta 
 """
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
 
-from jaxdiff.processes import Process, gaussian
+from jaxdiff.processes import Denoiser, require_gaussian
+from jaxdiff.samplers.base import Stateless
 from jaxdiff.schedules import Schedule, check_times
-from jaxdiff.typing import Denoiser, Prediction, Time
+from jaxdiff.typing import InputError, Prediction, RandomKey, Sample, Time
 
 Slope = Literal["x0", "noise"]
 Row = tuple[float, ...]
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RungeKutta:
-    """An explicit Runge–Kutta method: a network call a stage. Make one with `euler`, `midpoint`, `heun` or `rk4`.
+@dataclasses.dataclass(frozen=True)
+class RungeKutta(Stateless):
+    """An explicit Runge–Kutta method on the probability-flow ODE, a network call a stage (one in the last step).
 
-    Fields:
-      stages: a_ij for the second stage and those after it. Its row's sum is the node c_i.
-      weights: b_i.
-      slope: which of the two forms is solved.
+    A subclass is a tableau, and nothing else:
+
+        class Ralston(RungeKutta):
+            stages = ((2 / 3,),)
+            weights = (1 / 4, 3 / 4)
+
+    Args:
+      slope: the form that is solved. "x0" averages x̂_0, which is stable for any timesteps; "noise" averages n̂, as
+        Karras et al. 2022 do with theirs.
     """
 
-    stages: tuple[Row, ...]
-    weights: Row
+    stages: ClassVar[tuple[Row, ...]]
+    """a_ij of the second stage and those after it. The sum of a row is its node c_i."""
+    weights: ClassVar[Row]
+    """b_i."""
+
     slope: Slope = "x0"
 
-    def init(self, x: Float[Array, "*shape"]) -> None:
-        """It carries no state."""
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        jax.tree_util.register_static(cls)
+
+    def __post_init__(self) -> None:
+        if self.slope not in get_args(Slope):
+            raise InputError(f"slope = {self.slope!r}; the known ones are {', '.join(get_args(Slope))}")
 
     def step(
-        self,
-        key: Key[Array, ""],
-        x_t: Float[Array, "*shape"],
-        state: None,
-        *,
-        t: Time,
-        s: Time,
-        denoise: Denoiser,
-        process: Process,
-    ) -> tuple[Float[Array, "*shape"], None]:
+        self, key: RandomKey, x_t: Sample, state: None, *, t: Time, s: Time, denoiser: Denoiser
+    ) -> tuple[Sample, None]:
         check_times(t, s)
-        schedule = gaussian(process).schedule
-        first = denoise(x_t, t)
+        process = require_gaussian(denoiser.process)
+        schedule, first = process.schedule, denoiser(x_t, t)
         euler = process.corrupt(first.x0, first.noise, s)
         if not self.stages:
             return euler, None
 
-        def move(slopes: list[Prediction], row: Row, to: Time) -> Float[Array, "*shape"]:
+        def move(slopes: list[Prediction], row: Row, to: Time) -> Sample:
             share = [a / sum(row) for a in row]
             pairs = [(k.x0, k.noise) for k in slopes]
             x0, noise = jax.tree.map(lambda *k: sum(a * k_i for a, k_i in zip(share, k, strict=True)), *pairs)
@@ -80,20 +84,20 @@ class RungeKutta:
                 x0 = (x_t - schedule.sigma(t) * noise) / schedule.alpha(t)
             return process.corrupt(x0, noise, to)
 
-        def runge_kutta() -> Float[Array, "*shape"]:
+        def runge_kutta() -> Sample:
             slopes = [first]
             for row in self.stages:
                 to = between(schedule, t, s, sum(row), self.slope)
-                slopes.append(denoise(move(slopes, row, to), to))
+                slopes.append(denoiser(move(slopes, row, to), to))
             return move(slopes, self.weights, s)
 
-        # A branch on scalars that no vmap maps: only the one that holds is run.
+        # A branch on scalars that no vmap maps: only one of the two is run.
         exists = (s > 0) & ((self.slope == "x0") | (schedule.alpha(t) > 0))
         return jax.lax.cond(exists, runge_kutta, lambda: euler), None
 
 
 def between(schedule: Schedule, t: Time, s: Time, share: float, slope: Slope) -> Time:
-    """The time at which α/σ (slope "x0") or σ/α ("noise") is a share of the way from t to s."""
+    """Return the time at which α/σ (slope "x0") or σ/α ("noise") is a share of the way from t to s."""
     if share == 1:
         return s
     sign = 1 if slope == "x0" else -1
@@ -101,43 +105,29 @@ def between(schedule: Schedule, t: Time, s: Time, share: float, slope: Slope) ->
     return schedule.time(2 * sign * jnp.log(start + share * (end - start)))
 
 
-def euler() -> RungeKutta:
-    """Euler's method on the probability-flow ODE, first order: the same as `ddim(eta=0)`."""
-    return RungeKutta(stages=(), weights=(1.0,))
+class Euler(RungeKutta):
+    """Euler's method on the probability-flow ODE, first order: the same as `DDIM(eta=0)`."""
+
+    stages = ()
+    weights = (1.0,)
 
 
-def midpoint(slope: Slope = "x0") -> RungeKutta:
-    """The midpoint method on the probability-flow ODE: second order, two network calls a step (one in the last).
+class Midpoint(RungeKutta):
+    """The midpoint method on the probability-flow ODE: second order, two network calls a step."""
 
-    Raises:
-      ValueError: for a slope that is neither "x0" nor "noise" (see `jaxdiff.samplers.ode`).
-    """
-    return RungeKutta(stages=((0.5,),), weights=(0.0, 1.0), slope=_checked(slope))
+    stages = ((0.5,),)
+    weights = (0.0, 1.0)
 
 
-def heun(slope: Slope = "x0") -> RungeKutta:
-    """Heun's method on the probability-flow ODE: second order, two network calls a step (one in the last).
+class Heun(RungeKutta):
+    """Heun's method on the probability-flow ODE: second order, two network calls a step."""
 
-    Args:
-      slope: "x0" averages x̂_0, which is stable on any grid; "noise" averages n̂, as Karras et al. 2022 do on theirs.
-
-    Raises:
-      ValueError: for any other slope.
-    """
-    return RungeKutta(stages=((1.0,),), weights=(0.5, 0.5), slope=_checked(slope))
+    stages = ((1.0,),)
+    weights = (0.5, 0.5)
 
 
-def rk4(slope: Slope = "x0") -> RungeKutta:
-    """The classical Runge–Kutta method on the probability-flow ODE: fourth order, four network calls a step.
+class RK4(RungeKutta):
+    """The classical Runge–Kutta method on the probability-flow ODE: fourth order, four network calls a step."""
 
-    Raises:
-      ValueError: for a slope that is neither "x0" nor "noise" (see `jaxdiff.samplers.ode`).
-    """
     stages = ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0))
-    return RungeKutta(stages=stages, weights=(1 / 6, 1 / 3, 1 / 3, 1 / 6), slope=_checked(slope))
-
-
-def _checked(slope: Slope) -> Slope:
-    if slope not in get_args(Slope):
-        raise ValueError(f"slope = {slope!r}; the known ones are {', '.join(get_args(Slope))}")
-    return slope
+    weights = (1 / 6, 1 / 3, 1 / 3, 1 / 6)

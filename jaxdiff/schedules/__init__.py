@@ -1,33 +1,35 @@
 """Noise schedules: the α_t and σ_t of x_t = α_t x_0 + σ_t n, for t in [0, 1].
 
-    λ_t = log(α_t²/σ_t²)      log-SNR, strictly falling in t; t = 0 is data (σ_0 = 0, λ_0 = ∞ unless said otherwise)
+    λ_t = log(α_t²/σ_t²)      log-SNR, strictly falling in t; t = 0 is data (σ_0 = 0, λ_0 = ∞ unless noted below)
     variance preserving       α² + σ² = 1, so that log α = −½ softplus(−λ) and σ² = −expm1(2 log α)
 
-A discrete schedule of T steps (`linear`, `cosine`, `discrete`) puts its step k = 0…T at t = k/T with α = √ᾱ_k and
-ᾱ_0 = 1. Between steps log α is interpolated linearly, so that it is a continuous schedule as well: it has a log-SNR,
-an inverse and a (one-sided) derivative everywhere, and it is exact at every step.
+A discrete schedule of T steps (`Linear`, `Cosine`, `Discrete`) has step k = 0…T at t = k/T with α = √ᾱ_k and ᾱ_0 = 1.
+Between steps log α is interpolated linearly, which makes it a continuous schedule too: exact at every step, with a
+log-SNR, its inverse and a (one-sided) derivative everywhere.
 
-Every schedule is a pytree: it passes through `jax.jit`, and arrays in it can be learned. It computes in the dtype of
-`t` (float32 for a Python number, float64 under x64).
+Every schedule is a pytree and passes through `jax.jit`; only the arrays of `Learned` are leaves, the numbers of the
+others are part of the program. It computes in the dtype of `t` (float32 for a Python number, float64 under x64).
 
 The log-SNR at both ends, with the defaults (T = 1000):
 
-    linear, cosine      ∞        −10.1, −19.8     ᾱ_T = 4.04e-5; `beta_max` keeps that of the cosine above 0
+    linear, cosine      ∞        −10.1, −19.8     ᾱ_T = 4.04e-5; `beta_max` keeps the cosine's above 0
     vp                  ∞        −10.0
-    sigmoid             ∞        −20              `log_snr_min`; α_1 = 0 as published
+    sigmoid             ∞        −20              `log_snr_min`; published with α_1 = 0
     truncated_cosine    20       −20              `log_snr_max`, `log_snr_min`; ±∞ untruncated
     ve                  ∞        −7.8             −2 log σ_max
     edm                 12.4     −8.8             −2 log σ_min, −2 log σ_max
     flow                ∞        −∞
     learned             13.3     −5               `log_snr_max`, `log_snr_min`, or learned
 
-λ_0 = ∞ is σ_0 = 0: the last jump ends on clean data and training never draws t = 0 (`time_sampling`), but dλ/dt is
-infinite there, and a grid in λ must stop at a t > 0. Where λ_0 is finite, the data at t = 0 hold a noise of σ_0 =
-4.5e-5 (truncated cosine), 2e-3 (EDM) or 1.3e-3 (learned), and a likelihood must count it. λ_1 = −∞ is α_1 = 0, where
-eps and the score say nothing of x_0: predict v or velocity, or take a schedule that ends before. A finite λ_1 leaves
-e^{λ_1/2} of the data, relative to the noise, in x_1, and samplers neglect it: 6e-3 for the linear schedule, but 0.08
-for the learned one, whose −5 is made for a bound that counts it; lower it to sample. The sigmoid falls from −8 to −20
-in the last thousandth of t, the cosine from −13: a sampler's first jump leaps over that.
+λ_0 = ∞ means σ_0 = 0: the last sampling step ends on clean data, training never draws t = 0 (`time_sampling`), dλ/dt is
+infinite at 0, and timesteps uniform in λ must stop at a t > 0. If λ_0 is finite, the data at t = 0 have noise of
+σ_0 = 4.5e-5 (truncated cosine), 2e-3 (EDM) or 1.3e-3 (learned), which a likelihood must account for.
+
+λ_1 = −∞ means α_1 = 0, where eps and the score do not determine x_0: predict v or velocity, or use a schedule with
+α_1 > 0. A finite λ_1 leaves a fraction e^{λ_1/2} of the data, relative to the noise, in x_1, which samplers neglect:
+6e-3 for the linear schedule, but 0.08 for the learned one, whose −5 is meant for a bound that accounts for it; lower it
+for sampling. The sigmoid falls from −8 to −20, and the cosine from −13, within the last thousandth of t: a sampler
+crosses that in its first step.
 
 Sources: Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (linear); Nichol & Dhariwal 2021, "Improved
 Denoising Diffusion Probabilistic Models" (cosine); Song et al. 2021, "Score-Based Generative Modeling through
@@ -42,17 +44,19 @@ from collections.abc import Callable
 
 from jaxdiff.schedules.base import Schedule, Times, Values, VariancePreserving, check_times, log_snr_rate, rates
 from jaxdiff.schedules.continuous import EDM, VE, VP, Flow, Sigmoid, TruncatedCosine
-from jaxdiff.schedules.network import Learned, learned
-from jaxdiff.schedules.tables import Discrete, cosine, discrete, linear
+from jaxdiff.schedules.discrete import Cosine, Discrete, Linear
+from jaxdiff.schedules.learned import Learned
 
 __all__ = [
     "EDM",
-    "REGISTRY",
+    "SCHEDULES",
     "VE",
     "VP",
+    "Cosine",
     "Discrete",
     "Flow",
     "Learned",
+    "Linear",
     "Schedule",
     "Sigmoid",
     "Times",
@@ -60,22 +64,18 @@ __all__ = [
     "Values",
     "VariancePreserving",
     "check_times",
-    "cosine",
-    "discrete",
-    "learned",
-    "linear",
     "log_snr_rate",
     "rates",
 ]
 
-# Those that plain numbers make; `learned` is drawn, and a config can name it too.
-REGISTRY: dict[str, Callable[..., Schedule]] = {
-    "linear": linear,
-    "cosine": cosine,
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "linear": Linear,
+    "cosine": Cosine,
     "vp": VP,
     "sigmoid": Sigmoid,
     "truncated_cosine": TruncatedCosine,
     "ve": VE,
     "edm": EDM,
     "flow": Flow,
+    "learned": Learned.init,
 }

@@ -27,7 +27,7 @@ def _permutation(seed: int, epoch: int, n: int) -> Int[np.ndarray, " n"]:
 
 
 def indices(seed: int, first_step: int, shape: tuple[int, int], n: int) -> Int[np.ndarray, "steps batch"]:
-    """The examples, of n, that `shape[0]` steps from `first_step` on see, `shape[1]` each: int32 of that shape."""
+    """Return which of n examples the steps from `first_step` on see: int32 of the shape (steps, batch)."""
     position = first_step * shape[1] + np.arange(shape[0] * shape[1])
     epochs, offsets = np.divmod(position, n)
     chosen = np.empty(len(position), np.int32)
@@ -38,7 +38,7 @@ def indices(seed: int, first_step: int, shape: tuple[int, int], n: int) -> Int[n
 
 
 class Examples(NamedTuple):
-    """Raw examples, and their labels where the model is told them."""
+    """Raw examples, and their labels if the model is conditioned on them."""
 
     x: Num[Any, "..."]
     labels: Int32[Any, "..."] | None
@@ -46,11 +46,11 @@ class Examples(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dispatch:
-    """The input of one compiled call: `count` steps, the first of which is step `first`, counted from 0."""
+    """The input of one compiled call: `count` steps from step `first` on, counted from 0."""
 
     first: int
     count: int
-    batch: Examples | Int[Array, "steps batch"]  # or their indices, where the data set lies on the devices
+    batch: Examples | Int[Array, "steps batch"]  # or their indices, if the data set is on the devices
     waited: float  # seconds that the loop waited for it
 
 
@@ -58,8 +58,8 @@ class Dispatch:
 class Batches:
     """The stream of dispatches over a data set.
 
-    `resident` is the whole data set on every device, or None: then each batch is gathered on the host, of which
-    every process gathers only what its own devices need.
+    `resident` is the whole data set on every device, or None if each batch is gathered on the host; every process
+    gathers only what its own devices need.
     """
 
     examples: Examples
@@ -69,9 +69,9 @@ class Batches:
     resident: Examples | None
 
     def stream(self, start: int, stop: int, size: int) -> Iterator[Dispatch]:
-        """Dispatches of `size` steps from step `start` to `stop`, each made while the one before it runs.
+        """Yield dispatches of `size` steps from step `start` to `stop`, each made while the one before it runs.
 
-        They end at multiples of `size`, so that a start in between makes the first one shorter.
+        They end at multiples of `size`, so the first one is shorter if `start` lies in between.
         """
         bounds = [start, *range((start // size + 1) * size, stop, size), stop]
         with ThreadPoolExecutor(1) as pool:
@@ -107,7 +107,7 @@ class Batches:
 def make_batches(
     dataset: Dataset, mesh: Mesh, *, seed: int, batch_size: int, on_device: bool, labelled: bool = False
 ) -> Batches:
-    """The stream of batches over `dataset`, with its labels or without; `on_device` copies it to every device once."""
+    """Return the stream of batches over `dataset`; `on_device` copies it to every device once."""
     examples = Examples(dataset.x, dataset.labels if labelled else None)
     resident = jax.tree.map(lambda array: place(array, mesh, P()), examples) if on_device else None
     return Batches(examples=examples, mesh=mesh, seed=seed, batch_size=batch_size, resident=resident)

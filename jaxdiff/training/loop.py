@@ -1,5 +1,6 @@
 """The training run: set up, resume, step, report, save, stop."""
 
+import dataclasses
 import logging
 import os
 import signal
@@ -17,18 +18,18 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, UInt8
 
-from jaxdiff import data, folder, plots, samplers
-from jaxdiff.config import Config, Train
+from jaxdiff import data
 from jaxdiff.data import Dataset
-from jaxdiff.experiment import Experiment, noisy_accuracy, test_split
-from jaxdiff.folder import Form
-from jaxdiff.samplers.batches import sample_in_batches
+from jaxdiff.experiment import Config, Experiment, Train, make_experiment, plots
+from jaxdiff.experiment import workdir as folder
+from jaxdiff.experiment.build import noisy_accuracy, test_split
+from jaxdiff.experiment.checkpoint import Checkpoints
+from jaxdiff.samplers.batching import sample_in_batches
 from jaxdiff.training.batches import Dispatch, make_batches
-from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.recorder import DivergenceError, Recorder
 from jaxdiff.training.sharding import make_mesh
 from jaxdiff.training.step import State, abstract_state, init_state, make_step
-from jaxdiff.typing import PyTree
+from jaxdiff.typing import InputError, PyTree
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ _POINTS = 2000  # in a picture of points in the plane
 
 
 class Interrupted(Exception):  # noqa: N818 - a request, not an error
-    """The run was told to stop by a signal; its state is saved."""
+    """A signal stopped the run; its state is saved."""
 
     def __init__(self, number: int, step: int) -> None:
         super().__init__(
@@ -46,42 +47,30 @@ class Interrupted(Exception):  # noqa: N818 - a request, not an error
 
 
 def train(config: Config, workdir: Path) -> State:
-    """Train to `config.train.steps`, going on from the newest whole checkpoint in `workdir`.
+    """Train to `config.train.steps`, resuming from the newest whole checkpoint in `workdir`.
 
-    The weights after step n are the same, bit for bit, however often the run was stopped and resumed, on the same
-    devices with the same versions.
+    The weights after step n are the same bit for bit however often the run was stopped and resumed, on the same devices
+    with the same versions.
 
     Returns:
       The last state.
 
     Raises:
-      ValueError: for a config that can't run here (found before any slow work), a `workdir` that can't be written or
-        holds another run, or data that can't be read.
-      DivergenceError: where the loss or the weights are no longer finite; the last checkpoint is from before.
+      InputError: if the config can't run here (found before any slow work), `workdir` can't be written or holds another
+        run, or the data can't be read.
+      DivergenceError: if the loss or the weights are no longer finite; the last checkpoint is from before.
       Interrupted: after SIGTERM or Ctrl-C, with the state saved.
     """
     settings = config.train
     mesh = make_mesh(settings.fsdp, settings.batch_size, settings.accumulate)
-    _prepare(workdir, config)
-    dataset = data.load(config.data.name, dir=config.data.dir)
-    form = Form.of(dataset)
-    examples = folder.choose_examples(workdir, config, dataset)
-    experiment = folder.experiment(config, form, examples)
-    if experiment.classifies:
-        test_split(experiment)  # if there is none, better known now
-    if jax.process_index() == 0:
-        folder.write(workdir, config, form, examples)
+    dataset, experiment = _set_up(config, workdir)
     abstract = abstract_state(experiment, mesh)
     with closing(Checkpoints(workdir / "checkpoints", keep=config.every.keep)) as checkpoints:
-        state = checkpoints.restore(abstract)
-        if state is None:
-            shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-            state = jax.jit(partial(init_state, experiment), out_shardings=shardings)()
+        state = _first_state(experiment, abstract, checkpoints)
         start = int(state.step)
         if start >= settings.steps:
             _log.warning("%s is at step %d of %d already: nothing to do", workdir, start, settings.steps)
             return state
-
         batches = make_batches(
             dataset,
             mesh,
@@ -90,7 +79,7 @@ def train(config: Config, workdir: Path) -> State:
             on_device=config.data.on_device,
             labelled=experiment.classes > 0,
         )
-        run_step = make_step(experiment, mesh, abstract, dataset.levels)
+        run_step = make_step(experiment, mesh, abstract)
         recorder = Recorder(
             workdir, start=start, steps=settings.steps, batch_size=settings.batch_size, every=config.every.log
         )
@@ -99,15 +88,11 @@ def train(config: Config, workdir: Path) -> State:
                 state, metrics = run_step(state, batches.resident, dispatch.batch)
                 recorder.push(dispatch, metrics)
                 done = dispatch.first + dispatch.count
-                last = done == settings.steps
-                stop = _agreed(received, dispatch)
+                last, stop = done == settings.steps, _agreed(received, dispatch)
                 if last or stop or done % config.every.checkpoint == 0:
                     recorder.drain()
-                    if not _finite(state):
-                        raise DivergenceError(
-                            f"after step {done} the weights are no longer finite; lower optimizer.learning_rate"
-                        )
-                    checkpoints.save(done, state)
+                    _check_finite(state, done)
+                    checkpoints.save(done, state.items())
                 if stop and not last:
                     checkpoints.wait()
                     raise Interrupted(stop, done)
@@ -118,25 +103,52 @@ def train(config: Config, workdir: Path) -> State:
     return state
 
 
+def _set_up(config: Config, workdir: Path) -> tuple[Dataset, Experiment]:
+    """Prepare the folder, read the data and build the experiment."""
+    _prepare(workdir, config)
+    dataset = data.load(config.data.name, dir=config.data.dir)
+    examples = folder.choose_examples(workdir, config, dataset)
+    experiment = make_experiment(config, dataset.spec, examples)
+    if experiment.classifies:
+        test_split(experiment)  # raises now rather than after training
+    if jax.process_index() == 0:
+        folder.write(workdir, config, dataset.spec, examples)
+    return dataset, experiment
+
+
+def _first_state(experiment: Experiment, abstract: State, checkpoints: Checkpoints) -> State:
+    """The state to go on from."""
+    found = checkpoints.restore(abstract.items(), repair=True)
+    if found is not None:
+        return State.from_items(found[1])
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(partial(init_state, experiment), out_shardings=shardings)()
+
+
 def _prepare(workdir: Path, config: Config) -> None:
-    """`folder.prepare`, by process 0; where it refuses, every process raises."""
+    """Let process 0 prepare the folder; if it can't, every process raises."""
     refusal = None
     if jax.process_index() == 0:
         try:
             folder.prepare(workdir, config)
-        except ValueError as error:
+        except InputError as error:
             refusal = error
     if jax.process_count() > 1:
         refused = multihost_utils.broadcast_one_to_all(np.int32(refusal is not None))
         if refused and refusal is None:
-            refusal = ValueError(f"process 0 refuses workdir = {workdir}; its own message says why")
+            refusal = InputError(f"process 0 refuses workdir = {workdir}; its own message says why")
     if refusal is not None:
         raise refusal
 
 
+def _check_finite(state: State, step: int) -> None:
+    """Raise a DivergenceError if a number of the state is not finite: a finite loss does not imply it."""
+    if not _finite(state):
+        raise DivergenceError(f"after step {step} the weights are no longer finite; lower optimizer.learning_rate")
+
+
 @jax.jit
 def _finite(state: State) -> Bool[Array, ""]:
-    """Whether every number of a state is: that of a finite loss need not be."""
     leaves = jax.tree.leaves((state.params, state.ema, state.opt_state))
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
@@ -148,10 +160,10 @@ def _steps_per_dispatch(settings: Train) -> int:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that gets the number of the first SIGTERM or SIGINT; a second one acts at once, as usual.
+    """Yield a list that gets the number of the first SIGTERM or SIGINT; a second one acts at once, as usual.
 
-    Several processes must agree on where to stop: JAX sees to that for SIGTERM (`_agreed`), as which Ctrl-C is passed
-    on.
+    Several processes must agree on where to stop. JAX sees to that for SIGTERM (`_agreed`), so Ctrl-C is passed on as
+    SIGTERM.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -178,9 +190,9 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _agreed(received: list[int], dispatch: Dispatch) -> int | None:
-    """The signal to stop after this dispatch for, the same on every process; None to go on."""
+    """The signal to stop for after this dispatch, the same on every process; None to go on."""
     if jax.process_count() > 1:
-        # They agree on one step, of which JAX wants to be told each.
+        # They agree on one step; JAX must be asked at each.
         steps = range(dispatch.first + 1, dispatch.first + dispatch.count + 1)
         reached = [multihost_utils.reached_preemption_sync_point(step) for step in steps]
         return signal.SIGTERM if any(reached) else None
@@ -188,39 +200,27 @@ def _agreed(received: list[int], dispatch: Dispatch) -> int | None:
 
 
 def _picture(experiment: Experiment, dataset: Dataset, params: PyTree, mesh: Mesh) -> UInt8[np.ndarray, "h w 3"]:
-    """Samples of these weights, always from the same key: pictures of one run can be compared.
+    """Samples of these weights, always from the same key, so that the pictures of a run can be compared.
 
     Every process must call it: they draw images together. Points are few, and every process draws all of them.
     """
     if experiment.classifies:
-        return plots.accuracy_by_noise(
-            noisy_accuracy(experiment, params, test_split(experiment)), classes=experiment.classes
-        )
-    settings = experiment.config.sampling
-    key, sampler = jax.random.key(experiment.config.train.seed), samplers.make(settings.sampler)
+        accuracy = noisy_accuracy(experiment, params, test_split(experiment))
+        return plots.accuracy_by_noise(accuracy, classes=experiment.classes)
+    sampling = experiment.config.sampling
+    key = jax.random.key(experiment.config.train.seed)
     if len(experiment.shape) == 1:
         here = jax.tree.map(jnp.asarray, multihost_utils.process_allgather(params, tiled=True))
-        return plots.diffusion_in_the_plane(
-            key,
-            experiment.sampling_denoiser(here),
-            experiment.process(here),
-            dataset.x[:_POINTS],
-            sampler=sampler,
-            steps=settings.steps,
-            rule=settings.grid,
-        )
-    classes = experiment.classes
+        denoiser = experiment.sampling_denoiser(here)
+        return plots.diffusion_in_the_plane(key, denoiser, dataset.x[:_POINTS], sampling)
+    classes, n = experiment.classes, sampling.n
     images = sample_in_batches(
         key,
         experiment.sampling_denoiser(params),
-        experiment.process(params),
-        sampler,
+        dataclasses.replace(sampling, batch=n, progress=False),
         shape=experiment.shape,
-        n=settings.n,
-        batch=settings.n,
-        cond=np.arange(settings.n) % classes if classes else None,
-        steps=settings.steps,
-        grid=settings.grid,
+        n=n,
+        cond=np.arange(n) % classes if classes else None,
         mesh=mesh,
     )
     return plots.image_grid(images, columns=classes or None)  # a column for each label

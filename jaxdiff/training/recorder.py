@@ -1,11 +1,11 @@
-"""What a run reports: `metrics.jsonl`, TensorBoard events, a progress bar; and the watch for NaN.
+"""The reports of a run (`metrics.jsonl`, TensorBoard events, a progress bar) and its check for NaN.
 
-Metrics stay on the device until they are there: the recorder reads a dispatch's numbers only once they are ready, or
-when it is told to wait (`drain`), so that the devices never idle for a log line.
+The recorder reads the metrics of a dispatch only once they are ready, or in `drain`, so that the devices never idle for
+a log line.
 
-A line of `metrics.jsonl` is about the steps since the last one: means of `loss` and `grad_norm`, the last
-`learning_rate`, `images_per_second` in all the time that passed (compiling, saving and drawing pictures too), and
-`data_wait`, the part of that time in which the loop waited for data.
+A line of `metrics.jsonl` covers the steps since the line before: the means of `loss` and `grad_norm`, the last
+`learning_rate`, `images_per_second` over all the time that passed (with compilation, saving and pictures), and
+`data_wait`, the fraction of that time in which the loop waited for data.
 """
 
 import collections
@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from jaxdiff import plots
+from jaxdiff.experiment import plots
 from jaxdiff.training.batches import Dispatch
 from jaxdiff.training.step import Metrics
 
@@ -47,18 +47,18 @@ class Recorder:
             _drop_after(workdir / "metrics.jsonl", start)
             self._file = (workdir / "metrics.jsonl").open("a")
             self._board = SummaryWriter(str(workdir), purge_step=start + 1)
-            # None: a bar where there is a terminal, else a line at each log.
+            # disable=None: a bar if there is a terminal; else `_report` writes lines.
             self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
 
     def push(self, dispatch: Dispatch, metrics: Metrics) -> None:
-        """Take in the metrics of a dispatch that has just been started."""
+        """Queue the metrics of a dispatch that has just been started."""
         self._queue.append((dispatch, metrics))
-        # Of several processes each must find a NaN after the same dispatch: none may be left waiting for the others.
+        # All processes must find a NaN after the same dispatch, so that none is left waiting for the others.
         while len(self._queue) > _IN_FLIGHT or (self._alone and self._queue and _ready(self._queue[0][1])):
             self._absorb()
 
     def drain(self) -> None:
-        """Wait for every dispatch so far; on return all their steps were finite."""
+        """Wait for every dispatch so far and check that its steps were finite."""
         while self._queue:
             self._absorb()
 
@@ -72,7 +72,7 @@ class Recorder:
             self._say(f"step {step}: {path}")
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         if self._writes:
             self._bar.close()
             self._board.close()
@@ -133,7 +133,7 @@ def _ready(metrics: Metrics) -> bool:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Forget what was reported beyond the step that a run resumes from: it will be reported again."""
+    """Drop the reports after the step that a run resumes from: it will make them again."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
         partial = path.with_name(path.name + ".part")

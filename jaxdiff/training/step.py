@@ -5,16 +5,15 @@
     θ ← θ + AdamW(g)
     θ̄ ← d θ̄ + (1 − d) θ,              d = min(ema_decay, (1 + n)/(10 + n)) at step n
 
-θ̄, the average that samples are drawn with, forgets its start within the first steps thanks to the warm-up of d
-(Song & Ermon 2020, "Improved Techniques for Training Score-Based Generative Models", use such an average;
-the warm-up is TensorFlow's `ExponentialMovingAverage(num_updates)`).
+The average θ̄ is used for sampling. The warm-up of d makes it forget its start within the first steps (Song & Ermon
+2020, "Improved Techniques for Training Score-Based Generative Models", use such an average; the warm-up is that of
+TensorFlow's `ExponentialMovingAverage(num_updates)`).
 
-XLA runs the weight gradient of a convolution 40 to 70 times slower inside a loop than outside on CPU (measured:
-128×8×8×64 with 3×3×64, 17 ms against 700 to 1300): it leaves that convolution in a layout for which it has no
-fast code. So there the micro-batches are unrolled, and a convolutional network wants one step a dispatch, for which
-no loop is made.
+On CPU, XLA runs the weight gradient of a convolution 40 to 70 times slower inside a loop than outside (measured:
+128×8×8×64 with 3×3×64, 17 ms against 700 to 1300), as the loop leaves it in a layout without fast code. So on CPU
+micro-batches are unrolled, and a convolutional network should run one step per dispatch, which has no loop.
 
-The randomness of step n is fold_in(key, n): a resumed run repeats what an unbroken one would have drawn.
+The randomness of step n is fold_in(key, n): a resumed run draws what an uninterrupted one would have drawn.
 """
 
 from collections.abc import Callable
@@ -26,33 +25,42 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from jaxdiff import data, xla
-from jaxdiff.config import Optimizer
-from jaxdiff.experiment import Experiment
-from jaxdiff.time_sampling import LossHistory, first_history
-from jaxdiff.training import schedule
+from jaxdiff.experiment import Experiment, Optimizer
+from jaxdiff.losses.time_sampling import LossHistory, first_history
+from jaxdiff.training import learned_schedule
 from jaxdiff.training.batches import Examples
 from jaxdiff.training.sharding import batch_spec, state_shardings
-from jaxdiff.typing import PyTree
+from jaxdiff.typing import PyTree, RandomKey, Scalar
 
 
 class State(NamedTuple):
-    """Everything that training carries from step to step."""
+    """Everything that training keeps from step to step."""
 
     step: Int[Array, ""]  # optimizer steps done
     params: PyTree
     ema: PyTree
     opt_state: PyTree
-    key: Key[Array, ""]
-    history: LossHistory | None = None  # of the losses at each time, where times are drawn by it
+    key: RandomKey
+    history: LossHistory | None = None  # the losses at each time, if times are drawn by them
+
+    def items(self) -> dict[str, PyTree]:
+        """Return the items of a checkpoint: the averaged weights, which sampling needs, and the rest."""
+        training = {name: part for name, part in self._asdict().items() if name != "ema" and part is not None}
+        return {"weights": self.ema, "training": training}
+
+    @classmethod
+    def from_items(cls, items: dict[str, PyTree]) -> "State":
+        """Return the state of a checkpoint."""
+        return cls(ema=items["weights"], **items["training"])
 
 
 class Metrics(NamedTuple):
-    """Of each step of a dispatch; float32."""
+    """The metrics of each step of a dispatch; float32."""
 
-    loss: Float[Array, " steps"]  # the weighted mean
+    loss: Float[Array, " steps"]  # weighted mean
     grad_norm: Float[Array, " steps"]  # before clipping
     learning_rate: Float[Array, " steps"]
 
@@ -62,20 +70,20 @@ StepFunction = Callable[[State, Examples | None, Batch], tuple[State, Metrics]]
 
 
 def learning_rate(config: Optimizer, steps: int) -> optax.Schedule:
-    """Linear warm-up to the learning rate, then constant or a cosine that would reach 0 right after the last step."""
+    """Return a linear warm-up, then a constant rate or a cosine that reaches 0 right after the last step."""
     warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
     if config.decay == "constant":
         after = optax.constant_schedule(config.learning_rate)
     else:
         after = optax.cosine_decay_schedule(config.learning_rate, max(steps - config.warmup_steps, 1))
-    # The first step's rate is that of count 0: a warm-up must not waste it on a rate of 0.
+    # The first step has count 0: a warm-up must not spend it on a rate of 0.
     return (
         optax.join_schedules([lambda n: warmup(n + 1), after], [config.warmup_steps]) if config.warmup_steps else after
     )
 
 
 def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
-    """AdamW behind gradient clipping by global norm. A learned schedule is neither decayed nor part of the norm."""
+    """Return AdamW after clipping by global norm. A learned schedule is neither decayed nor part of the norm."""
     config, steps = experiment.config.optimizer, experiment.config.train.steps
     mask = _network_alone if experiment.learns_schedule else None
     adam = optax.adamw(learning_rate(config, steps), weight_decay=config.weight_decay, mask=mask)
@@ -90,7 +98,7 @@ def _network_alone(params: PyTree) -> PyTree:
 
 
 def init_state(experiment: Experiment) -> State:
-    """The state before the first step, from the config's seed."""
+    """Return the state before the first step, from the config's seed."""
     train = experiment.config.train
     key_init, key = jax.random.split(jax.random.key(train.seed))
     params = experiment.init(key_init)
@@ -106,7 +114,7 @@ def init_state(experiment: Experiment) -> State:
 
 
 def abstract_state(experiment: Experiment, mesh: Mesh) -> State:
-    """The state's shapes, dtypes and layout on the mesh."""
+    """Return the shapes, dtypes and shardings of the state."""
     shapes = jax.eval_shape(partial(init_state, experiment))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -117,13 +125,13 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> State:
 
 def gradient(
     experiment: Experiment, params: PyTree, batch: tuple[Any, ...]
-) -> tuple[Float[Array, ""], PyTree, Float[Array, " n"]]:
-    """The mean loss, what to descend along, and each example's loss, of a batch (x_0, labels, times, keys, weights)."""
+) -> tuple[Scalar, PyTree, Float[Array, " n"]]:
+    """Return the mean loss of a batch (x_0, labels, t, keys, weights), its descent direction and all losses."""
     x0, labels, t, keys, weights = batch
     if experiment.learns_schedule:  # whose times are uniform: the weights are 1
-        return schedule.gradient(experiment.loss, params, x0, t, keys, labels)
+        return learned_schedule.gradient(experiment.loss, params, x0, t, keys, labels)
 
-    def mean(params: PyTree) -> tuple[Float[Array, ""], Float[Array, " n"]]:
+    def mean(params: PyTree) -> tuple[Scalar, Float[Array, " n"]]:
         losses = experiment.loss(params, x0, t, keys, labels)
         return jnp.mean(weights * losses), losses
 
@@ -131,8 +139,8 @@ def gradient(
     return loss, grads, losses
 
 
-def update(experiment: Experiment, state: State, loss: Float[Array, ""], grads: PyTree) -> tuple[State, Metrics]:
-    """One optimizer step and one step of the average, from a gradient."""
+def update(experiment: Experiment, state: State, loss: Scalar, grads: PyTree) -> tuple[State, Metrics]:
+    """Apply one optimizer step and one step of the average."""
     config = experiment.config
     optimizer = make_optimizer(experiment)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -153,12 +161,11 @@ def update(experiment: Experiment, state: State, loss: Float[Array, ""], grads: 
     ), metrics
 
 
-def make_step(experiment: Experiment, mesh: Mesh, abstract: State, levels: int | None) -> StepFunction:
-    """The compiled step: `(state, resident, batch) -> (state, metrics)`, which runs one step for each row of `batch`.
+def make_step(experiment: Experiment, mesh: Mesh, abstract: State) -> StepFunction:
+    """Return the compiled step `(state, resident, batch) -> (state, metrics)`, one step for each row of `batch`.
 
-    `resident` is the data set, of which `batch` holds indices; where it is None, `batch` holds examples. Their leaves
-    have the leading axes of steps and of examples. The state is donated. `levels` says how raw values are scaled to
-    [−1, 1] (see `jaxdiff.data.normalize`).
+    `batch` holds examples or, if the data set is `resident` on the devices, their indices; its leaves have the leading
+    axes of steps and of examples. The state is donated.
     """
     micro = experiment.config.train.accumulate
     whole, split = NamedSharding(mesh, batch_spec()), NamedSharding(mesh, batch_spec(leading=1))
@@ -166,14 +173,14 @@ def make_step(experiment: Experiment, mesh: Mesh, abstract: State, levels: int |
 
     def one_step(resident: Examples | None, state: State, chosen: Any) -> tuple[State, Metrics]:
         examples = chosen if resident is None else jax.tree.map(lambda leaf: leaf[chosen], resident)
-        x0 = data.normalize(examples.x, levels)
+        x0 = data.normalize(examples.x, experiment.levels)
         drawn = experiment.draw(jax.random.fold_in(state.key, state.step), len(x0), state.history)
         batch = jax.lax.with_sharding_constraint((x0, examples.labels, *drawn), whole)
 
         def finish(loss: Array, grads: PyTree, losses: Array) -> tuple[State, Metrics]:
             if state.history is None:
                 return update(experiment, state, loss, grads)
-            # Of all the batch, on every device: all of them draw from the same history.
+            # Every device sees the whole batch: all draw from the same history.
             seen = jax.lax.with_sharding_constraint((drawn[0], losses), everywhere)
             return update(experiment, state._replace(history=state.history.update(*seen)), loss, grads)
 
@@ -208,7 +215,7 @@ def make_step(experiment: Experiment, mesh: Mesh, abstract: State, levels: int |
 
 
 def _scan(f: Callable[..., Any], carry: PyTree, xs: PyTree, *, unroll: bool) -> tuple[PyTree, PyTree]:
-    """`lax.scan`, or the same without any loop in the program: what `lax.scan(unroll=True)` leaves is still one."""
+    """`lax.scan`, or the same without a loop in the program; `lax.scan(unroll=True)` leaves one."""
     if not unroll:
         return jax.lax.scan(f, carry, xs)
     outputs = []

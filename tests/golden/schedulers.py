@@ -21,7 +21,7 @@ import torch
 from diffusers.schedulers import scheduling_ddpm
 
 TRAINED = 1000
-# Steps k of the schedule, t = k/1000, from which to jump; the last jump is to 0. The schedulers of DDIM and UniPC take
+# Steps k of the schedule, t = k/1000, from which to step; the last step is to 0. The schedulers of DDIM and UniPC take
 # no steps of one's own.
 UNEVEN = [1000, 960, 880, 760, 600, 430, 270, 140, 60, 20, 1]
 EVEN = list(range(1000, 0, -100))

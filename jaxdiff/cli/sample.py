@@ -1,0 +1,274 @@
+"""The command line of `sample.py`: its tasks each return a message, an image and arrays to save."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from jaxdiff import data, samplers, xla
+from jaxdiff.cli import command
+from jaxdiff.experiment import plots
+from jaxdiff.likelihood import Elbo
+from jaxdiff.run import Run, load
+from jaxdiff.typing import HostSamples, InputError, RandomKey, Shape
+
+FLAGS = flags.FLAGS
+
+# Where pixels are kept, by the position of their centers as fractions of the height and the width.
+_MASKS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "top": lambda y, x: y < 0.5,
+    "bottom": lambda y, x: y > 0.5,
+    "left": lambda y, x: x < 0.5,
+    "right": lambda y, x: x > 0.5,
+    "border": lambda y, x: (abs(y - 0.5) > 0.25) | (abs(x - 0.5) > 0.25),
+}
+
+Output = tuple[str, np.ndarray | None, dict[str, Any]]
+
+
+def main() -> None:
+    """Do the task that the flags describe with a trained model."""
+    flags.DEFINE_string("workdir", None, "The run's folder.")
+    flags.DEFINE_integer("n", 64, "Number of samples.")
+    flags.DEFINE_integer("reconstruct", None, "Task: encode this many images to latents and decode them again.")
+    flags.DEFINE_integer("interpolate", None, "Task: draw this many rows, each from one image to another.")
+    flags.DEFINE_integer("inpaint", None, "Task: redraw the part of this many images that --mask does not keep.")
+    flags.DEFINE_integer("image_to_image", None, "Task: noise this many images to --time and denoise them again.")
+    flags.DEFINE_integer("bits_per_dim", None, "Task: measure bits/dim of this many images, as a table and a plot.")
+    flags.DEFINE_string(
+        "images",
+        "test",
+        "Images for a task: test (the first of the data set's test split), samples (of the model), or files: "
+        "A.png,B.png or A.npz.",
+    )
+    flags.DEFINE_string(
+        "sampler",
+        None,
+        f"One of {', '.join(samplers.SAMPLERS)}, with options as in ddim:eta=0.5, or package.module:Name; default: the "
+        "run's, and ddpm for --inpaint.",
+    )
+    flags.DEFINE_integer("steps", None, "Number of steps; default: the run's.")
+    flags.DEFINE_string("timesteps", None, f"One of {', '.join(samplers.timesteps.TIMESTEPS)}; default: the run's.")
+    flags.DEFINE_string(
+        "label",
+        None,
+        "Class to draw, for conditional models or with --classifier: 3; 0,1,2 or all for a row of each; 3+8 or "
+        "3:0.7+8:0.3 for a composition.",
+    )
+    flags.DEFINE_float("guidance", None, "Guidance weight w towards the label; 0 is the plain conditional model.")
+    flags.DEFINE_string("classifier", None, "Folder of a classifier's run to guide by, instead of classifier-free.")
+    flags.DEFINE_string("mask", "top", f"What --inpaint keeps: {', '.join(_MASKS)}, or a PNG, white where it keeps.")
+    flags.DEFINE_float("time", 0.5, "Noise level of --image_to_image, in (0, 1].")
+    flags.DEFINE_integer("resample", 5, "How often --inpaint makes each step; more fits the new part better.")
+    flags.DEFINE_integer("variants", 7, "Samples per image for --inpaint and --image_to_image.")
+    flags.DEFINE_integer("seed", 0, "Random seed.")
+    flags.DEFINE_integer("batch", 64, "Number of samples at a time.")
+    flags.DEFINE_string("out", "samples.png", "The image to write; the arrays are saved beside it as .npz.")
+    command.run(_sample, module=__name__, required=("workdir",))
+
+
+def _sample() -> None:
+    out = _writable_png(Path(FLAGS.out))
+    if not 0 <= FLAGS.seed < 2**32:
+        raise InputError(f"--seed = {FLAGS.seed}; the rule is 0 <= seed < 2^32")
+    task = _chosen_task()
+    xla.split_cpu(FLAGS.batch)
+    run = load(FLAGS.workdir)
+    if task and run.experiment.classifies:
+        raise InputError(f"--{task} needs a model that draws, but this run is of a classifier; leave it out")
+    message, image, arrays = _TASKS[task](run) if task else _draw(run)
+    np.savez(out.with_suffix(".npz"), **arrays)
+    if image is not None:
+        plots.save(out, image)
+    print(f"{message}: {'' if image is None else f'{out}, '}{out.with_suffix('.npz')}")
+
+
+def _writable_png(out: Path) -> Path:
+    """Check that a PNG can be written, before the slow work."""
+    if out.suffix != ".png":
+        raise InputError(f"--out = {out}: the image is a PNG; give a name that ends in .png")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out = {out} can't be written ({error.strerror}); choose another place") from error
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise InputError(f"--out = {out} can't be written; choose another place")
+    return out
+
+
+def _chosen_task() -> str | None:
+    """The task that is asked for; None to draw samples. Refuses flags that it does not use."""
+    tasks = [name for name in _TASKS if FLAGS[name].value is not None]
+    if len(tasks) > 1:
+        raise InputError(f"--{tasks[0]} and --{tasks[1]} make one image each; leave one out")
+    task = tasks[0] if tasks else None
+    if task and FLAGS.get_flag_value(task, 0) < 1:
+        raise InputError(f"--{task} = {FLAGS[task].value}; it must be at least 1")
+    redraws = task in ("inpaint", "image_to_image")
+    draws = task is None or redraws or FLAGS.images == "samples"
+    drawing = ("sampler", "steps", "timesteps", "label", "guidance", "classifier")
+    unused = {
+        "images": "" if task else f"with --{', --'.join(_TASKS)} only",
+        "n": f"without --{task}, which has its own number" if task else "",
+        "mask": "" if task == "inpaint" else "with --inpaint only",
+        "time": "" if task == "image_to_image" else "with --image_to_image only",
+        "resample": "" if task == "inpaint" else "with --inpaint only",
+        "variants": "" if redraws else "with --inpaint and --image_to_image only",
+        **dict.fromkeys(drawing, "" if draws else "to draw samples only"),
+    }
+    for name, why in unused.items():
+        if why and FLAGS[name].present:
+            raise InputError(f"--{name} is used {why}; leave it out")
+    return task
+
+
+def _options(labels: Any) -> dict[str, Any]:
+    """The options of `Run.sample` and its kin."""
+    names = ("guidance", "sampler", "steps", "timesteps", "batch")
+    return {"labels": labels, "classifier": _classifier(), "progress": True} | {
+        name: FLAGS[name].value for name in names
+    }
+
+
+@functools.cache
+def _classifier() -> Run | None:
+    return None if FLAGS.classifier is None else load(FLAGS.classifier)
+
+
+def _labels(run: Run) -> tuple[list[int], dict[int, float] | None]:
+    """--label: labels to draw a row of each, or the weights of a composition."""
+    text = FLAGS.label
+    if text is None:
+        return [], None
+    if text == "all":
+        return list(range(max((_classifier() or run).experiment.classes, 1))), None
+    parts = [part.partition(":") for part in text.split("+")]
+    try:
+        if "+" not in text:
+            return [int(label) for label in text.split(",")], None
+        weights = {int(label): float(weight) if colon else 1 / len(parts) for label, colon, weight in parts}
+    except ValueError:
+        weights = {}
+    if len(weights) < len(parts):
+        raise InputError(f"--label = {text!r}; give a number, 0,1,2 or all, or a composition as in 3+8 or 3:0.7+8:0.3")
+    return [], weights
+
+
+def _one_label(run: Run) -> int | dict[int, float] | None:
+    """--label for tasks in which all samples share it."""
+    rows, weights = _labels(run)
+    if len(rows) > 1:
+        raise InputError(f"--label = {FLAGS.label!r}: here all have one label; give one, or a composition as in 3+8")
+    return rows[0] if rows else weights
+
+
+def _draw(run: Run) -> Output:
+    if run.experiment.classifies:
+        found = run.noisy_accuracy()
+        print(found)
+        image = plots.accuracy_by_noise(found, classes=run.experiment.classes)
+        return f"a classifier of step {run.step}", image, found._asdict()
+    rows, weights = _labels(run)
+    n = FLAGS.n
+    if len(rows) > 1 and n % len(rows):
+        if FLAGS["n"].present:
+            raise InputError(f"--n = {n} is not divisible by {len(rows)} labels, a row for each; make it a multiple")
+        n += -n % len(rows)
+    labels = rows[0] if len(rows) == 1 else [label for label in rows for _ in range(n // len(rows))] or weights
+    samples = run.sample(jax.random.key(FLAGS.seed), n=n, **_options(labels))
+    columns = n // len(rows) if len(rows) > 1 else None
+    image = plots.image_grid(samples, columns=columns) if samples.ndim == 4 else plots.scatter(samples)
+    return f"{n} samples of step {run.step}", image, {"samples": samples}
+
+
+def _images(run: Run, n: int) -> HostSamples:
+    """The n images of --images."""
+    if FLAGS.images == "samples":
+        return run.sample(jax.random.key(FLAGS.seed), n=n, **_options(_one_label(run)))
+    if FLAGS.images == "test":
+        return run.test_examples(n)
+    return data.read_files(FLAGS.images.split(","), n=n)
+
+
+def _reconstruct(run: Run) -> Output:
+    x0 = _images(run, FLAGS.reconstruct)
+    x1 = run.encode(x0, batch=FLAGS.batch, progress=True)
+    decoded = run.decode(x1, batch=FLAGS.batch, progress=True)
+    error = np.abs(decoded - x0)
+    print(f"reconstruction error: {np.sqrt((error**2).mean()):.1e} (root mean square), {error.max():.1e} at most")
+    image = plots.reconstructions(x0, x1 / float(run.process.schedule.sigma(1.0)), decoded)
+    arrays = {"original": x0, "latent": x1, "reconstruction": decoded}
+    return f"{len(x0)} originals, latents and reconstructions by step {run.step}", image, arrays
+
+
+def _interpolate(run: Run) -> Output:
+    if len(shape := run.experiment.shape) != 3:
+        raise InputError(f"--interpolate draws rows of images, but this run's samples have shape {shape}; leave it out")
+    ends = _images(run, 2 * FLAGS.interpolate)
+    rows = run.interpolate(ends[::2], ends[1::2], batch=FLAGS.batch, progress=True)
+    image = plots.image_grid(np.concatenate(rows), columns=rows.shape[1])
+    return f"{len(rows)} rows of {rows.shape[1]} by step {run.step}", image, {"samples": rows}
+
+
+def _inpaint(run: Run) -> Output:
+    x0 = _images(run, FLAGS.inpaint)
+    mask = _mask(run.experiment.shape)
+    repeated = np.repeat(x0, FLAGS.variants, axis=0)
+    drawn = run.inpaint(_second_key(), repeated, mask, resample=FLAGS.resample, **_options(_one_label(run)))
+    masked = np.where(mask[..., None], x0, -0.5)
+    return _rows(f"{len(x0)} images inpainted by step {run.step}", [x0, masked], drawn)
+
+
+def _image_to_image(run: Run) -> Output:
+    x0 = _images(run, FLAGS.image_to_image)
+    repeated = np.repeat(x0, FLAGS.variants, axis=0)
+    drawn = run.image_to_image(_second_key(), repeated, t=FLAGS.time, **_options(_one_label(run)))
+    return _rows(f"{len(x0)} images from t = {FLAGS.time} by step {run.step}", [x0], drawn)
+
+
+def _second_key() -> RandomKey:
+    """A key other than that of --images=samples."""
+    return jax.random.fold_in(jax.random.key(FLAGS.seed), 1)
+
+
+def _rows(message: str, first: list[HostSamples], drawn: HostSamples) -> Output:
+    """A row for each image: its inputs, and what was drawn from them."""
+    drawn = drawn.reshape(len(first[0]), -1, *drawn.shape[1:])
+    rows = np.concatenate([np.stack(first, 1), drawn], axis=1)
+    return message, plots.image_grid(np.concatenate(rows), columns=rows.shape[1]), {"samples": drawn}
+
+
+def _mask(shape: Shape) -> np.ndarray:
+    """Where --mask keeps pixels."""
+    if len(shape) != 3:
+        raise InputError(f"--inpaint draws images, but this run's samples have shape {shape}; leave it out")
+    height, width, _ = shape
+    if FLAGS.mask not in _MASKS:
+        if not FLAGS.mask.endswith(".png"):
+            raise InputError(f"--mask = {FLAGS.mask!r}; the known ones are {', '.join(_MASKS)}, or give a PNG")
+        return data.read_mask(FLAGS.mask, (height, width))
+    row, column = np.mgrid[:height, :width]
+    return _MASKS[FLAGS.mask]((row + 0.5) / height, (column + 0.5) / width)
+
+
+def _bits_per_dim(run: Run) -> Output:
+    x0 = _images(run, FLAGS.bits_per_dim)
+    terms = run.likelihood_terms(x0, key=jax.random.key(FLAGS.seed), batch=FLAGS.batch, progress=True)
+    print(terms.table())
+    arrays = {"ode": terms.ode} | ({} if terms.elbo is None else terms.elbo._asdict())
+    image = plots.elbo_over_time(terms.elbo) if isinstance(terms.elbo, Elbo) else None
+    return f"{len(x0)} images under step {run.step}", image, arrays
+
+
+_TASKS: dict[str, Callable[[Run], Output]] = {
+    "reconstruct": _reconstruct,
+    "interpolate": _interpolate,
+    "inpaint": _inpaint,
+    "image_to_image": _image_to_image,
+    "bits_per_dim": _bits_per_dim,
+}

@@ -1,0 +1,44 @@
+"""The command line of `train.py`."""
+
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from jaxdiff import xla
+from jaxdiff.cli import command
+from jaxdiff.experiment import Config
+from jaxdiff.training import loop
+from jaxdiff.typing import InputError
+
+FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    """Train the run that the flags describe."""
+    config_flags.DEFINE_config_file(
+        "config", None, "The config: a file of configs/, as FILE or FILE:VARIANT.", lock_config=True
+    )
+    flags.DEFINE_string("workdir", None, "The run's folder; a run of the same config in it is resumed.")
+    flags.DEFINE_bool("distributed", False, "Whether to train on several hosts: starts jax.distributed first.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if the cluster does not announce it.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes, if the cluster does not announce it.")
+    flags.DEFINE_integer("process_id", None, "Index of this process, if the cluster does not announce it.")
+    command.run(_train, module=__name__, required=("config", "workdir"))
+
+
+def _train() -> None:
+    config = Config.from_mapping(FLAGS.config)
+    cluster = {name: FLAGS[name].value for name in ("coordinator", "num_processes", "process_id")}
+    if FLAGS.distributed:
+        try:
+            jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        except (ValueError, RuntimeError) as error:
+            given = ", ".join(f"--{name}={value}" for name, value in cluster.items())
+            raise InputError(f"--distributed can't start with {given}: {error}") from error
+    elif unused := [name for name, value in cluster.items() if value is not None]:
+        raise InputError(f"--{unused[0]} needs --distributed; give that too, or leave it out")
+    else:
+        xla.split_cpu(config.train.batch_size // config.train.accumulate, config.train.fsdp)
+    loop.train(config, Path(FLAGS.workdir))

@@ -1,0 +1,6 @@
+"""Denoisers: made from networks, from functions, from other denoisers, and exact ones of known data distributions."""
+
+from jaxdiff.denoisers import analytic, guidance, inpainting
+from jaxdiff.denoisers.network import clip_denoised, denoiser, dynamic_threshold, from_function
+
+__all__ = ["analytic", "clip_denoised", "denoiser", "dynamic_threshold", "from_function", "guidance", "inpainting"]

@@ -1,0 +1,299 @@
+"""From a config to its objects: the process, the network, the denoiser and the loss.
+
+A learned schedule is one of the parameters: `params["schedule"]` beside Flax's collections. So whatever has a schedule
+(the process, the denoiser) is made from parameters, and from the averaged ones for sampling. The network is then given
+the position of the log-SNR between its ends in place of t: what it learns does not change as the schedule moves, and
+the loss depends on the schedule only through its ends (`jaxdiff.likelihood.elbo`).
+
+A network that is conditioned on the transform sees its parameters as further channels of x; the output's channels
+beyond those of x are dropped.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, Num
+
+from jaxdiff import data, denoisers, losses, models, schedules
+from jaxdiff.data import Dataset, DataSpec
+from jaxdiff.denoisers.guidance import NetworkClassifier
+from jaxdiff.evaluation import NoisyAccuracy, accuracy_by_noise
+from jaxdiff.experiment.config import Config
+from jaxdiff.likelihood.elbo import prior_term, reconstruction_term
+from jaxdiff.losses.time_sampling import LossHistory, TimeSampler, time_sampler, to_steps
+from jaxdiff.losses.weightings import for_target
+from jaxdiff.processes import Denoiser, Perturbed, Process, TransformCondition, parameterization, require_gaussian
+from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Samples, Scalar, Shape, Time
+
+
+@dataclasses.dataclass(frozen=True)
+class _SeesLogSNR:
+    """A network that is given the position of the log-SNR of the learned schedule among its parameters, not t."""
+
+    apply: Callable[..., Any]
+
+    def __call__(self, params: PyTree, x: Array, t: Array, *cond: PyTree) -> Any:
+        weights = {name: part for name, part in params.items() if name != "schedule"}
+        return self.apply(weights, x, params["schedule"].position(t), *cond)
+
+
+@dataclasses.dataclass(frozen=True)
+class _SeesTransform:
+    """A network that sees the parameters of its sample's transform."""
+
+    apply: Callable[..., Any]
+
+    def __call__(self, params: PyTree, x: Array, t: Array, known: TransformCondition) -> Array:
+        cond = () if known.cond is None else (known.cond,)
+        return self.apply(params, _with_parameters(x, known.transform), t, *cond)[..., : x.shape[-1]]
+
+
+def _with_parameters(x: Array, transform: PyTree) -> Array:
+    """x of shape (n, ..., channels), with the arrays of n transforms, spread over every axis, as further channels."""
+    spread = [leaf.reshape(len(x), *[1] * (x.ndim - leaf.ndim), *leaf.shape[1:]) for leaf in jax.tree.leaves(transform)]
+    channels = [jnp.broadcast_to(leaf, (*x.shape[:-1], leaf.shape[-1])).astype(x.dtype) for leaf in spread]
+    return jnp.concatenate([x, *channels], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The objects of a config; made by `make_experiment`."""
+
+    config: Config
+    spec: DataSpec
+    schedule: schedules.Schedule
+    """If it is learned, its first value for a fixed key; `process` has that of given parameters."""
+    first_process: Process
+    """The process with that schedule."""
+    model: Any
+    """The network: `init(key, x, t)` and `apply(params, x, t, cond)`, as of a Flax module."""
+    times: TimeSampler
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of one sample."""
+        return self.spec.shape
+
+    @property
+    def levels(self) -> int | None:
+        """The number of values of a coordinate in [−1, 1]; None for continuous, unbounded data."""
+        return self.spec.levels
+
+    @property
+    def classes(self) -> int:
+        """The number of classes that the network is conditioned on; 0 if it is unconditional."""
+        return (self.spec.classes or 0) if self.config.labels_used_by else 0
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the network is a classifier of noisy samples rather than a denoiser."""
+        return isinstance(self.model, models.NoisyClassifier)
+
+    @property
+    def learns_schedule(self) -> bool:
+        """Whether the schedule is among the parameters."""
+        return isinstance(self.schedule, schedules.Learned)
+
+    def init(self, key: RandomKey) -> PyTree:
+        """Return the first weights of the network, and the first schedule if it is learned."""
+        x, t = jnp.zeros((1, *self.shape)), jnp.zeros((1,))
+        if self.first_process.condition_on_transform:
+            transform = self.first_process.for_sample(key, self.shape).transform
+            x = _with_parameters(x, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], transform))
+        weights = self.model.init(key, x, t)
+        if not self.learns_schedule:
+            return weights
+        return {**weights, "schedule": self.config.make("schedule", key=jax.random.fold_in(key, 1))}
+
+    def process(self, params: PyTree) -> Process:
+        """Return the process under the schedule of these parameters."""
+        first: Any = self.first_process
+        return dataclasses.replace(first, schedule=params["schedule"]) if self.learns_schedule else first
+
+    def network(self, params: PyTree) -> Denoiser:
+        """Return the denoiser as it is trained."""
+        apply: Callable[..., Any] = _SeesLogSNR(self.model.apply) if self.learns_schedule else self.model.apply
+        return denoisers.denoiser(
+            _SeesTransform(apply) if self.first_process.condition_on_transform else apply,
+            params,
+            self.process(params),
+            predicts=parameterization.canonical(self.config.predicts),
+            scale_input=self.config.scale_input,
+            learned_variance=self.config.learned_variance,
+        )
+
+    def in_float32(self) -> "Experiment":
+        """Return the experiment with a network that computes in float32."""
+        return dataclasses.replace(self, model=_model(self.config, self.classes, "float32"))
+
+    def classifier(self, params: PyTree) -> NetworkClassifier:
+        """Return the classifier of noisy samples."""
+        return NetworkClassifier(
+            apply=self.model.apply,
+            params=params,
+            process=self.process(params),
+            scale_input=self.config.scale_input,
+        )
+
+    def sampling_denoiser(self, params: PyTree) -> Denoiser:
+        """Return the denoiser for sampling, with x̂_0 clipped as the config says."""
+        return self.clip_denoised(self.network(params))
+
+    def clip_denoised(self, denoiser: Denoiser) -> Denoiser:
+        """Clip x̂_0 to the range of the data as the config says; apply guidance before."""
+        clip = self.config.sampling.clip
+        if clip == "none" or self.levels is None:
+            return denoiser
+        return denoisers.clip_denoised(denoiser) if clip == "static" else denoisers.dynamic_threshold(denoiser)
+
+    def draw(
+        self, key: RandomKey, n: int, history: LossHistory | None = None
+    ) -> tuple[Float[Array, " n"], Key[Array, " n"], Float[Array, " n"]]:
+        """Return the times of a batch, a key for the noise of each example, and the weight of each in the mean loss."""
+        key_times, key_noise = jax.random.split(key)
+        keys = jax.random.split(key_noise, n)
+        if history is None:
+            return self.times(key_times, n), keys, jnp.ones(n)
+        t, weights = history.sample(key_times, n)
+        steps = self.schedule.num_timesteps
+        return (t if steps is None else to_steps(t, num_timesteps=steps)), keys, weights
+
+    def loss(
+        self,
+        params: PyTree,
+        x0: Samples,
+        t: Float[Array, " n"],
+        keys: Key[Array, " n"],
+        labels: Int[Array, " n"] | None = None,
+    ) -> Float[Array, " n"]:
+        """Return the loss of each example of a batch, at its time and with the noise of its key.
+
+        A conditional model has each label replaced by −1, for none, with probability p_uncond. A classifier has the
+        cross-entropy, −log p(label|x_t, t). If the ends of the schedule are learned, the loss is the whole ELBO in nats
+        per coordinate.
+        """
+        if self.classifies:
+            assert labels is not None
+            classifier = self.classifier(params)
+            return jax.vmap(lambda *example: losses.cross_entropy(classifier, *example[:3], key=example[3]))(
+                x0, labels, t, keys
+            )
+        denoiser, config = self.network(params), self.config
+        loss: Callable[..., Scalar] = losses.simple
+        if config.learned_variance:
+            loss = partial(losses.hybrid, weight=config.loss.built_weight)
+        elif config.loss.built_weight is not None:
+            loss = partial(losses.weighted, weight=config.loss.built_weight)
+        process: Any = denoiser.process
+
+        def one(x0: Array, t: Time, key: RandomKey, label: Int[Array, ""] | None) -> Scalar:
+            if label is not None and config.p_uncond is not None:
+                dropped = jax.random.bernoulli(jax.random.fold_in(key, 2), config.p_uncond)
+                label = jnp.where(dropped, -1, label)
+            found = loss(denoiser, x0, t, key=key, cond=label, target=parameterization.canonical(config.loss.target))
+            if self.learns_schedule and process.schedule.ends is not None:
+                key = jax.random.fold_in(key, 1)
+                start = reconstruction_term(key, process, x0, levels=self.levels)
+                found += (prior_term(process.schedule, x0) + start) / x0.size
+            return found
+
+        return jax.vmap(one)(x0, t, keys, labels)
+
+
+def make_experiment(config: Config, spec: DataSpec, examples: Num[np.ndarray, "n *shape"] | None = None) -> Experiment:
+    """Return the objects of a config.
+
+    Args:
+      config: names them.
+      spec: of the data.
+      examples: of the data, raw as in `Dataset.x`, if the process is made from some; see `jaxdiff.experiment.workdir`.
+
+    Raises:
+      InputError: if a conditional model lacks classes, the network can't take the shape (found without running it), a
+        weight is infinite at t = 1, or the process lacks its examples.
+    """
+    if config.labels_used_by and spec.classes is None:
+        raise InputError(
+            f"{config.labels_used_by} is trained on labels, but data {config.data.name!r} has none; use a data set "
+            "with labels"
+        )
+    schedule = config.make("schedule") if config.schedule["name"] == "learned" else config.built_schedule
+    normalized = None if examples is None else np.asarray(data.normalize(examples, spec.levels))
+    experiment = Experiment(
+        config=config,
+        spec=spec,
+        schedule=schedule,
+        first_process=config.make("process", schedule=schedule, examples=normalized),
+        model=_model(config, (spec.classes or 0) if config.labels_used_by else 0, config.train.dtype),
+        times=time_sampler(config.loss.times, schedule),
+    )
+    _check_weight(config, schedule)
+    jax.eval_shape(experiment.init, jax.random.key(0))
+    _check_process(experiment)
+    return experiment
+
+
+def _model(config: Config, classes: int, dtype: str) -> Any:
+    outputs = 2 if config.learned_variance else None
+    return config.make("model", classes=classes, dtype=compute_dtype(dtype), outputs=outputs)
+
+
+def _check_process(experiment: Experiment) -> None:
+    """Raise an InputError if the process is invalid, or the sampler or the loss can't be used with it."""
+    process, sampler = experiment.first_process, experiment.config.built_sampler
+    if experiment.config.learned_variance:
+        require_gaussian(process, what="learned_variance", instead="set it to False")
+    if isinstance(experiment.schedule, schedules.Learned) and experiment.schedule.ends is not None:
+        require_gaussian(process, what="schedule.learn_ends", instead="set it to False")
+    process = process.for_sample(jax.random.key(0), experiment.shape)
+    if isinstance(process, Perturbed):
+        x = jnp.zeros(experiment.shape)
+        denoiser = denoisers.from_function(lambda x, *_: Prediction(x, x), process)
+        step = partial(sampler.step, t=0.5, s=0.25, denoiser=denoiser)
+        jax.eval_shape(lambda: step(jax.random.key(0), x, sampler.init(x))[0])
+
+
+def _check_weight(config: Config, schedule: schedules.Schedule) -> None:
+    if config.loss.built_weight is None:
+        return
+    target = parameterization.canonical(config.loss.target)
+    last = for_target(target, config.loss.built_weight(schedule, 1.0), t=1.0, schedule=schedule)
+    if not jnp.isfinite(last):
+        raise InputError(
+            f"loss.weight = {config.loss.weight!r} is infinite at t = 1 on loss.target = {config.loss.target!r}, "
+            "where the schedule ends in pure noise; set loss.target to v, velocity or x0"
+        )
+
+
+def test_split(experiment: Experiment) -> Dataset:
+    """Return the labelled test split of the data set, on which a classifier is measured.
+
+    Raises:
+      InputError, ConnectionError: if it can't be read or has no labels.
+    """
+    section = experiment.config.data
+    found = data.load(section.name, split="test", dir=section.dir)
+    if found.labels is None:
+        raise InputError(f"data.name = {section.name!r}: its test split has no labels to measure a classifier with")
+    return found
+
+
+def noisy_accuracy(experiment: Experiment, params: PyTree, test: Dataset, n: int = 1000) -> NoisyAccuracy:
+    """Return the accuracy of a classifier by noise level, on the first n examples of a labelled data set."""
+    assert test.labels is not None
+    x0 = data.normalize(test.x[:n], test.levels)
+    classifier = experiment.classifier(params)
+    key = jax.random.key(experiment.config.train.seed)
+    return accuracy_by_noise(key, classifier, x0, test.labels[:n])
+
+
+def compute_dtype(name: str) -> Any:
+    """Return the dtype that `train.dtype` names: "auto" is float32 on CPU and bfloat16 on accelerators."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)

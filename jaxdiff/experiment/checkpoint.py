@@ -1,0 +1,167 @@
+"""Checkpoints: written in the background, only the newest kept, checked for damage.
+
+A checkpoint holds named items, each a pytree. Orbax writes it under a temporary name and renames it once it is whole,
+so that a run killed at any moment leaves whole ones only. Later damage is found by a fingerprint that is stored with
+every array (the file format detects damage to its index but not to the values):
+
+    f = Σ_i (2i + 1) bits_i  mod 2^32
+
+It changes with any single element, since the weights are odd.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, UInt32
+
+from jaxdiff.typing import InputError, PyTree
+
+_log = logging.getLogger(__name__)
+
+
+class NoCheckpointError(InputError):
+    """There is no checkpoint, or no whole one."""
+
+
+class Checkpoints:
+    """The checkpoints in one folder."""
+
+    def __init__(self, folder: Path, *, keep: int | None = None) -> None:
+        self._folder = folder.resolve()
+        # keep=None only reads, perhaps while another process writes: nothing may be cleaned up.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=keep is not None,
+            cleanup_tmp_directories=keep is not None,
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def save(self, step: int, items: dict[str, PyTree]) -> None:
+        """Start writing the items of `step`, and return once their arrays may be overwritten."""
+        if step in self._manager.all_steps():
+            return
+        saved = {
+            name: ocp.args.StandardSave({"values": values, "fingerprint": fingerprint(values)})
+            for name, values in items.items()
+        }
+        self._manager.save(step, args=ocp.args.Composite(**saved))
+
+    def restore(self, abstract: dict[str, PyTree], *, repair: bool = False) -> tuple[int, dict[str, Any]] | None:
+        """Return the step and the items of the newest checkpoint whose items are whole; None if there is none at all.
+
+        Args:
+          abstract: the shapes, dtypes and shardings of the items to read, which may be some of those saved.
+          repair: whether to move newer, damaged checkpoints to the folder `damaged` beside this one, so that their
+            steps can be written again.
+
+        Raises:
+          NoCheckpointError: if there are checkpoints but none is whole.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            found, reason = self._read(step, abstract)
+            if found is not None:
+                if repair:
+                    self._set_aside([newer for newer in steps if newer > step])
+                return step, found
+            _log.warning("the checkpoint of step %d is damaged and is not used: %s", step, reason)
+        if steps:
+            raise NoCheckpointError(
+                f"none of the checkpoints in {self._folder} (steps {', '.join(map(str, steps))}) is whole, or other "
+                "versions of jaxdiff, flax or optax wrote them; restore one from a copy, or train again elsewhere"
+            )
+        return None
+
+    def restore_weights(self, abstract: PyTree) -> tuple[int, PyTree]:
+        """Return the step and the item `weights` of the newest checkpoint in which it is whole.
+
+        Raises:
+          NoCheckpointError: if there is none.
+        """
+        found = self.restore({"weights": abstract})
+        if found is None:
+            raise NoCheckpointError(f"{self._folder} holds no checkpoint yet; train until the first one is written")
+        return found[0], found[1]["weights"]
+
+    def wait(self) -> None:
+        """Wait until everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, then release the folder."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _read(self, step: int, items: dict[str, PyTree]) -> tuple[dict[str, Any] | None, str]:
+        """The items of one checkpoint, or None and the reason; on several processes the same on all."""
+        wanted = {
+            name: ocp.args.StandardRestore({"values": abstract, "fingerprint": _abstract_fingerprint(abstract)})
+            for name, abstract in items.items()
+        }
+        restored: Any = None
+        reason = "another process can't read it"
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+        except MemoryError:
+            raise
+        # Damage shows in many ways, and Orbax promises no type for any of them.
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if not _everywhere(restored is not None):
+            return None, reason
+        for name in items:
+            # A computation of all processes: every one of them must have got here.
+            saved, now = restored[name]["fingerprint"], fingerprint(restored[name]["values"])
+            if not bool(jnp.array_equal(saved, now)):
+                return None, f"the values of {name!r} are not those that were written"
+        return {name: restored[name]["values"] for name in items}, ""
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if not steps:
+            return
+        aside = self._folder.parent / "damaged"
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            for step in steps:
+                number = sum(1 for _ in aside.iterdir())
+                (self._folder / str(step)).rename(aside / f"{step}-{number}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints put aside")
+        self._manager.reload()
+
+
+def _everywhere(ok: bool) -> bool:
+    """Whether it holds on every process."""
+    return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.int32(ok)).all())
+
+
+@jax.jit
+def fingerprint(tree: PyTree) -> UInt32[Array, " leaves"]:
+    """Return a uint32 for each leaf that changes with any single element of it, and not with its sharding."""
+    return jnp.stack([_fingerprint(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _abstract_fingerprint(abstract: PyTree) -> jax.ShapeDtypeStruct:
+    """The shape and layout of the fingerprint: copied to every device of the tree."""
+    mesh = jax.tree.leaves(abstract)[0].sharding.mesh
+    shape = jax.eval_shape(fingerprint, abstract)
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=NamedSharding(mesh, P()))
+
+
+def _fingerprint(leaf: Array) -> UInt32[Array, ""]:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
+    index, stride = jnp.zeros(leaf.shape, jnp.uint32), 1
+    for axis in reversed(range(leaf.ndim)):  # not a reshape, which would gather a sharded array
+        index += jnp.uint32(stride) * jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        stride *= leaf.shape[axis]
+    return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)

@@ -1,0 +1,73 @@
+"""The components that the sections of a config can name, and the perturbed process made from names."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from jaxdiff import models, registry, schedules
+from jaxdiff.processes import FittedNormal, Gaussian, Perturbed
+from jaxdiff.processes.noise import NOISES
+from jaxdiff.processes.transforms import IDENTITY, TRANSFORMS, Compose, Transform
+from jaxdiff.typing import HostSamples, InputError
+
+
+def perturbed_process(
+    schedule: schedules.Schedule,
+    *,
+    transform: Sequence[str | Mapping[str, Any]] = (),
+    noise: str | Mapping[str, Any] = "normal",
+    start: Literal["zeros", "fitted"] = "zeros",
+    condition_on_transform: bool = False,
+    examples: HostSamples | None = None,
+) -> Perturbed:
+    """Return the `Perturbed` process of named components: ("blur:width=4",), "gamma:shape=2".
+
+    Args:
+      transform: the names of transforms, in the order in which they apply.
+      noise: the name of a noise distribution.
+      start: x̃_0 of the prior: 0, or drawn from a normal distribution that is fitted to the examples.
+      condition_on_transform: as for `Perturbed`.
+      examples: at least 2 of the data, if `takes_examples`.
+
+    Raises:
+      InputError: if a name or an option is unknown, or examples are needed but missing.
+    """
+    fitted = start == "fitted"
+    if fitted and examples is None:
+        raise InputError("start = 'fitted' is fitted to examples of the data; give examples, n samples")
+    return Perturbed(
+        schedule,
+        transform=named_transform(transform, examples),
+        noise=registry.make("noise", noise, NOISES),
+        start=FittedNormal.fit(examples) if fitted and examples is not None else None,
+        condition_on_transform=condition_on_transform,
+    )
+
+
+def named_transform(names: Sequence[str | Mapping[str, Any]], examples: HostSamples | None = None) -> Transform:
+    """Return the composition of named transforms; one with a parameter `others` gets the examples."""
+    others = {} if examples is None else {"others": examples}
+    parts = [registry.make("transform", name, TRANSFORMS, given=("others",), **others) for name in names]
+    return Compose(tuple(parts)) if len(parts) > 1 else parts[0] if parts else IDENTITY
+
+
+def takes_examples(section: Mapping[str, Any]) -> bool:
+    """Return whether the process of a config is made from examples of the data."""
+    if section["name"] != "perturbed":
+        return registry.takes("process", section, PROCESSES, "examples")
+    names = section.get("transform", ())
+    return section.get("start") == "fitted" or any(
+        registry.takes("process.transform", name, TRANSFORMS, "others") for name in names
+    )
+
+
+MODELS = models.MODELS
+SCHEDULES = schedules.SCHEDULES
+PROCESSES: registry.Names = {"gaussian": Gaussian, "perturbed": perturbed_process}
+
+# The registered names of each section, and the arguments that code gives: they come from p_uncond, train.dtype,
+# learned_variance, train.seed, other sections or the data. `parent` and `name` are Flax's own.
+NAMES: dict[str, tuple[registry.Names, tuple[str, ...]]] = {
+    "model": (MODELS, ("classes", "dtype", "outputs", "parent", "name")),
+    "schedule": (SCHEDULES, ("key",)),
+    "process": (PROCESSES, ("schedule", "examples")),
+}

@@ -1,0 +1,298 @@
+"""The config of a run, as frozen dataclasses that are validated when they are made.
+
+A file in `configs/` builds a `Config` and returns `to_config_dict()`, so that `--config.section.field=value` can set
+any of its fields. `from_mapping` makes the result a Config again, which is written to the run's `config.json`.
+
+The sections `model`, `schedule` and `process` name components, with the texts and mappings of `jaxdiff.registry`.
+"""
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict, config_dict
+
+from jaxdiff import models, registry, samplers, schedules
+from jaxdiff.experiment import components
+from jaxdiff.losses import weightings
+from jaxdiff.losses.time_sampling import Times, time_sampler
+from jaxdiff.processes import parameterization
+from jaxdiff.processes.transforms import Transform
+from jaxdiff.samplers import timesteps
+from jaxdiff.samplers.batching import Sampling
+from jaxdiff.typing import InputError
+
+Component = Any  # a text or a mapping; a mapping with all plain options once the Config is made
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """The data set: see `jaxdiff.data.load`."""
+
+    name: str
+    dir: str | None = None  # the folder that holds it; None if it is downloaded or needs none
+    on_device: bool = True  # keep it in the memory of each device; False sends every batch from the host
+
+    def __post_init__(self) -> None:
+        registry.check_types(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss:
+    """The training loss: see `jaxdiff.losses`."""
+
+    target: str = "eps"  # the parameterization whose error is measured
+    weight: str | None = None  # as "min_snr:gamma=5"; None weights the error of `target` equally at all times
+    times: Times = "auto"
+
+    def __post_init__(self) -> None:
+        registry.check_types(self)
+        object.__setattr__(self, "target", parameterization.canonical(self.target, what="target"))
+        _ = self.built_weight
+
+    @functools.cached_property
+    def built_weight(self) -> weightings.Weighting | None:
+        """The weighting that `weight` names."""
+        return self.weight and registry.make("weight", self.weight, weightings.WEIGHTINGS)  # type: ignore[return-value]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW with gradient clipping, and a learning rate with linear warm-up and optional decay."""
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 0
+    decay: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0  # the greatest global norm of the gradient; None for any
+
+    def __post_init__(self) -> None:
+        registry.check_types(self)
+        registry.at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise InputError(f"clip_norm = {self.clip_norm}; it must be above 0, or None to leave gradients")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """The training run."""
+
+    steps: int
+    batch_size: int  # over all devices of all hosts
+    accumulate: int = 1  # micro-batches per optimizer step
+    steps_per_dispatch: int | None = None  # optimizer steps in one compiled call; None: 1 on CPU, else 10
+    ema_decay: float = 0.9999  # reached by a warm-up: at step n the decay is at most (1 + n)/(10 + n)
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of computation; auto: float32 on CPU, else bfloat16
+    fsdp: int = 1  # devices that weights and optimizer state are sharded over
+
+    def __post_init__(self) -> None:
+        registry.check_types(self)
+        registry.at_least(self, 1, "steps", "batch_size", "accumulate", "fsdp", "steps_per_dispatch")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"ema_decay = {self.ema_decay}; the rule is 0 <= ema_decay < 1")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed = {self.seed}; the rule is 0 <= seed < 2^32")
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"batch_size = {self.batch_size} is not divisible by accumulate = {self.accumulate}; make it a multiple"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Every:
+    """How often things are done, in steps (multiples of train.steps_per_dispatch), and how many are kept."""
+
+    log: int = 100
+    checkpoint: int = 1000
+    sample: int = 1000
+    keep: int = 3  # checkpoints kept, the newest ones
+
+    def __post_init__(self) -> None:
+        registry.check_types(self)
+        registry.at_least(self, 1, "log", "checkpoint", "sample", "keep")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    data: Data
+    model: Component
+    schedule: Component
+    train: Train
+    process: Component = "gaussian"
+    predicts: str = "eps"
+    scale_input: bool = False  # see `jaxdiff.denoiser`
+    p_uncond: float | None = None  # probability of dropping a label in training; None trains an unconditional model
+    learned_variance: bool = False  # train the variance of the reverse step too: `jaxdiff.losses.hybrid`
+    loss: Loss = dataclasses.field(default_factory=Loss)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    every: Every = dataclasses.field(default_factory=Every)
+
+    def __post_init__(self) -> None:
+        registry.check_types(self)
+        for what, (names, given) in components.NAMES.items():
+            object.__setattr__(self, what, registry.normalize(what, getattr(self, what), names, given=given))
+        object.__setattr__(self, "predicts", parameterization.canonical(self.predicts, what="predicts"))
+        if self.p_uncond is not None and not 0 <= self.p_uncond < 1:
+            raise InputError(
+                f"p_uncond = {self.p_uncond}; the rule is 0 <= p_uncond < 1, or None for an unconditional model"
+            )
+        self._check_components()
+        self._check_dispatch()
+
+    # JAX must compute nothing here: it would choose its devices before `jaxdiff.xla.split_cpu` can.
+    def _check_components(self) -> None:
+        model, schedule, transform = self.built_model, self.built_schedule, self.built_transform
+        parameterization.check(self.predicts, transform, what="predicts")
+        parameterization.check(self.loss.target, transform, what="loss.target")
+        if not isinstance(self.sampling.sampler, str):
+            raise InputError(
+                f"sampling.sampler = {self.sampling.sampler!r}; a config holds texts only: name it, as ddim:eta=0.5 "
+                "or package.module:Name"
+            )
+        with registry.named("sampling"):
+            if isinstance(self.sampling.timesteps, str):
+                timesteps.check(self.sampling.timesteps, self.sampling.steps, schedule)
+            else:
+                timesteps.make(self.sampling.timesteps, None, schedule)
+            self.check_sampler(self.built_sampler)
+        with registry.named("loss"):
+            time_sampler(self.loss.times, schedule)
+        if isinstance(model, models.NoisyClassifier):
+            _check_classifier(self)
+        elif isinstance(schedule, schedules.Learned):
+            _check_learned(self, schedule)
+        if self.learned_variance and schedule.num_timesteps is None:
+            raise InputError(
+                f"learned_variance = True, but schedule {self.schedule['name']!r} is continuous, and the variance is "
+                "learned for discrete steps; use a discrete schedule"
+            )
+
+    def _check_dispatch(self) -> None:
+        dispatch = self.train.steps_per_dispatch or 10
+        default = "" if self.train.steps_per_dispatch else ", its default on accelerators"
+        for name in ("log", "checkpoint", "sample"):
+            if getattr(self.every, name) % dispatch:
+                raise InputError(
+                    f"every.{name} = {getattr(self.every, name)} is not a multiple of "
+                    f"train.steps_per_dispatch = {dispatch}{default}; make it one, or set train.steps_per_dispatch"
+                )
+
+    @functools.cached_property
+    def built_model(self) -> Any:
+        """The network without what only the data and the device decide: its classes and its dtype."""
+        return self.make("model", outputs=2 if self.learned_variance else None)
+
+    @functools.cached_property
+    def built_schedule(self) -> Any:
+        """The schedule; only the shapes of its arrays if it is learned."""
+        make = functools.partial(self.make, "schedule")
+        return jax.eval_shape(make) if self.schedule["name"] == "learned" else make()
+
+    @functools.cached_property
+    def built_sampler(self) -> samplers.Sampler:
+        """The sampler."""
+        return samplers.make(self.sampling.sampler)
+
+    @functools.cached_property
+    def built_transform(self) -> Transform:
+        """The transform of the process, with placeholders for examples of the data."""
+        examples = np.zeros((2, 1), np.float32) if components.takes_examples(self.process) else None
+        if self.process["name"] != "perturbed":
+            return self.make("process", schedule=schedules.VP(), examples=examples).transform
+        with registry.named("process"):
+            registry.make("noise", self.process["noise"], components.NOISES)
+            return components.named_transform(self.process["transform"], examples)
+
+    def make(self, what: str, **extra: Any) -> Any:
+        """Return the model, schedule or process, made with the extra arguments that it takes; None is left out."""
+        extra = {name: value for name, value in extra.items() if value is not None}
+        with registry.named(what):
+            return registry.make("name", getattr(self, what), components.NAMES[what][0], **extra)
+
+    @property
+    def labels_used_by(self) -> str | None:
+        """The setting that needs labels, for messages; None if there is none."""
+        if isinstance(self.built_model, models.NoisyClassifier):
+            return "model 'classifier'"
+        return None if self.p_uncond is None else f"a model with p_uncond = {self.p_uncond}"
+
+    def check_sampler(self, sampler: samplers.Sampler) -> None:
+        """Raise an InputError if the sampler needs a learned variance that the network does not predict."""
+        if getattr(sampler, "variance", None) == "learned" and not self.learned_variance:
+            raise InputError(
+                "sampler = 'ddpm:variance=learned', but the network is trained without learned_variance = True; "
+                "train it with that, or use variance=small, large or a number in [0, 1]"
+            )
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any] | ConfigDict) -> Self:
+        """Return the Config of nested mappings, such as a ConfigDict or the content of `config.json`.
+
+        Raises:
+          InputError: if a key is unknown or missing, or a value has the wrong type or breaks a rule.
+        """
+        return registry.dataclass_from(cls, values.to_dict() if isinstance(values, ConfigDict) else values)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return nested dicts of plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    def to_config_dict(self) -> ConfigDict:
+        """Return a locked ConfigDict for the command line."""
+        return _optional(self.to_mapping(), type(self)).lock()
+
+
+def _optional(values: Mapping[str, Any], cls: Any = None) -> ConfigDict:
+    """A ConfigDict in which fields that may be None can be set to a value and back."""
+    result, hints = ConfigDict(), typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+    for name, value in values.items():
+        options = typing.get_args(hints.get(name))
+        if value is None or type(None) in options:  # a placeholder for any object takes None from the command line too
+            result[name] = config_dict.placeholder(str if str in options else object)
+        result[name] = _optional(value, hints.get(name)) if isinstance(value, Mapping) else value
+    return result
+
+
+def _check_classifier(config: Config) -> None:
+    """Refuse settings that only a denoiser uses."""
+    for name, unused in {
+        "p_uncond": config.p_uncond is None,
+        "learned_variance": not config.learned_variance,
+        "loss.weight": config.loss.weight is None,
+        "schedule": config.schedule["name"] != "learned",
+    }.items():
+        if not unused:
+            raise InputError(f"{name} is set, but model 'classifier' has no use for it; leave it at its default")
+
+
+def _check_learned(config: Config, schedule: schedules.Learned) -> None:
+    """Refuse a loss that a learned schedule could lower by its shape alone."""
+    weight = config.loss.weight or ""
+    if schedule.ends is not None and weight != "elbo":
+        raise InputError(
+            f"loss.weight = {config.loss.weight!r}, but schedule.learn_ends learns the ends by the ELBO: set "
+            "loss.weight to elbo, or schedule.learn_ends to False"
+        )
+    if weight != "elbo" and weight.partition(":")[0] != "sigmoid":
+        raise InputError(
+            f"loss.weight = {config.loss.weight!r}, but a learned schedule needs a loss that does not depend on its "
+            "shape: set loss.weight to elbo or sigmoid"
+        )
+    if config.loss.times not in ("auto", "continuous", "antithetic"):
+        raise InputError(
+            f"loss.times = {config.loss.times!r}, but a learned schedule is trained at uniform times: set "
+            "loss.times to antithetic or continuous"
+        )
+    if config.predicts == "velocity":
+        raise InputError(
+            "predicts = 'velocity', but dx/dt changes with the shape of a learned schedule: set predicts to eps, v "
+            "or x0"
+        )

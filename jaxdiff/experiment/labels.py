@@ -1,0 +1,142 @@
+"""From the labels and the guidance that a user asks for to a denoiser and its conditions."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int32, Integer
+
+from jaxdiff.denoisers import guidance
+from jaxdiff.denoisers.guidance import Composition, Weight
+from jaxdiff.experiment.build import Experiment
+from jaxdiff.processes import Denoiser
+from jaxdiff.registry import differences
+from jaxdiff.typing import InputError, PyTree
+
+Labels = int | Sequence[int] | Integer[np.ndarray | Array, " n"] | Mapping[int, float]
+Trained = tuple[Experiment, PyTree]  # with its parameters
+
+
+def condition(
+    experiment: Experiment,
+    params: PyTree,
+    *,
+    n: int,
+    labels: Labels | None,
+    w: Weight | None,
+    classifier: Trained | None,
+) -> tuple[Denoiser, PyTree]:
+    """Return the guided denoiser, without clipping, and the conditions of n samples for it.
+
+    Args:
+      experiment, params: the model.
+      n: the number of samples.
+      labels: one label for all samples, one for each (−1 for none), or the weights of a composition by label.
+      w: the guidance weight; 0 and None sample the plain conditional model.
+      classifier: replaces classifier-free guidance; w means the same for conditional and unconditional models.
+
+    Raises:
+      InputError: if the model can't take the labels, or was not trained for the guidance.
+    """
+    if experiment.classifies:
+        raise InputError("this run is of a classifier, which draws no samples; give it as the classifier of a model")
+    network, classes, p_uncond = experiment.network(params), experiment.classes, experiment.config.p_uncond
+    plain = _is_plain(w)
+    if labels is None:
+        if not plain or classifier is not None:
+            raise InputError(f"guidance = {w!r} guides towards a label; give labels too")
+        if classes:
+            _check_null(p_uncond, "labels = None")
+        return network, None
+    if classifier is not None:
+        if classes and plain:
+            raise InputError(
+                f"guidance = {w!r} leaves a conditional model as it is, classifier or not; give guidance too"
+            )
+        denoiser = _guided_by(classifier, experiment, network, w)
+        classes = classifier[0].classes
+    elif not classes:
+        raise InputError(
+            f"labels = {labels!r}, but this model is unconditional: it was trained without labels; leave them out, "
+            "give a classifier, or train a model with p_uncond = 0.1"
+        )
+    elif plain or w is None:
+        denoiser = network
+    else:
+        _check_null(p_uncond, f"guidance = {w!r}")
+        denoiser = guidance.classifier_free(network, w)
+    if isinstance(labels, Mapping):
+        if classifier is not None:
+            raise InputError(f"labels = {labels!r} is a composition, which no classifier can guide; give one label")
+        return guidance.composed(denoiser), _composition(labels, n, classes)
+    found = _checked(labels, n, classes, least=0 if classifier else -1)
+    if (found < 0).any():
+        _check_null(p_uncond, "labels = -1")
+    return denoiser, np.broadcast_to(found, n)
+
+
+def _is_plain(w: Weight | None) -> bool:
+    """Whether a weight leaves the conditional model as it is."""
+    if isinstance(w, int | float | np.number):
+        if not math.isfinite(w):
+            raise InputError(f"guidance = {w}; the rule is a finite number: 0 for the plain conditional model")
+        return bool(w == 0)
+    return w is None
+
+
+def _check_null(p_uncond: float | None, what: str) -> None:
+    """Raise an InputError if the network was never trained without a label."""
+    if not p_uncond:
+        raise InputError(
+            f"{what}, but this model was trained with p_uncond = {p_uncond}: it never saw an example without its "
+            "label; train one with p_uncond = 0.1"
+        )
+
+
+def _guided_by(classifier: Trained, experiment: Experiment, network: Denoiser, w: Weight | None) -> Denoiser:
+    """The network guided by a classifier of the same data under the same process and schedule."""
+    other, params = classifier
+    if not other.classifies:
+        raise InputError("classifier is the run of a denoiser; train one with the model 'classifier'")
+    if experiment.learns_schedule:
+        raise InputError("classifier: this model has learned its schedule, under which none was trained; leave it out")
+    ours, theirs = (
+        {"data": e.config.data.name, "shape": e.shape, "process": e.config.process, "schedule": e.config.schedule}
+        for e in (experiment, other)
+    )
+    if found := differences(ours, theirs):
+        listed = "\n  ".join(found)
+        raise InputError(
+            f"classifier was trained for another model:\n  {listed}\n"
+            "train one on the same data under the same process and schedule"
+        )
+    weight: Any = 0.0 if w is None else w
+    if experiment.classes:
+        return guidance.classifier(network, other.classifier(params), weight)
+    weight = jax.tree_util.Partial(_one_more, weight) if callable(weight) else 1 + weight
+    return guidance.classifier(guidance.unconditional(network), other.classifier(params), weight)
+
+
+def _one_more(w: Callable[[Any], Array], t: Any) -> Array:
+    return 1 + w(t)
+
+
+def _composition(labels: Mapping[int, float], n: int, classes: int) -> Composition:
+    parts = _checked(list(labels), len(labels), classes, least=0)
+    weights = np.asarray(list(labels.values()), np.float32)
+    if not abs(weights.sum() - 1) < 1e-3:
+        raise InputError(f"labels = {labels!r}: the weights of a composition sum to {weights.sum():g}; the rule is 1")
+    return Composition(*(np.broadcast_to(part, (n, len(labels))) for part in (parts, weights)))
+
+
+def _checked(labels: Any, n: int, classes: int, *, least: int) -> Int32[np.ndarray, "..."]:
+    """One label for all samples, or n, as integers in range."""
+    found = np.asarray(labels)
+    if found.shape not in ((), (n,)) or found.dtype.kind not in "iu":
+        raise InputError(f"labels = {labels!r}; give one whole number, or one for each of n = {n} samples")
+    if wrong := sorted({int(label) for label in found.ravel() if not least <= label < classes}):
+        none = ", or -1 for none" if least < 0 else ""
+        raise InputError(f"labels holds {wrong[0]}; the rule is 0 <= label < {classes}{none}")
+    return found.astype(np.int32)

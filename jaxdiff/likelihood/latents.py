@@ -1,0 +1,75 @@
+"""From samples to their latents and back, along the probability-flow ODE (see `jaxdiff.samplers.probability_flow`).
+
+Latents are interpolated on the sphere (Shoemake 1985, "Animating Rotation with Quaternion Curves"); a straight line
+would pass through points of smaller norm than noise has:
+
+    slerp(a, b, w) = (sin((1 − w) θ) a + sin(w θ) b)/sin θ,        cos θ = a·b/(|a| |b|)
+
+Source: Song, Meng & Ermon 2021, "Denoising Diffusion Implicit Models" (sections 4.3 and 5.3).
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.processes import Denoiser
+from jaxdiff.samplers import probability_flow
+from jaxdiff.samplers.probability_flow import Outcome, Solver
+from jaxdiff.typing import PyTree, Sample, Samples, Scalar
+
+
+def encode(denoiser: Denoiser, x0: Samples, *, cond: PyTree = None, solver: Solver | None = None) -> Samples:
+    """Return the latents x_1 of clean samples x_0, each computed from its own sample alone.
+
+    Args:
+      denoiser: the model, under a Gaussian process.
+      x0: clean samples.
+      cond: a pytree whose leaves have leading axis n; None for no condition.
+      solver: the ODE solver; by default its tolerance is 1e-5.
+
+    Returns:
+      x_1, distributed approximately as N(0, σ_1² I), in the dtype of x0.
+
+    Raises:
+      InputError: if the process is not Gaussian.
+      InputError: if the solver gives up, with the time and the tolerance; inside your own `jax.jit` this is a
+        jax.errors.JaxRuntimeError.
+
+    Warns:
+      UserWarning: if the dtype can't meet the tolerance.
+    """
+    return _integrate(denoiser, x0, cond, t=0.0, s=1.0, solver=solver or Solver())
+
+
+def decode(denoiser: Denoiser, x1: Samples, *, cond: PyTree = None, solver: Solver | None = None) -> Samples:
+    """Return the samples x_0 of latents x_1: the inverse of `encode`, with the same arguments and errors."""
+    return _integrate(denoiser, x1, cond, t=1.0, s=0.0, solver=solver or Solver())
+
+
+def _integrate(denoiser: Denoiser, x: Samples, cond: PyTree, *, t: float, s: float, solver: Solver) -> Samples:
+    end, outcome = integrate_each(denoiser, x, cond, t=t, s=s, solver=solver)
+    solver.check(outcome)
+    return end
+
+
+@partial(jax.jit, static_argnames=("t", "s", "solver"))
+def integrate_each(
+    denoiser: Denoiser, x: Samples, cond: PyTree, *, t: float, s: float, solver: Solver
+) -> tuple[Samples, Outcome]:
+    """Integrate a batch from time t to time s; inputs sharded over devices give a sharded computation."""
+
+    def one(x: Sample, cond: PyTree) -> tuple[Sample, Outcome]:
+        return probability_flow.integrate(denoiser, x, t=t, s=s, solver=solver, cond=cond)
+
+    return jax.vmap(one)(x, cond)
+
+
+def slerp(a: Sample, b: Sample, w: float | Scalar) -> Sample:
+    """Return the latent at the fraction w in [0, 1] of the way from a to b, on the sphere."""
+    cosine = (a * b).sum() / (jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel()))
+    theta = jnp.arccos(jnp.clip(cosine, -1, 1))
+    near = theta < 1e-4  # sin θ is lost to rounding, and the chord equals the arc
+    sine = jnp.where(near, 1, jnp.sin(theta))
+    first = jnp.where(near, 1 - w, jnp.sin((1 - w) * theta) / sine)
+    return first * a + jnp.where(near, w, jnp.sin(w * theta) / sine) * b

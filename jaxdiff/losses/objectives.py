@@ -1,0 +1,170 @@
+"""Training losses, for one sample.
+
+    simple     L = mean over coordinates of (y(x_0, n) − y(x̂_0, n̂))²    at x_t = α_t g_t(x_0) + σ_t n
+    weighted   L = w(t) · mean over coordinates of (n − n̂)²             w from `jaxdiff.weightings`
+    hybrid     L = simple or weighted + κ T · mean over coordinates of KL(q(x_s|x_t, x_0) ‖ p(x_s|x_t)),  s = t − 1/T
+
+where the target y is any of `jaxdiff.parameterization.KINDS`. y = eps gives L_simple of Ho et al. 2020 (equation 14).
+The error of every target is a multiple of that of every other: with e the error of x̂_0 at fixed x_t, the error of n̂ is
+−(α/σ) e, of the score (α/σ²) e, of v −((α² + σ²)/σ) e and of the velocity (α' − σ'α/σ) e. So simple is another loss for
+every target; weighted is the same loss for all of them, up to rounding. (With a transform the error of g_t(x̂_0) takes
+the place of e. If g has no inverse, that error misses what g discards: the target must be x0, and the weight is then
+one on the error of x̂_0.)
+
+hybrid teaches the variance of the reverse step (Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic
+Models", section 3.1): p has variance β̃^{1−v} (σ²_{t|s})^v with the network's v, no gradient reaches x̂_0 through the KL,
+and κ is small. With ρ = σ²_{t|s}/β̃ = σ_t²/σ_s² each coordinate has
+
+    KL = ½ [(SNR_s − SNR_t) (x_0 − x̂_0)² ρ^{−v} + v log ρ + ρ^{−v} − 1]
+
+All losses are float32 scalars (float64 under x64).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxdiff.losses.weightings import Weighting, for_target
+from jaxdiff.processes import Denoiser, Process, for_sample, require_gaussian
+from jaxdiff.processes.parameterization import canonical, check, from_prediction, natural
+from jaxdiff.schedules import Schedule, check_times
+from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Sample, Scalar, Time
+
+
+def simple(
+    denoiser: Denoiser, x0: Sample, t: Time, *, key: RandomKey, cond: PyTree = None, target: str | None = None
+) -> Scalar:
+    """Return the squared error of the denoiser on one noised sample, averaged over coordinates.
+
+    Args:
+      denoiser: the model, with the forward process.
+      x0: one clean sample.
+      t: the time to noise it to, a scalar in (0, 1].
+      key: draws the noise and the random parameters of the process.
+      cond: the sample's condition, None for no condition.
+      target: where the error is measured; "eps" gives L_simple. None is "eps", or "x0" if the transform of the process
+        has no inverse.
+
+    Raises:
+      InputError: if t is known when the loss is traced and outside [0, 1], if the process can't take this sample (see
+        `jaxdiff.Perturbed`), and if the target is unknown or needs an inverse.
+    """
+    return _error(*_true_and_predicted(denoiser, x0, t, key=key, cond=cond), target=target, t=t)
+
+
+def weighted(
+    denoiser: Denoiser,
+    x0: Sample,
+    t: Time,
+    *,
+    key: RandomKey,
+    weight: Weighting,
+    cond: PyTree = None,
+    target: str | None = None,
+) -> Scalar:
+    """Return the squared error of n̂ on one noised sample, averaged over coordinates, times the weight of t.
+
+    Arguments and errors are those of `simple`. `weight` is from `jaxdiff.weightings`. The target, in which the error is
+    measured before it is converted, changes only rounding and what is infinite at the ends of the path: what the
+    network predicts is best.
+    """
+    return _error(*_true_and_predicted(denoiser, x0, t, key=key, cond=cond), target=target, t=t, weight=weight)
+
+
+def hybrid(
+    denoiser: Denoiser,
+    x0: Sample,
+    t: Time,
+    *,
+    key: RandomKey,
+    weight: Weighting | None = None,
+    cond: PyTree = None,
+    target: str | None = None,
+    share: float = 1e-3,
+) -> Scalar:
+    """Return `simple` or, with a weight, `weighted`, plus a share of the ELBO that teaches the network its variance.
+
+    Args:
+      denoiser: the model, one that learns its variance, of a Gaussian process with a discrete schedule.
+      x0, key, cond, target: as for `simple`.
+      t: the time to noise it to, a scalar in (0, 1]; the step to 0 has no KL.
+      weight: as for `weighted`; None is `simple`.
+      share: κ, for the ELBO in nats per coordinate.
+
+    Raises:
+      InputError: if the denoiser predicts no variance, the process is not Gaussian or its schedule not discrete, and as
+        `simple`.
+    """
+    schedule = require_gaussian(denoiser.process, what="learned_variance", instead="set it to False").schedule
+    if schedule.num_timesteps is None:
+        raise InputError(
+            f"schedule = {schedule!r}; the rule for learned_variance is a discrete schedule, such as Linear or Cosine"
+        )
+    true, predicted, process = _true_and_predicted(denoiser, x0, t, key=key, cond=cond)
+    if predicted.variance_mix is None:
+        raise InputError("the denoiser predicts no variance for this loss to teach; make it with learned_variance=True")
+    loss = _error(true, predicted, process, target=target, t=t, weight=weight)
+    fixed = predicted._replace(x0=jax.lax.stop_gradient(predicted.x0))
+    s = jnp.maximum(t - 1 / schedule.num_timesteps, 0)
+    first = s * schedule.num_timesteps < 0.01  # t − 1/T is rounded
+    kl = step_kl(x0, fixed, t=t, s=jnp.where(first, t, s), schedule=schedule)
+    return loss + share * schedule.num_timesteps * jnp.where(first, 0, kl.mean())
+
+
+def cross_entropy(classifier: Any, x0: Sample, label: Int[Array, ""], t: Time, *, key: RandomKey) -> Scalar:
+    """Return −log p(label|x_t, t), in nats, of one noised sample.
+
+    Its minimum over all classifiers is the entropy of the label given x_t.
+
+    Args:
+      classifier: `(x_t, t, label) -> log p`, with the forward process: `jaxdiff.guidance.NetworkClassifier` or alike.
+      x0, t, key: as for `simple`.
+      label: the label of x0.
+    """
+    classifier = for_sample(classifier, key, x0.shape)
+    process = classifier.process
+    return -classifier(process.corrupt(x0, process.sample_noise(key, x0.shape, t), t), t, label)
+
+
+def step_kl(x0: Sample, prediction: Prediction, *, t: Time, s: Time, schedule: Schedule) -> Sample:
+    """Return KL(q(x_s|x_t, x_0) ‖ p(x_s|x_t)) of each coordinate, in nats, for 0 < s <= t.
+
+    p has the variance of q unless one is predicted.
+    """
+    gap = jnp.exp(schedule.log_snr(s)) - jnp.exp(schedule.log_snr(t))
+    error = gap * (x0 - prediction.x0) ** 2
+    if prediction.variance_mix is None:
+        return error / 2
+    excess = prediction.variance_mix * 2 * jnp.log(schedule.sigma(t) / schedule.sigma(s))
+    return (error * jnp.exp(-excess) + excess + jnp.expm1(-excess)) / 2
+
+
+def _true_and_predicted(
+    denoiser: Denoiser, x0: Sample, t: Time, *, key: RandomKey, cond: PyTree
+) -> tuple[Prediction, Prediction, Process]:
+    """Return the true pair, the predicted pair, and the process of this sample."""
+    check_times(t)
+    denoiser = for_sample(denoiser, key, x0.shape)
+    process = denoiser.process
+    noise = process.sample_noise(key, x0.shape, t)
+    return Prediction(x0, noise), denoiser(process.corrupt(x0, noise, t), t, cond), process
+
+
+def _error(
+    true: Prediction,
+    predicted: Prediction,
+    process: Process,
+    *,
+    target: str | None,
+    t: Time,
+    weight: Weighting | None = None,
+) -> Scalar:
+    kind = natural(process.transform) if target is None else canonical(target, what="target")
+    check(kind, process.transform, what="target")
+    wanted, output = (from_prediction(kind, pair, t=t, process=process) for pair in (true, predicted))
+    error = jnp.mean((wanted - output) ** 2)
+    if weight is None:
+        return error
+    return for_target(kind, weight(process.schedule, t), t=t, schedule=process.schedule) * error

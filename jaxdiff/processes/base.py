@@ -1,0 +1,216 @@
+"""The forward process: how a clean sample becomes a noisy one.
+
+    x_t = α_t g_t(x_0) + σ_t n_t,    n_t = h_t(ε),  ε ~ N(0, I)
+
+with a schedule for α and σ, a transform g and a noise distribution h. Gaussian diffusion (Ho et al. 2020, "Denoising
+Diffusion Probabilistic Models", equation 4) is the process in which g and h do nothing. The prior, from which sampling
+starts at t = 1, is
+
+    Gaussian     σ_1 n. The mean α_1 x_0 is neglected, as in DDPM (α_1 = 6e-3 for the linear schedule).
+    Perturbed    α_1 g_1(x̃_0) + σ_1 n, with x̃_0 = 0 or drawn from a distribution fitted to data.
+
+Random parameters of g, such as an angle or a mask, belong to one sample. `for_sample` draws them into the process;
+use `jaxdiff.processes.for_sample`, which does the same for a denoiser.
+"""
+
+import abc
+import copy
+import math
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.processes.noise import NORMAL, NoiseDistribution, Normal, check_standardized
+from jaxdiff.processes.prior import FittedNormal
+from jaxdiff.processes.transforms.base import IDENTITY, Identity, Transform
+from jaxdiff.schedules import Schedule
+from jaxdiff.typing import InputError, PyTree, RandomKey, Sample, Scalar, Shape, Time, is_traced, pytree, static
+
+
+class TransformCondition(NamedTuple):
+    """The condition of a network that is conditioned on the transform of its sample."""
+
+    transform: Transform
+    """The transform with this sample's parameters, such as `transform.angle`."""
+    cond: PyTree
+    """Any further condition."""
+
+
+class Process(abc.ABC):
+    """A forward process, for one sample. The subclasses are `Gaussian` and `Perturbed`."""
+
+    schedule: Schedule
+    """Gives α and σ."""
+    transform: Transform
+    """g: `transform(x_0, t)`."""
+    noise: NoiseDistribution
+    """h: the distribution of the noise."""
+    start: FittedNormal | None
+    """The distribution of the clean sample x̃_0 in the prior; None for x̃_0 = 0."""
+    condition_on_transform: bool
+    """Whether networks are given the transform of their sample, in a `TransformCondition`."""
+
+    def sample_noise(self, key: RandomKey, shape: Shape, t: Time = 1.0) -> Sample:
+        """Return standardized noise at time t, of mean 0 and variance 1, in the default float dtype."""
+        return self.noise(key, shape, t)
+
+    def quantile_map(self, noise: Sample, t: Time, s: Time) -> Sample:
+        """Map noise at time t to the same quantile at time s: h_s(h_t⁻¹(n))."""
+        return self.noise.quantile_map(noise, t, s)
+
+    def corrupt(self, x0: Sample, noise: Sample, t: Time) -> Sample:
+        """Return x_t = α_t g_t(x_0) + σ_t n."""
+        return self.schedule.alpha(t) * self.transform(x0, t) + self.schedule.sigma(t) * noise
+
+    def infer_noise(self, x0: Sample, x_t: Sample, t: Time) -> Sample:
+        """Return the noise that makes x_t from x_0, (x_t − α_t g_t(x_0))/σ_t; 0 if σ_t = 0."""
+        return safe_divide(x_t - self.schedule.alpha(t) * self.transform(x0, t), self.schedule.sigma(t))
+
+    def network_condition(self, cond: PyTree) -> PyTree:
+        """Return what a network is conditioned on: `cond`, or a `TransformCondition` that holds it."""
+        return TransformCondition(self.transform, cond) if self.condition_on_transform else cond
+
+    @abc.abstractmethod
+    def sample_prior(self, key: RandomKey, shape: Shape) -> Sample:
+        """Draw x_1, where sampling starts."""
+
+    @abc.abstractmethod
+    def for_sample(self, key: RandomKey, shape: Shape) -> "Process":
+        """Draw the random parameters of one sample; returns the process itself if it has none."""
+
+
+@pytree(kw_only=False)
+class Gaussian(Process):
+    """x_t = α_t x_0 + σ_t n with white Gaussian noise n."""
+
+    schedule: Schedule
+
+    transform: ClassVar[Transform] = IDENTITY  # type: ignore[misc]
+    noise: ClassVar[NoiseDistribution] = NORMAL  # type: ignore[misc]
+    start: ClassVar[None] = None  # type: ignore[misc]
+    condition_on_transform: ClassVar[bool] = False  # type: ignore[misc]
+
+    def sample_prior(self, key: RandomKey, shape: Shape) -> Sample:
+        """Draw σ_1 n."""
+        return self.schedule.sigma(1.0) * self.sample_noise(key, shape)
+
+    def for_sample(self, key: RandomKey, shape: Shape) -> "Gaussian":
+        """Return the process itself."""
+        return self
+
+    def log_prior(self, x1: Sample) -> Scalar:
+        """Return the log-density of the prior at x_1, in nats."""
+        sigma = self.schedule.sigma(1.0)
+        return -0.5 * ((x1 / sigma) ** 2).sum() - x1.size * (jnp.log(sigma) + 0.5 * math.log(2 * math.pi))
+
+
+@pytree(kw_only=False, eq=False)
+class Perturbed(Process):
+    """x_t = α_t g_t(x_0) + σ_t n_t with any transform g and any distribution of the noise.
+
+    A network may predict any parameterization if g has an inverse at every t, and only x0 if it has none. With eps, v,
+    score and velocity, g_t(x_0) takes the place of x_0; velocity holds g_t fixed.
+
+    Args:
+      schedule: gives α and σ. If the transform, rather than the noise, is to be undone, use one that keeps α at 1 with
+        little noise, such as `VE(sigma_max=0.3)`.
+      transform: g, one of `jaxdiff.transforms` or your own (docs/perturbations.md).
+      noise: h, one of `jaxdiff.noise` or your own.
+      start: the distribution of x̃_0 in the prior, `FittedNormal.fit(data)`. None, x̃_0 = 0, is right if
+        α_1 g_1(x_0) does not depend on x_0 or is hidden by the noise (discrete noise never hides it).
+      condition_on_transform: whether networks are given the transform; their condition is then a `TransformCondition`.
+
+    Raises:
+      InputError: if the noise is not standardized; when a sample is drawn or a loss computed, if the transform changes
+        the shape or is not the identity at t = 0. Values that `jax.jit` traces are not checked.
+    """
+
+    schedule: Schedule
+    transform: Transform = IDENTITY
+    noise: NoiseDistribution = NORMAL
+    start: FittedNormal | None = None
+    condition_on_transform: bool = static(default=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.transform, type) or not isinstance(self.transform, Transform):  # a class has the methods too
+            raise InputError(
+                f"transform = {self.transform!r}; the rule is a value of jaxdiff.transforms, such as Blur(4.0)"
+            )
+        if isinstance(self.noise, type) or not isinstance(self.noise, NoiseDistribution):
+            name = getattr(self.noise, "__name__", repr(self.noise))
+            raise InputError(f"noise = {name}; the rule is a value of jaxdiff.noise, such as Laplace()")
+        if not is_traced(self.noise):
+            check_standardized(self.noise)
+
+    def sample_prior(self, key: RandomKey, shape: Shape) -> Sample:
+        """Draw α_1 g_1(x̃_0) + σ_1 n."""
+        x0 = jnp.zeros(shape) if self.start is None else self.start(jax.random.fold_in(key, 1))
+        return self.corrupt(x0, self.sample_noise(key, shape), 1.0)
+
+    def for_sample(self, key: RandomKey, shape: Shape) -> "Perturbed":
+        """Draw the parameters of the transform, and check that it fits samples of this shape."""
+        transform = self.transform.sample_params(key, shape)
+        _check_transform(self.transform, shape)
+        if transform is self.transform:
+            return self
+        process = copy.copy(self)  # not dataclasses.replace, which would check the noise again
+        object.__setattr__(process, "transform", transform)
+        return process
+
+
+def _check_transform(transform: Transform, shape: Shape) -> None:
+    """Check that g keeps the shape and is the identity at t = 0; the latter only if its parameters are known."""
+    if isinstance(transform, Identity):
+        return
+    name = type(transform).__name__
+    found = jax.eval_shape(lambda: transform.sample_params(jax.random.key(1), shape)(jnp.zeros(shape), 1.0))
+    if found.shape != shape:
+        raise InputError(
+            f"transform = {name} returns shape {found.shape} for a sample of shape {shape}; the rule is the same shape "
+            "at every t: pad what is cut off, or use samples of the larger shape"
+        )
+    if is_traced(transform):
+        return
+    with jax.ensure_compile_time_eval():
+        x = jax.random.normal(jax.random.key(0), shape)
+        error = float(jnp.abs(transform.sample_params(jax.random.key(1), shape)(x, 0.0) - x).max())
+    if not error < 1e-3:
+        raise InputError(
+            f"transform = {name} changes a sample by {error:.3g} at t = 0; the rule is g_0(x) = x, as "
+            "sampling ends there: let its effect grow from nothing with t"
+        )
+
+
+def require_gaussian(
+    process: Process,
+    *,
+    what: str = "this sampler",
+    instead: str = "use the sampler deterministic, interpolated, renoise, ddim or ddpm",
+) -> Gaussian:
+    """Return the process as a Gaussian one; a `Perturbed` process without transform and with normal noise is one.
+
+    Args:
+      process: any process.
+      what: what needs a Gaussian process, for the message.
+      instead: what the user can do, for the message; empty if only another process helps.
+
+    Raises:
+      InputError: for any other process, whose probability-flow ODE, score and likelihood are not known.
+    """
+    if isinstance(process, Gaussian):
+        return process
+    plain = isinstance(process.transform, Identity) and isinstance(process.noise, Normal) and process.start is None
+    if plain:
+        return Gaussian(process.schedule)
+    parts = f"{type(process.transform).__name__}, {type(process.noise).__name__}"
+    raise InputError(
+        f"process = {type(process).__name__}({parts}); {what} needs a Gaussian process, the only one with a known "
+        f"probability-flow ODE, score and likelihood; {instead and f'{instead}, or '}train with jd.Gaussian(schedule)"
+    )
+
+
+def safe_divide(numerator: Sample, denominator: Scalar) -> Sample:
+    """Return numerator/denominator, and 0 where the denominator is 0, with finite gradients there."""
+    zero = denominator == 0
+    return jnp.where(zero, 0, numerator / jnp.where(zero, 1, denominator))

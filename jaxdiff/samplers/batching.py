@@ -1,0 +1,222 @@
+"""Many samples: batch after batch of one compiled size, spread over the devices, in pieces of a few steps."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Integer
+from tqdm import tqdm
+
+from jaxdiff import xla
+from jaxdiff.processes import Denoiser
+from jaxdiff.samplers import probability_flow
+from jaxdiff.samplers import timesteps as timesteps_
+from jaxdiff.samplers.base import Sampler
+from jaxdiff.samplers.loop import Carry, Keys, begin, check_rows, check_start, sample_keys, stepper
+from jaxdiff.samplers.names import make
+from jaxdiff.schedules import Schedule
+from jaxdiff.typing import HostSamples, InputError, PyTree, RandomKey, Sample, Samples, Shape
+
+Clip = Literal["static", "dynamic", "none"]
+_PIECES = 20  # at most so many pieces of its steps make a batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How samples are drawn. In a config, the samples made while training and the defaults of `sample.py`."""
+
+    sampler: str | Sampler = "ddim"
+    steps: int = 50
+    """The number of steps; if `timesteps` lists the times, they count."""
+    timesteps: str | tuple[float, ...] = "uniform"
+    """The name of a rule, or the times themselves (see `jaxdiff.timesteps`)."""
+    n: int = 64
+    """The number of images; points in the plane are always drawn in thousands."""
+    batch: int = 64
+    """How many samples to draw at a time; rounded up to a multiple of the devices."""
+    clip: Clip = "static"
+    """How x̂_0 is kept in the range of the data: `clip_denoised` or `dynamic_threshold`. Data may have no range."""
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        make(self.sampler)
+        for name in ("steps", "n", "batch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)}; the rule is 1 or more")
+        if isinstance(self.timesteps, str):
+            timesteps_.check_name(self.timesteps)
+        if self.clip not in get_args(Clip):
+            raise InputError(f"clip = {self.clip!r}; the known ones are {', '.join(get_args(Clip))}")
+
+    def times(self, schedule: Schedule) -> Float[np.ndarray, " times"]:
+        """Return the falling times to visit.
+
+        Raises:
+          InputError: if the schedule can't be visited so: see `jaxdiff.timesteps.make`.
+        """
+        return timesteps_.make(self.timesteps, self.steps if isinstance(self.timesteps, str) else None, schedule)
+
+
+def sample_in_batches(
+    key: RandomKey,
+    denoiser: Denoiser,
+    sampling: Sampling,
+    *,
+    shape: Shape,
+    n: int,
+    cond: PyTree = None,
+    start: HostSamples | None = None,
+    mesh: Mesh | None = None,
+) -> HostSamples:
+    """`jaxdiff.sample` for any n, in the memory that `sampling.batch` samples take.
+
+    Args:
+      sampling: its `clip` and its own n are not used here.
+      cond, start: as for `jaxdiff.sample`; NumPy arrays.
+      mesh: the devices; None for all. The denoiser's weights may be sharded over it.
+
+    Returns:
+      float32 on the host, the same on every process.
+
+    Raises:
+      InputError: as `jaxdiff.sample`.
+    """
+    shape, mesh = tuple(shape), mesh or all_devices()
+    times: Any = sampling.times(denoiser.process.schedule)
+    check_rows(n, shape, cond, start)
+    check_start(times, start)
+    steps = len(times) - 1
+    edges = np.linspace(0, steps, min(_PIECES, steps) + 1).astype(np.int32)
+    times = jnp.asarray(times, jnp.result_type(float))
+    static = {"sampler": make(sampling.sampler), "shape": shape}
+    size = _size(n, sampling.batch, mesh)
+    with _bar(sampling.progress, -(-n // size) * steps, unit="step") as bar:
+
+        def draw(indices: Integer[Array, " size"], rows: tuple[PyTree, Any]) -> Samples:
+            sharding = indices.sharding
+            keys = _spread_keys(key, indices, sharding)
+            begin_all = xla.outermost(_begin, "sampler", "shape", "sharding")
+            continue_all = xla.outermost(_continue, "sampler", "shape", "sharding")
+            carry = begin_all(keys, denoiser, rows[1], sharding=sharding, **static)
+            for first, last in itertools.pairwise(edges):
+                carry = continue_all(
+                    (keys, rows[0]), denoiser, times, carry, (first, last), sharding=sharding, **static
+                )
+                jax.block_until_ready(carry)  # so that Python handles signals between pieces
+                if bar is not None:
+                    bar.update(int(last - first))
+            return carry[0]
+
+        return in_batches(draw, n, rows=(cond, start), batch=sampling.batch, mesh=mesh)
+
+
+def _begin(
+    keys: Keys,
+    denoiser: Denoiser,
+    start: Samples | None,
+    *,
+    sampler: Sampler,
+    shape: Shape,
+    sharding: NamedSharding,
+) -> PyTree:
+    """x_1 and the sampler's first state of every sample."""
+
+    def one(key: RandomKey, start: Sample | None) -> Carry:
+        return begin(key, denoiser, start, sampler, shape)
+
+    return jax.lax.with_sharding_constraint(jax.vmap(one)(keys, start), sharding)
+
+
+def _continue(
+    rows: tuple[Keys, PyTree],  # keys and conditions
+    denoiser: Denoiser,
+    times: Float[Array, " times"],
+    carry: PyTree,
+    span: tuple[Any, Any],  # scalars: one program serves pieces of any length
+    *,
+    sampler: Sampler,
+    shape: Shape,
+    sharding: NamedSharding,
+) -> PyTree:
+    """x and the sampler's state of every sample after the steps first … last − 1."""
+
+    def one(key: RandomKey, cond: PyTree, carry: Carry) -> Carry:
+        return jax.lax.fori_loop(*span, stepper(key, denoiser, cond, times, sampler, shape), carry)
+
+    return jax.lax.with_sharding_constraint(jax.vmap(one)(*rows, carry), sharding)
+
+
+def in_batches(
+    function: Callable[[Any, Any], PyTree],
+    n: int,
+    *,
+    batch: int,
+    rows: PyTree = None,
+    check: Callable[[Any], None] | None = None,
+    mesh: Mesh | None = None,
+    progress: bool = False,
+) -> PyTree:
+    """Apply a function to n examples, in batches of one size that are spread over the devices.
+
+    Args:
+      function: maps a batch of indices in 0 … n − 1, and the rows at them, to a pytree of arrays with the same leading
+        axis. The last batch is filled up with the last example, and the results of that are dropped.
+      batch: how many at a time; rounded up to a multiple of the devices.
+      rows: a pytree of NumPy arrays with leading axis n.
+      check: called with the results of each batch, on the host, to raise what can't be raised from devices.
+      mesh: the devices; None for all.
+
+    Returns:
+      The pytree as NumPy arrays with leading axis n, the same on every process.
+
+    Raises:
+      InputError: if n or batch < 1, or a solver gives up on an ODE.
+    """
+    if n < 1 or batch < 1:
+        raise InputError(f"n = {n}, batch = {batch}; both must be at least 1")
+    mesh = mesh or all_devices()
+    size, over_devices = _size(n, batch, mesh), NamedSharding(mesh, P(mesh.axis_names))
+
+    def spread(array: np.ndarray) -> Array:
+        return jax.make_array_from_callback(array.shape, over_devices, lambda part: array[part])
+
+    parts = []
+    with _bar(progress, n, unit="it") as bar:
+        for start in range(0, n, size):
+            indices = np.minimum(np.arange(start, start + size), n - 1)
+            with probability_flow.plain_errors():
+                found = function(spread(indices), jax.tree.map(lambda array: spread(array[indices]), rows))  # noqa: B023
+                parts.append(multihost_utils.process_allgather(found, tiled=True))
+            if check is not None:
+                check(parts[-1])
+            if bar is not None:
+                bar.update(min(size, n - start))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)
+
+
+def _bar(progress: bool, total: int, *, unit: str) -> Any:
+    """A progress bar where there is a terminal, or a context of None."""
+    return tqdm(total=total, unit=unit, disable=None, dynamic_ncols=True) if progress else nullcontext()
+
+
+def _size(n: int, batch: int, mesh: Mesh) -> int:
+    return -(-min(n, batch) // mesh.size) * mesh.size
+
+
+@partial(jax.jit, static_argnames="sharding")
+def _spread_keys(key: RandomKey, indices: Integer[Array, " n"], sharding: NamedSharding) -> Keys:
+    return jax.lax.with_sharding_constraint(sample_keys(key, indices), sharding)
+
+
+def all_devices() -> Mesh:
+    """Return the mesh of all devices on one axis."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))

@@ -1,0 +1,45 @@
+"""Samplers by name."""
+
+from collections.abc import Callable
+from functools import partial
+
+from jaxdiff import registry
+from jaxdiff.samplers.adaptive import Adaptive
+from jaxdiff.samplers.ancestral import DDIM, DDPM, Deterministic, Interpolated, Renoise
+from jaxdiff.samplers.base import Sampler
+from jaxdiff.samplers.multistep import DPMSolver, UniPC
+from jaxdiff.samplers.ode import RK4, Euler, Heun, Midpoint
+from jaxdiff.samplers.sde import EDM, Langevin, PredictorCorrector, ReverseSDE
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "ddim": DDIM,
+    "ddpm": DDPM,
+    "renoise": Renoise,
+    "interpolated": Interpolated,
+    "deterministic": Deterministic,
+    "residual": Deterministic,  # by the name of Bansal et al. 2022
+    "euler": Euler,
+    "midpoint": Midpoint,
+    "heun": Heun,
+    "rk4": RK4,
+    "dpm++2m": DPMSolver,
+    "dpm++3m": partial(DPMSolver, order=3),
+    "dpm++2m_sde": partial(DPMSolver, stochastic=True),
+    "unipc": UniPC,
+    "edm": EDM,
+    "reverse_sde": ReverseSDE,
+    "predictor_corrector": PredictorCorrector,
+    "langevin": Langevin,
+    "adaptive": Adaptive,
+}
+# As other libraries spell them.
+SAMPLERS |= {f"dpmpp_{kind}": SAMPLERS[f"dpm++{kind}"] for kind in ("2m", "3m", "2m_sde")}
+
+
+def make(sampler: str | Sampler) -> Sampler:
+    """Return a sampler from its name and options, as on a command line: "ddim:eta=0.5"; a sampler is returned as is.
+
+    Raises:
+      InputError: if the name or an option is unknown, or the sampler refuses a value.
+    """
+    return registry.make("sampler", sampler, SAMPLERS)

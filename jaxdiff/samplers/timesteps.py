@@ -1,0 +1,133 @@
+"""The times a sampler visits: 1 = t_0 > t_1 > … > t_N = 0.
+
+    uniform     t_i = 1 − i/N
+    quadratic   t_i = (1 − i/N)²       (Song, Meng & Ermon 2021, "Denoising Diffusion Implicit Models", appendix D.2)
+    log_snr     λ at equal spacing     (Lu et al. 2022, "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic …")
+    karras      (σ/α)^{1/ρ} at equal spacing, ρ = 7     (Karras et al. 2022, equation 5)
+
+The last two space t_0 … t_{N−1} between t = 1 and a last time before the data, 1/T on a discrete schedule and 1e-3 on a
+continuous one; a last step goes to 0, where λ may be infinite. If it is so at t = 1 (α_1 = 0), they start from 0.999.
+
+On a discrete schedule of T timesteps each of these times is moved to the nearest k/T, distinct and with the ends kept.
+Times given as a list are taken as they are: a discrete schedule interpolates between its own.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxdiff.schedules import Schedule
+from jaxdiff.typing import InputError
+
+Timesteps = str | Sequence[float] | Float[np.ndarray, " times"]
+
+_EDGE = 1e-3  # the distance from an end of the path, where λ may be infinite, on a continuous schedule
+
+
+def uniform(steps: int, schedule: Schedule) -> Float[np.ndarray, " {steps}+1"]:
+    """Return falling times with equal spacing."""
+    return np.linspace(1, 0, steps + 1)
+
+
+def quadratic(steps: int, schedule: Schedule) -> Float[np.ndarray, " {steps}+1"]:
+    """Return falling times, closer together near the data."""
+    return np.linspace(1, 0, steps + 1) ** 2
+
+
+def log_snr(steps: int, schedule: Schedule) -> Float[np.ndarray, " {steps}+1"]:
+    """Return falling times at which the log-SNR has equal spacing, and 0."""
+    first, last = _ends(schedule)
+    return _at(np.linspace(first, last, steps), schedule)
+
+
+def karras(steps: int, schedule: Schedule, rho: float = 7.0) -> Float[np.ndarray, " {steps}+1"]:
+    """Return falling times at which (σ/α)^{1/ρ} has equal spacing, and 0."""
+    first, last = _ends(schedule)
+    roots = np.linspace(np.exp(-first / (2 * rho)), np.exp(-last / (2 * rho)), steps)
+    return _at(-2 * rho * np.log(roots), schedule)
+
+
+def _ends(schedule: Schedule) -> tuple[float, float]:
+    """The log-SNR at the noisy and at the clean end of the spacing."""
+    last = 1 / schedule.num_timesteps if schedule.num_timesteps else _EDGE
+    noisiest = float(schedule.log_snr(1.0))
+    return noisiest if np.isfinite(noisiest) else float(schedule.log_snr(1 - _EDGE)), float(schedule.log_snr(last))
+
+
+def _at(log_snrs: Float[np.ndarray, " steps"], schedule: Schedule) -> Float[np.ndarray, " {len(log_snrs)}+1"]:
+    """The times of these log-SNRs, with the ends at 1 and 0."""
+    times = np.append(np.asarray(schedule.time(jnp.asarray(log_snrs, float)), np.float64), 0.0)
+    times[0] = 1.0
+    return times
+
+
+TIMESTEPS: dict[str, Callable[[int, Schedule], Float[np.ndarray, " times"]]] = {
+    "uniform": uniform,
+    "quadratic": quadratic,
+    "log_snr": log_snr,
+    "karras": karras,
+}
+
+
+def make(timesteps: Timesteps, steps: int | None, schedule: Schedule) -> Float[np.ndarray, " times"]:
+    """Return the falling times t_0 > … > t_N of a sampler, in float64.
+
+    Args:
+      timesteps: the name of a rule (a key of `TIMESTEPS`), or the times themselves.
+      steps: N; for given times, None or their number less one.
+      schedule: if it is discrete, every rule visits its own timesteps.
+
+    Raises:
+      InputError: if the rule is unknown; if steps < 1 or more than a discrete schedule has; if given times do not
+        fall strictly, or leave [0, 1].
+    """
+    if isinstance(timesteps, str):
+        steps = check(timesteps, steps, schedule)
+        times = TIMESTEPS[timesteps](steps, schedule)
+        return times if schedule.num_timesteps is None else _snap(times, schedule.num_timesteps)
+    times = np.asarray(timesteps, np.float64)
+    if times.ndim != 1 or len(times) < 2:
+        raise InputError(f"timesteps has shape {times.shape}; give a list of at least two times")
+    if steps is not None and steps != len(times) - 1:
+        raise InputError(
+            f"steps = {steps}, but {len(times)} timesteps are given, which make {len(times) - 1} steps; leave steps out"
+        )
+    if not (times[0] <= 1 and times[-1] >= 0 and np.all(np.diff(times) < 0)):
+        raise InputError(f"timesteps = {times.tolist()}; the times must fall strictly and stay within [0, 1]")
+    return times
+
+
+def check_name(timesteps: str) -> None:
+    """Raise an `InputError` if no rule has this name."""
+    if timesteps not in TIMESTEPS:
+        raise InputError(f"timesteps = {timesteps!r}; the known ones are {', '.join(sorted(TIMESTEPS))}")
+
+
+def check(timesteps: str, steps: int | None, schedule: Schedule) -> int:
+    """Return the number of steps if the rule can make so many for the schedule; computes nothing.
+
+    Raises:
+      InputError: as `make`.
+    """
+    check_name(timesteps)
+    if steps is None or steps < 1:
+        raise InputError(f"steps = {steps}; a sampler needs at least 1 step")
+    if schedule.num_timesteps is not None and steps > schedule.num_timesteps:
+        raise InputError(
+            f"steps = {steps}, but the schedule has {schedule.num_timesteps} timesteps; "
+            f"use at most {schedule.num_timesteps} steps"
+        )
+    return steps
+
+
+def _snap(times: Float[np.ndarray, " n"], num_timesteps: int) -> Float[np.ndarray, " n"]:
+    """The nearest distinct k/num_timesteps: rounded, then pushed apart from the data's end, where times crowd."""
+    k = np.round(times * num_timesteps).astype(int)
+    for i in range(len(k) - 2, -1, -1):
+        k[i] = max(k[i], k[i + 1] + 1)
+    k[0] = min(k[0], num_timesteps)
+    for i in range(1, len(k)):
+        k[i] = min(k[i], k[i - 1] - 1)
+    return k / num_timesteps

@@ -1,0 +1,451 @@
+"""Noise distributions against scipy.stats, transforms against their formulas, both against their inverses."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.fft
+import scipy.ndimage
+import scipy.stats
+from scipy.spatial.transform import Rotation as ScipyRotation
+
+from jaxdiff.processes import FittedNormal
+from jaxdiff.processes.noise import (
+    NOISES,
+    Bernoulli,
+    Blue,
+    Colored,
+    Exponential,
+    Gamma,
+    Laplace,
+    Mixture,
+    NoiseDistribution,
+    Normal,
+    Pink,
+    Poisson,
+    Tabulated,
+    Uniform,
+    _steps,
+    check_standardized,
+)
+from jaxdiff.processes.transforms import (
+    IDENTITY,
+    TRANSFORMS,
+    Blur,
+    ColorMatrix,
+    Compose,
+    Flip,
+    Pixelate,
+    QuarterTurns,
+    Randomized,
+    RandomMask,
+    RandomOverlap,
+    Rotation,
+    Scale,
+    Shear,
+    Shift,
+    Transform,
+    Translation,
+    Warp,
+)
+from jaxdiff.typing import pytree, static
+
+CONTINUOUS: dict[str, tuple[NoiseDistribution, Any]] = {
+    "normal": (Normal(), scipy.stats.norm()),
+    "laplace": (Laplace(), scipy.stats.laplace(scale=1 / np.sqrt(2))),
+    "uniform": (Uniform(), scipy.stats.uniform(-np.sqrt(3), 2 * np.sqrt(3))),
+    "exponential": (Exponential(), scipy.stats.expon(-1)),
+    "gamma": (Gamma(2.0), scipy.stats.gamma(2, loc=-np.sqrt(2), scale=1 / np.sqrt(2))),
+    "tabulated": (Tabulated(scipy.stats.t(5)), scipy.stats.t(5, scale=np.sqrt(3 / 5))),
+}
+DISCRETE: dict[str, tuple[NoiseDistribution, Any]] = {
+    "poisson": (Poisson(4.0), scipy.stats.poisson(4)),
+    "bernoulli": (Bernoulli(), scipy.stats.bernoulli(0.5)),
+    "bernoulli:p=0.2": (Bernoulli(0.2), scipy.stats.bernoulli(0.2)),
+}
+MIXTURE = Mixture(Laplace(), Exponential())
+EPS = np.linspace(-5, 5, 41)
+TABULATED = ("gamma", "tabulated")
+
+
+@functools.cache
+def mapped(dtype: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """h(ε) of every continuous distribution at `EPS`, and h⁻¹ of that; of the mixture at t = 0.3."""
+    noises = {name: noise for name, (noise, _) in CONTINUOUS.items()}
+    noises |= {"mixture": MIXTURE} if dtype == "float64" else {}
+    with jax.enable_x64(dtype == "float64"):
+        eps = jnp.asarray(EPS, dtype)
+
+        @jax.jit
+        def both() -> Any:
+            n = {name: noise.from_normal(eps, 0.3) for name, noise in noises.items()}
+            return {name: (n[name], noise.to_normal(n[name], 0.3)) for name, noise in noises.items()}
+
+        return jax.device_get(both())
+
+
+@functools.cache
+def drawn() -> dict[str, np.ndarray]:
+    """200,000 numbers of every distribution."""
+    noises = {name: noise for name, (noise, _) in (CONTINUOUS | DISCRETE).items()}
+    with jax.enable_x64(True):
+        keys = dict(zip(noises, jax.random.split(jax.random.key(0), len(noises)), strict=True))
+        return jax.device_get(
+            jax.jit(lambda: {name: noise(keys[name], (200_000,)) for name, noise in noises.items()})()
+        )
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_from_normal_is_the_quantile_function(name: str) -> None:
+    """In both dtypes, to the far tails; a table of quantiles to its spacing."""
+    truth = CONTINUOUS[name][1]
+    expected = np.where(EPS < 0, truth.ppf(scipy.stats.norm.cdf(EPS)), truth.isf(scipy.stats.norm.sf(EPS)))
+    exact, rounded = (mapped(dtype)[name][0] for dtype in ("float64", "float32"))
+    tolerance = 1e-5 if name in TABULATED else 1e-11
+    np.testing.assert_allclose(exact, expected, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(rounded, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*CONTINUOUS, "mixture"])
+def test_to_normal_inverts_from_normal(name: str) -> None:
+    """Uniform noise is within 6e-7 of its end at ε = 5."""
+    np.testing.assert_allclose(mapped("float64")[name][1], EPS, rtol=0, atol=1e-8)
+    noise, eps = MIXTURE if name == "mixture" else CONTINUOUS[name][0], jnp.asarray(EPS, jnp.float32)
+    back = noise.to_normal(noise.from_normal(eps, 0.3), 0.3)
+    np.testing.assert_allclose(back, eps, atol=0.04 if name == "mixture" else 0.01)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_continuous_noise_has_mean_0_and_variance_1_and_passes_kolmogorov_and_smirnov(name: str) -> None:
+    """At the same level the test rejects noise that is 5% too wide or off by 0.05."""
+    truth, noise = CONTINUOUS[name][1], drawn()[name]
+    mean, variance, excess = (float(moment) for moment in truth.stats("mvk"))
+    assert (mean, variance) == pytest.approx((0, 1), abs=1e-12)
+    assert abs(noise.mean()) < 4 / np.sqrt(len(noise))
+    assert abs(noise.var() - 1) < 4 * np.sqrt((excess + 2) / len(noise))
+    assert scipy.stats.kstest(noise, truth.cdf).pvalue > 1e-3
+    for wrong in (1.05 * noise, noise + 0.05):
+        assert scipy.stats.kstest(wrong, truth.cdf).pvalue < 1e-3
+
+
+@pytest.mark.parametrize("name", ["normal", "laplace", "uniform", "exponential"])
+def test_log_density_is_that_of_scipy_up_to_a_constant(name: str, x64: None) -> None:
+    noise, truth = CONTINUOUS[name]
+    n = np.array([-4.0, -1.5, -0.9, 0.0, 0.4, 1.7, 4.0])
+    expected = truth.logpdf(n)
+    found = np.asarray(noise.log_density(jnp.asarray(n), 0.5))
+    np.testing.assert_array_equal(np.isinf(found), np.isinf(expected))
+    inside = np.isfinite(expected)
+    np.testing.assert_allclose(np.diff(found[inside]), np.diff(expected[inside]), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_discrete_noise_has_mean_0_and_variance_1_and_its_own_probabilities(name: str) -> None:
+    distribution, truth = DISCRETE[name]
+    thresholds, values = _steps(distribution)
+    counts = values * truth.std() + truth.mean()
+    np.testing.assert_allclose(counts, np.round(counts), atol=1e-12)
+    edges = scipy.stats.norm.cdf([-np.inf, *thresholds, np.inf])
+    np.testing.assert_allclose(np.diff(edges), truth.pmf(np.round(counts)), rtol=1e-9, atol=1e-14)
+    noise = drawn()[name]
+    values, seen = np.unique(np.round(noise * truth.std() + truth.mean()), return_counts=True)
+    rest = len(noise) - truth.pmf(values) @ np.full(len(values), len(noise))
+    assert scipy.stats.chisquare(seen, truth.pmf(values) * len(noise) + rest / len(values)).pvalue > 1e-3
+    with pytest.raises(ValueError, match="no inverse"):
+        distribution.to_normal(jnp.zeros(1), 0.5)
+    with pytest.raises(ValueError, match="Laplace, Uniform"):
+        Mixture(Normal(), distribution)
+
+
+def test_a_mixture_goes_from_one_distribution_to_the_other(x64: None) -> None:
+    noise, quantile_map = mapped("float64")["mixture"][0], jax.jit(MIXTURE.quantile_map)
+    parts = [CONTINUOUS[name][1].cdf(noise) for name in ("laplace", "exponential")]
+    np.testing.assert_allclose(0.7 * parts[0] + 0.3 * parts[1], scipy.stats.norm.cdf(EPS), rtol=1e-9, atol=1e-13)
+    for s, name in ((0.0, "laplace"), (1.0, "exponential")):
+        np.testing.assert_allclose(quantile_map(jnp.asarray(noise), 0.3, s), mapped("float64")[name][0], atol=1e-6)
+    drawn = np.asarray(jax.jit(lambda: MIXTURE(jax.random.key(1), (50_000,), 0.3))())
+    fourth = sum(weight * CONTINUOUS[name][1].moment(4) for weight, name in ((0.7, "laplace"), (0.3, "exponential")))
+    assert abs(drawn.mean()) < 4 / np.sqrt(len(drawn))
+    assert abs(drawn.var() - 1) < 4 * np.sqrt((fourth - 1) / len(drawn))
+
+    def cdf(noise: np.ndarray) -> np.ndarray:
+        return 0.7 * CONTINUOUS["laplace"][1].cdf(noise) + 0.3 * CONTINUOUS["exponential"][1].cdf(noise)
+
+    assert scipy.stats.kstest(drawn, cdf).pvalue > 1e-3
+    assert scipy.stats.kstest(drawn + 0.05, cdf).pvalue < 1e-3
+
+
+@pytest.mark.parametrize(("noise", "neighbors"), [(Blue(), -1), (Pink(), 1), (Blue(axes=1), -1)])
+def test_colored_noise_has_its_spectrum_and_variance_1(noise: Any, neighbors: int, x64: None) -> None:
+    """h is linear: its matrix H on 6x4 pixels gives the covariance H Hᵀ, which is diagonal in Fourier space."""
+    shape = (6, 4)
+    h = np.asarray(jax.vmap(lambda e: noise.from_normal(e.reshape(shape), 0.5).ravel())(jnp.eye(24)))
+    covariance = h.T @ h
+    np.testing.assert_allclose(np.diag(covariance), 1, rtol=1e-12)
+    assert np.sign(covariance[0, shape[1]]) == neighbors  # of the next row
+    frequencies = [np.fft.fftfreq(n) if axis < noise.axes else np.zeros(n) for axis, n in enumerate(shape)]
+    f = np.maximum(np.hypot(frequencies[0][:, None], frequencies[1][None]), 1 / 6)
+    power = f if neighbors < 0 else 1 / f
+    fourier = np.kron(*(scipy.fft.fft(np.eye(n), norm="ortho") for n in shape))
+    spectrum = fourier @ covariance @ fourier.conj().T
+    np.testing.assert_allclose(spectrum, np.diag((power / power.mean()).ravel()), atol=1e-12)
+    eps = jnp.asarray(np.random.default_rng(0).normal(size=shape))
+    np.testing.assert_allclose(noise.to_normal(noise.from_normal(eps, 0.5), 0.5), eps, atol=1e-12)
+
+
+@pytree
+class Doubled(NoiseDistribution):
+    """Of variance 4."""
+
+    elementwise: bool = static(default=True)
+
+    def from_normal(self, eps: jax.Array, t: Any, /) -> jax.Array:
+        return 2 * eps
+
+
+@pytree
+class Turning(NoiseDistribution):
+    """Changes with t, which it does not declare."""
+
+    def from_normal(self, eps: jax.Array, t: Any, /) -> jax.Array:
+        return jnp.where(t < 0.7, eps, -eps)
+
+
+@pytree
+class Cauchy(NoiseDistribution):
+    """Has no variance."""
+
+    def from_normal(self, eps: jax.Array, t: Any, /) -> jax.Array:
+        return jnp.tan(jnp.pi * (jax.scipy.special.ndtr(eps) - 0.5))
+
+    def to_normal(self, noise: jax.Array, t: Any, /) -> jax.Array:
+        return jax.scipy.special.ndtri(0.5 + jnp.arctan(noise) / jnp.pi)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Tabulated(scipy.stats.cauchy()), "cauchy .* finite variance"),
+        (lambda: Tabulated(scipy.stats.t(2)), r"scipy.stats.t\(5\)"),
+        (lambda: Tabulated(scipy.stats.poisson(3)), "poisson is discrete"),
+        (lambda: Tabulated(scipy.stats.t(2.1)), "of its variance beyond the table"),
+        (lambda: Gamma(0.0), "shape = 0.0; the rule is shape > 0"),
+        (lambda: Gamma(0.05), "too close to each other for float32"),
+        (lambda: Poisson(-1.0), "rate = -1.0"),
+        (lambda: Poisson(np.inf), "rate = inf"),
+        (lambda: Bernoulli(1.0), "p = 1.0; the rule is 0 < p < 1"),
+        (lambda: Colored(jnp.abs, axes=3), "axes = 3"),
+        (lambda: Blue(axes=2)(jax.random.key(0), (3,)), r"axes = 2, but a sample has shape \(3,\)"),
+        (lambda: Mixture(Normal(), Blue()), "Blue can't be in a Mixture"),
+        (lambda: check_standardized(Doubled()), "variance 4 .* divide by"),
+        (lambda: check_standardized(Doubled(elementwise=False)), "variance [34]"),
+        (lambda: check_standardized(Cauchy()), "finite variance"),
+        (lambda: check_standardized(Mixture(Normal(), Cauchy())), "finite variance"),
+        (lambda: check_standardized(Turning()), "Turning changes with t, but its time_dependent is False"),
+        (lambda: check_standardized(Colored(lambda f: f - 0.3)), "variance nan"),
+        (lambda: Tabulated(scipy.stats.t(5)).log_density(jnp.zeros(1), 0.5), "no known density"),
+        (lambda: Randomized(Rotation, 1.0, 1.0), "low < high"),
+        (lambda: Randomized(Scale, -1.0, 1.0), "factor = -1.0"),
+        (lambda: Randomized(Blur, 1.0, 4.0), "make = Blur needs its number"),
+        (lambda: Randomized(Translation, (0.0, 0.0), (1.0,)), "two numbers or as many in each"),
+        (lambda: Rotation(1.0, axis=(0.0, 0.0, 0.0)), "not all 0"),
+        (lambda: Rotation(1.0)(jnp.zeros((5, 3)), 0.5), "axis="),
+        (lambda: Shear(1.0, to=1, by=1), "to = 1, by = 1"),
+        (lambda: Shear(1.0, to=1, by=-1), "two different axes >= 0"),
+        (lambda: Shear(1.0, by=5)(jnp.zeros((3, 2)), 0.5), r"to = 0, by = 5, but a sample has shape \(3, 2\)"),
+        (lambda: Scale([1.0, -1.0]), "the rule is factor > 0"),
+        (lambda: Warp(zoom=0.0), "the rule is zoom > 0"),
+        (lambda: Warp()(jnp.zeros(3), 0.5), r"the rule is images, \(height, width"),
+        (lambda: Translation(1.0)(jnp.zeros((3, 2)), 0.5), "one number for each axis"),
+        (lambda: RandomOverlap(np.zeros((0, 2))), r"others has shape \(0, 2\)"),
+        (lambda: RandomOverlap(np.zeros((2, 2))).sample_params(jax.random.key(0), (3,)), r"but a sample \(3,\)"),
+        (lambda: Blur(0.0), "width = 0.0"),
+        (lambda: Pixelate((4, 2)), "rising sizes above 1"),
+        (lambda: Pixelate((3,))(jnp.zeros((4, 4)), 0.5), "divisors"),
+        (lambda: ColorMatrix([[1.0, 0.0]]), "as many rows as columns"),
+        (lambda: ColorMatrix([[1.0]])(jnp.zeros((4, 4)), 0.5), "the last axis must be 1"),
+        (lambda: Shift((1, 1))(jnp.zeros(4), 0.5), r"pixels = \(1, 1\), but a sample has shape \(4,\)"),
+        (lambda: QuarterTurns()(jnp.zeros((4, 3)), 0.5), "height = width"),
+        (lambda: RandomMask()(jnp.zeros((4, 4)), 0.5), r"call sample_params\(key, shape\)"),
+        (lambda: RandomMask().inverse(jnp.zeros((4, 4)), 0.5), "has no inverse; let the network predict x0"),
+        (lambda: FittedNormal.fit(np.zeros((1, 3))), "at least 2"),
+    ],
+)
+def test_errors_name_the_mistake_and_what_works(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_standardized_noise_passes_the_check_also_under_jit() -> None:
+    """Most of the power of the last one is in the mean of a sample, and so are the errors of its moments."""
+    for noise in (*(make() for make in NOISES.values()), MIXTURE, Colored(jnp.reciprocal, axes=1), Colored(_cubic)):
+        check_standardized(noise)
+    jax.jit(lambda x: (check_standardized(Colored(_cubic)), x)[1])(0.0)
+    with pytest.raises(ValueError, match="variance 4"):
+        jax.jit(lambda x: (check_standardized(Doubled()), x)[1])(0.0)
+
+
+def _cubic(frequency: jax.Array) -> jax.Array:
+    return frequency**-3
+
+
+# (transform, shape of a sample, whether its inverse is usable at every t)
+CASES: dict[str, tuple[Transform, tuple[int, ...], bool]] = {
+    "identity": (IDENTITY, (3,), True),
+    "shift": (Shift((3, -2)), (4, 5, 1), True),
+    "flip": (Flip(), (4, 5), True),
+    "quarter_turns": (QuarterTurns(3), (4, 4), True),
+    "rotation": (Rotation(2.0), (3, 2), True),
+    "rotation in space": (Rotation(2.0, axis=(1.0, 2.0, -1.0)), (2, 3), True),
+    "random_rotation": (Randomized(Rotation, -1.0, 1.0), (3, 2), True),
+    "scale": (Scale([0.5, 3.0]), (3, 2), True),
+    "scale, small": (Scale([1e-4, 3.0]), (3, 2), False),
+    "scale, random and small": (Randomized(Scale, 1e-4, 1.0), (3, 2), False),
+    "shear": (Shear(1.5), (3, 2), True),
+    "translation": (Translation([1.0, -2.0]), (3, 2), True),
+    "translation, random": (Randomized(Translation, (0.0, 1.0), (1.0, 3.0)), (3, 2), True),
+    "compose": (Compose([Rotation(1.0), Scale(0.5), Translation([1.0, 2.0])]), (2,), True),
+    "compose, one of them lossy": (Compose((Shift(1), RandomMask())), (4, 4), False),
+    "warp": (Warp(0.7, zoom=1.5), (5, 5, 1), False),
+    "random_warp": (Randomized(Warp, 0.5, 1.0), (5, 5, 1), False),
+    "colors": (ColorMatrix([[1 / 3] * 3] * 3), (2, 2, 3), False),
+    "colors, regular": (ColorMatrix([[0.5, 0.5], [-0.5, 0.5]]), (2, 2, 2), True),
+    "colors, singular at ½": (ColorMatrix([[-1.0, 0.0], [0.0, 2.0]]), (2, 2, 2), False),
+    "colors, singular between looks": (ColorMatrix([[-500.3]]), (2, 2, 1), False),
+    "colors, nilpotent": (ColorMatrix(np.triu(np.ones((3, 3)), 1).tolist()), (2, 2, 3), False),
+    "blur": (Blur(3.0), (4, 4), False),
+    "blur, narrow": (Blur(0.83), (4, 4), True),
+    "mask": (RandomMask(), (4, 4, 2), False),
+    "pixelate": (Pixelate((2, 4)), (4, 4), False),
+    "overlap": (RandomOverlap(np.ones((2, 3, 3))), (3, 3), False),
+}
+ORTHOGONAL = ("identity", "shift", "flip", "quarter_turns", "rotation", "rotation in space", "random_rotation")
+TIMES = (0.05, 0.2, 0.6, 1.0)
+
+
+@functools.cache
+def measured() -> dict[str, dict[str, Any]]:
+    """For every transform g_0(x) − x and, at `TIMES`, the matrix of g_t and the error of the round trip."""
+
+    def of_one(transform: Transform, shape: tuple[int, ...], invertible: bool) -> dict[str, Any]:
+        g, x = transform.sample_params(jax.random.key(1), shape), jax.random.normal(jax.random.key(2), shape)
+        basis = jnp.concatenate([jnp.zeros((1, x.size)), jnp.eye(x.size)]).reshape(-1, *shape)
+
+        def at(t: jax.Array) -> Any:
+            images = jax.vmap(lambda e: g(e, t).ravel())(basis)  # g_t is affine
+            return images[1:] - images[:1], g.inverse(g(x, t), t) - x if invertible else x
+
+        matrices, back = jax.vmap(at)(jnp.array(TIMES))
+        return {"at 0": g(x, 0.0) - x, "matrices": matrices, "back": back}
+
+    with jax.enable_x64(True):
+        return jax.device_get(jax.jit(lambda: {name: of_one(*case) for name, case in CASES.items()})())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_transform_grows_from_the_identity(name: str) -> None:
+    np.testing.assert_allclose(measured()[name]["at 0"], 0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_transform_is_invertible_if_its_inverse_enlarges_no_error_by_a_thousand(name: str) -> None:
+    transform, _, invertible = CASES[name]
+    assert transform.invertible is invertible
+    found = measured()[name]
+    gains = [1 / max(np.linalg.svd(matrix)[1].min(), 1e-300) for matrix in found["matrices"]]
+    if invertible:
+        np.testing.assert_allclose(found["back"], 0, atol=1e-10)
+        assert max(gains) < 1e3
+    elif name in ("colors, singular at ½", "colors, singular between looks"):  # regular at all of `TIMES`
+        t, M = 1 / 501.3 if "looks" in name else 0.5, np.array(transform.matrix)
+        assert np.linalg.svd((1 - t) * np.eye(len(M)) + t * M)[1].min() < 1e-12
+    elif name not in ("random_warp", "scale, random and small"):  # whose parameters may have been mild ones
+        assert gains[-1] > 1e3
+
+
+def test_every_registered_transform_and_noise_is_tested() -> None:
+    assert set(TRANSFORMS) <= set(CASES)
+    assert set(NOISES) <= {*CONTINUOUS, *DISCRETE, "blue", "pink"}
+
+
+def test_the_bound_of_the_blurs_inverse_is_that_of_a_checkerboard(x64: None) -> None:
+    width = np.sqrt(np.log(1e3)) / np.pi
+    checkers = jnp.asarray((-1.0) ** np.add.outer(np.arange(4), np.arange(4)))
+    assert float(Blur(width).inverse(checkers, 1.0)[0, 0]) == pytest.approx(1e3)
+    assert [Blur(factor * width).invertible for factor in (0.999, 1.001)] == [True, False]
+    assert not np.all(np.isfinite(Blur(4.5).inverse(jnp.ones((4, 4), jnp.float32), jnp.float32(1.0))))
+
+
+@pytest.mark.parametrize("name", ORTHOGONAL)
+def test_transforms_that_only_move_are_orthogonal(name: str) -> None:
+    for matrix in measured()[name]["matrices"]:
+        np.testing.assert_allclose(matrix @ matrix.T, np.eye(len(matrix)), atol=1e-12)
+
+
+def test_transforms_are_what_their_formulas_say(x64: None) -> None:
+    x, points = (np.random.default_rng(0).normal(size=s) for s in ((4, 4), (5, 3)))
+    about = np.array([1.0, 2.0, -1.0]) / np.sqrt(6)
+    means = np.broadcast_to(x.reshape(2, 2, 2, 2).mean((1, 3), keepdims=True), (2, 2, 2, 2)).reshape(4, 4)
+    sheared = points + 1.5 * points[:, :1] * np.array([[0, 0, 1]])
+    cases = [
+        (Compose([]), x, 0.5, x),
+        (Shift((3, -2)), x, 0.5, np.roll(x, (2, -1), (0, 1))),
+        (Shift(2), x, 0.5, np.roll(x, 1, 0)),
+        (Flip(), x, 0.5, x[:, ::-1]),
+        (QuarterTurns(2), x, 0.5, np.rot90(x)),
+        (Warp(np.pi / 2), x, 1.0, np.rot90(x)),
+        (Rotation(2.0, axis=[1, 2, -1]), points, 0.5, ScipyRotation.from_rotvec(about).apply(points)),
+        (Rotation(np.pi), np.array([1.0, 0.0]), 0.5, np.array([0.0, 1.0])),
+        (Scale([4.0, 1.0, 9.0]), points, 0.5, points * np.array([[2, 1, 3]])),
+        (Shear(3.0, to=2, by=0), points, 0.5, sheared),
+        (Translation([1.0, 2.0, 3.0]), points, 0.5, points + np.array([[0.5, 1, 1.5]])),
+        (Compose([Scale(4.0), Translation([1.0, 0, 0])]), points, 0.5, 2 * points + np.array([[0.5, 0, 0]])),
+        (Blur(3.0), x, 0.4, np.fft.ifft2(scipy.ndimage.fourier_gaussian(np.fft.fft2(x), 1.2)).real),
+        (Pixelate((2, 4)), x, 0.25, (x + means) / 2),
+        (Pixelate((2, 4)), x, 0.75, (means + x.mean()) / 2),
+        (ColorMatrix([[0.0, 1.0], [1.0, 0.0]]), x[:, :2], 1.0, x[:, 1::-1]),
+    ]
+    found = jax.jit(lambda: [transform(jnp.asarray(sample), t) for transform, sample, t, _ in cases])()
+    for image, (transform, _, t, expected) in zip(found, cases, strict=True):
+        np.testing.assert_allclose(image, expected, atol=1e-9, err_msg=f"{transform} at {t}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_transform_is_a_pytree_made_by_its_constructor(name: str) -> None:
+    """Through `jax.jit`, with traced parameters, and as a copy made by `dataclasses.replace`."""
+    transform, shape, _ = CASES[name]
+    params = transform.sample_params(jax.random.key(1), shape)
+    x = jax.random.normal(jax.random.key(2), shape)
+    expected = params(x, 0.6)
+    np.testing.assert_allclose(jax.jit(lambda g: dataclasses.replace(g)(x, 0.6))(params), expected, atol=1e-5)
+    drawn = jax.jit(lambda key: transform.sample_params(key, shape))(jax.random.key(1))
+    assert jax.tree.structure(drawn) == jax.tree.structure(params)
+    if params is transform:
+        jax.jit(lambda g: (bool(g.invertible), x)[1])(transform)
+
+
+def test_random_parameters_have_their_distribution() -> None:
+    keys, shape = jax.random.split(jax.random.key(0), 2000), (4, 4, 1)
+    others = jnp.arange(3.0)[:, None, None, None] * jnp.ones((1, *shape))
+    composed = Compose([Randomized(Warp, -1.0, 3.0), RandomMask(), RandomOverlap(others)])
+    warp, mask, overlap = jax.vmap(lambda key: composed.sample_params(key, shape))(keys).parts
+    assert scipy.stats.kstest(np.asarray(warp.angle), scipy.stats.uniform(-1, 4).cdf).pvalue > 1e-3
+    assert mask.hidden_from.shape == (2000, 4, 4, 1)
+    assert scipy.stats.kstest(np.asarray(mask.hidden_from).ravel(), scipy.stats.uniform().cdf).pvalue > 1e-3
+    seen = np.bincount(np.asarray(overlap.other)[:, 0, 0, 0].astype(int))
+    assert scipy.stats.chisquare(seen).pvalue > 1e-3
+
+
+def test_a_fitted_normal_has_the_mean_and_covariance_of_the_data() -> None:
+    """50 samples of 6 numbers; a draw is linear in normal numbers, with the factors as its matrix."""
+    x = np.random.default_rng(0).normal(size=(50, 3, 2)) @ np.array([[1.0, 2.0], [0.0, 0.3]]) + 1
+    start = FittedNormal.fit(x)
+    np.testing.assert_allclose(start.mean, x.mean(0), rtol=1e-5)
+    factors = np.asarray(start.factors).reshape(-1, 6)
+    np.testing.assert_allclose(factors.T @ factors, np.cov(x.reshape(50, 6).T), rtol=1e-4, atol=1e-5)
+    draws = jax.vmap(start)(jax.random.split(jax.random.key(0), 4000))
+    np.testing.assert_allclose(draws.mean(0), x.mean(0), atol=4 * 2 / np.sqrt(4000))
