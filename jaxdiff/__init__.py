@@ -9,39 +9,8 @@ from jaxdiff.run import Run, load
 from jaxdiff.samplers import sample, timesteps
 from jaxdiff.typing import InputError, Prediction
 
-__all__ = [
-    "Denoiser",
-    "Gaussian",
-    "InputError",
-    "Perturbed",
-    "Prediction",
-    "Process",
-    "Run",
-    "analytic",
-    "clip_denoised",
-    "continuous_elbo",
-    "data",
-    "decode",
-    "denoiser",
-    "dynamic_threshold",
-    "elbo",
-    "encode",
-    "evaluation",
-    "from_function",
-    "guidance",
-    "inpainting",
-    "likelihood",
-    "load",
-    "log_likelihood",
-    "losses",
-    "noise",
-    "parameterization",
-    "sample",
-    "samplers",
-    "schedules",
-    "slerp",
-    "time_sampling",
-    "timesteps",
-    "transforms",
-    "weightings",
-]
+__all__ = ["Denoiser", "Gaussian", "InputError", "Perturbed", "Prediction", "Process", "Run", "data", "evaluation"]
+__all__ += ["analytic", "clip_denoised", "denoiser", "dynamic_threshold", "from_function", "guidance", "inpainting"]
+__all__ += ["continuous_elbo", "decode", "elbo", "encode", "likelihood", "load", "log_likelihood", "losses", "noise"]
+__all__ += ["parameterization", "sample", "samplers", "schedules", "slerp", "time_sampling", "timesteps"]
+__all__ += ["transforms", "weightings"]

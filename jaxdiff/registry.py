@@ -6,13 +6,12 @@ A component is named by a text or by a mapping, as on a command line or in a fil
     {"name": "shift", "pixels": (2, 0)}    {"name": "package.module:Name", "option": value}
 
 The name is a registered name, or names a class or function of any importable module. Its options are checked by the
-annotations of the constructor: whole numbers become floats and lists tuples where these ask for them.
+annotations of the constructor, which also turn whole numbers into floats and lists into tuples.
 """
 
 import ast
 import dataclasses
 import difflib
-import functools
 import importlib
 import inspect
 import math
@@ -20,7 +19,7 @@ import operator
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -29,55 +28,37 @@ from jaxdiff.typing import InputError
 Names = Mapping[str, Callable[..., Any]]
 
 
-def make(what: str, value: Any, names: Names, *, given: Sequence[str] = (), **extra: Any) -> Any:
+def make(what: str, value: Any, names: Names, *, given: Collection[str] = (), **extra: Any) -> Any:
     """Return the component that a text or a mapping names; any other value is returned as it is.
 
-    Args:
-      what: the name of the argument or section, for messages.
-      value: see the module's docstring.
-      names: the registered constructors.
-      given: options that only code may give, besides those of `extra`.
-      extra: arguments from code; the constructor gets those that it takes.
+    `what` names the argument or section in messages. The constructor gets those of the `extra` arguments that it takes.
+    Texts and mappings may give neither these nor the `given` options.
 
     Raises:
       InputError: if the name or an option is unknown, or a value does not fit its annotation.
     """
     if not isinstance(value, str | Mapping):
         return value
-    name, options = _parse(what, value, names)
-    constructor = find(what, name, names)
-    parameters, hints = _signature(constructor)
-    options = _checked_options(what, value, options, parameters, hints, {*given, *extra})
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    name, options, parameters, open_ended = _resolve(what, value, names, {*given, *extra})
     options |= {key: item for key, item in extra.items() if open_ended or key in parameters}
     for key, parameter in parameters.items():
-        if key not in options and parameter.default is parameter.empty and not _is_variadic(parameter):
+        if key not in options and parameter.default is parameter.empty:
             how = "only code can give it" if key in given else f"write {name}:{key}=VALUE"
             raise InputError(f"{what} = {name!r} needs a value for {key}; {how}")
-    return constructor(**options)
+    return find(what, name, names)(**options)
 
 
-def normalize(what: str, value: str | Mapping[str, Any], names: Names, *, given: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the mapping form of a component with its defaults, as `config.json` holds it.
-
-    Args:
-      given: options that only code may give; left out.
-
-    Raises:
-      InputError: as `make`.
-    """
-    name, options = _parse(what, value, names)
-    parameters, hints = _signature(find(what, name, names))
-    options = _checked_options(what, value, options, parameters, hints, set(given))
+def normalize(
+    what: str, value: str | Mapping[str, Any], names: Names, *, given: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the mapping form of a component, with its defaults and without `given`; raise as `make`."""
+    name, options, parameters, _ = _resolve(what, value, names, given)
     for key, item in options.items():
         if not _is_plain(item):
-            raise InputError(f"{what}.{key} = {item!r}; the rule is a value that JSON can hold")
-    defaults = {
-        key: _plain(parameter.default)
-        for key, parameter in parameters.items()
-        if key not in given and _is_plain(parameter.default)
-    }
-    return {"name": name, **defaults, **options}
+            raise InputError(f"{what}.{key} = {item!r}; it must be a value that JSON can hold")
+    defaults = {key: parameter.default for key, parameter in parameters.items() if key not in given}
+    plain = {key: _plain(default) for key, default in defaults.items() if _is_plain(default)}
+    return {"name": name, **plain, **options}
 
 
 def takes(what: str, value: Any, names: Names, option: str) -> bool:
@@ -86,11 +67,7 @@ def takes(what: str, value: Any, names: Names, option: str) -> bool:
 
 
 def find(what: str, name: str, names: Names) -> Callable[..., Any]:
-    """Return the constructor with this name: a registered one, or `package.module:Name`.
-
-    Raises:
-      InputError: if there is none.
-    """
+    """Return the constructor with this name, a registered one or `package.module:Name`, or raise an InputError."""
     if name in names:
         return names[name]
     module, colon, attribute = name.partition(":")
@@ -100,9 +77,8 @@ def find(what: str, name: str, names: Names) -> Callable[..., Any]:
     try:
         source = importlib.import_module(module)
     except ImportError as error:
-        raise InputError(
-            f"{what} = {name!r}: {error}; the module must be importable, see PYTHONPATH{_near(module, names)}"
-        ) from error
+        advice = f"the module must be importable, see PYTHONPATH{_near(module, names)}"
+        raise InputError(f"{what} = {name!r}: {error}; {advice}") from error
     try:
         found = operator.attrgetter(attribute)(source)
     except AttributeError as error:
@@ -112,6 +88,22 @@ def find(what: str, name: str, names: Names) -> Callable[..., Any]:
     return found
 
 
+def _resolve(
+    what: str, value: str | Mapping[str, Any], names: Names, given: Collection[str]
+) -> tuple[str, dict[str, Any], dict[str, inspect.Parameter], bool]:
+    """The name, the checked options, the constructor's parameters, and whether it takes **options."""
+    name, options = _parse(what, value, names)
+    parameters, open_ended = _signature(find(what, name, names))
+    hints = {key: parameter.annotation for key, parameter in parameters.items() if key not in given}
+    for key in options:
+        if key in given or (key not in hints and not open_ended):
+            shown = value if isinstance(value, str) else name
+            listed = ", ".join(hints) or "none"
+            raise InputError(f"{what} = {shown!r} has no option {key!r}; it takes {listed}{_near(key, hints)}")
+    fitted = {key: checked(f"{what}.{key}", item, hints.get(key, Any)) for key, item in options.items()}
+    return name, fitted, parameters, open_ended
+
+
 def _parse(what: str, value: str | Mapping[str, Any], names: Names) -> tuple[str, dict[str, Any]]:
     """The name and the options, unchecked."""
     if isinstance(value, Mapping):
@@ -119,13 +111,13 @@ def _parse(what: str, value: str | Mapping[str, Any], names: Names) -> tuple[str
             raise InputError(f"{what}.name is missing; the known ones are {', '.join(sorted(names))}")
         return value["name"], {key: item for key, item in value.items() if key != "name"}
     if not isinstance(value, str):
-        raise InputError(f"{what} = {value!r}; the rule is a text, NAME:OPTION=VALUE, or a mapping with a name")
+        raise InputError(f"{what} = {value!r}; it must be a text, NAME:OPTION=VALUE, or a mapping with a name")
     name, _, rest = value.partition(":")
     first, _, after = rest.partition(":")
     if first and "=" not in first and name not in names:
         name, rest = f"{name}:{first}", after
     options: dict[str, Any] = {}
-    for option in filter(None, re.split(r",(?![^(]*\))", rest)):  # not at the commas of a tuple
+    for option in filter(None, re.split(r",(?![^(\[]*[)\]])", rest)):  # not at the commas of a tuple
         key, equals, text = option.partition("=")
         if not equals:
             raise InputError(f"{what} = {value!r} has no option {option!r}; write NAME:OPTION=VALUE,OPTION=VALUE")
@@ -138,41 +130,18 @@ def _parse(what: str, value: str | Mapping[str, Any], names: Names) -> tuple[str
     return name, options
 
 
-def _signature(constructor: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
-    """The parameters of a constructor and their annotations."""
+def _signature(constructor: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The named parameters of a constructor, and whether it takes **options."""
     try:
-        parameters = dict(inspect.signature(constructor).parameters)
+        signature = inspect.signature(constructor, eval_str=True)
     except ValueError:  # one of Python's own without a signature
-        return {}, {}
-    while isinstance(constructor, functools.partial):
-        constructor = constructor.func
-    try:
-        hints = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
-    except (NameError, TypeError):  # annotations of another library that can't be resolved are not checked
-        hints = {}
-    return parameters, hints
-
-
-def _checked_options(
-    what: str,
-    value: str | Mapping[str, Any],
-    options: Mapping[str, Any],
-    parameters: Mapping[str, inspect.Parameter],
-    hints: Mapping[str, Any],
-    given: set[str],
-) -> dict[str, Any]:
-    known = [key for key, parameter in parameters.items() if key not in given and not _is_variadic(parameter)]
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    for key in options:
-        if key in given or (key not in known and not open_ended):
-            listed = ", ".join(known) or "none"
-            shown = value if isinstance(value, str) else value["name"]
-            raise InputError(f"{what} = {shown!r} has no option {key!r}; it takes {listed}{_near(key, known)}")
-    return {key: checked(f"{what}.{key}", item, hints.get(key, Any)) for key, item in options.items()}
-
-
-def _is_variadic(parameter: inspect.Parameter) -> bool:
-    return parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        return {}, False
+    except (NameError, TypeError):  # another library's annotations: those that can't be evaluated are not checked
+        signature = inspect.signature(constructor)
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = {key: parameter for key, parameter in signature.parameters.items() if parameter.kind not in variadic}
+    return named, inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def checked(path: str, value: Any, hint: Any) -> Any:
@@ -187,7 +156,7 @@ def checked(path: str, value: Any, hint: Any) -> Any:
 
 
 def _fitted(value: Any, hint: Any) -> Any:
-    """`checked`, with a TypeError if it doesn't fit. A bool is no number here."""
+    """`checked`, with a TypeError if the value doesn't fit. A bool does not count as a number."""
     kind, options = get_origin(hint), get_args(hint)
     value = _plain(value)
     if hint in (Any, object, inspect.Parameter.empty) or (kind is None and not isinstance(hint, type)):
@@ -218,6 +187,8 @@ def _fitted(value: Any, hint: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     return tuple(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
@@ -231,12 +202,12 @@ def _is_plain(value: Any) -> bool:
 
 
 def dataclass_from(cls: Any, values: Mapping[str, Any]) -> Any:
-    """Return a dataclass made from a mapping, whose fields that are dataclasses are sections of the mapping."""
+    """Return a dataclass made from a mapping; fields that are dataclasses are made from its sections."""
     hints, fields = typing.get_type_hints(cls), {field.name: field for field in dataclasses.fields(cls)}
     arguments = {}
     for name, value in values.items():
         if name not in fields:
-            raise InputError(f"{name} is no field of a config{suggest(name, fields)}")
+            raise InputError(f"{name} is not a field of the config{suggest(name, fields)}")
         if not dataclasses.is_dataclass(hints[name]):
             arguments[name] = checked(name, value, hints[name])
         elif isinstance(value, Mapping):

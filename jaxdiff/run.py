@@ -8,24 +8,23 @@ Samples go in and out as float32: images of shape (n, height, width, channels) i
 
 import dataclasses
 import functools
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from jaxdiff import data, samplers, xla
-from jaxdiff.data import Dataset
+from jaxdiff import data, registry, samplers, xla
 from jaxdiff.denoisers.guidance import Weight
 from jaxdiff.denoisers.inpainting import Known, inpainting
 from jaxdiff.evaluation import NoisyAccuracy
 from jaxdiff.experiment import Config, Experiment, Sampling, make_experiment
 from jaxdiff.experiment import workdir as workdir_
-from jaxdiff.experiment.build import noisy_accuracy, test_split
+from jaxdiff.experiment.build import noisy_accuracy
 from jaxdiff.experiment.checkpoint import Checkpoints
 from jaxdiff.experiment.labels import Labels, condition
 from jaxdiff.likelihood import BitsPerDim, bits_per_dim, slerp
@@ -38,6 +37,7 @@ from jaxdiff.samplers.timesteps import Timesteps
 from jaxdiff.typing import HostSamples, InputError, PyTree, RandomKey, Sample, Samples
 
 AnySamples = Float[np.ndarray | Array, "n *shape"]
+Mask = Bool[np.ndarray, "..."]
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -53,15 +53,21 @@ class SamplingOptions(TypedDict, total=False):
     progress: bool
 
 
+class SolverOptions(TypedDict, total=False):
+    """The options of `Run.encode`, `Run.decode` and `Run.interpolate`: by default `Solver()` and 64 samples a batch."""
+
+    solver: Solver | None
+    batch: int
+    progress: bool
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """A trained model with its config, as `load` returns it."""
 
     experiment: Experiment
-    params: PyTree
-    """The averaged (EMA) weights."""
-    step: int
-    """The optimizer steps that the weights have seen."""
+    params: PyTree  # the averaged (EMA) weights
+    step: int  # the optimizer steps that the weights have seen
 
     @property
     def config(self) -> Config:
@@ -97,57 +103,46 @@ class Run:
         batch: int | None = None,
         progress: bool = False,
     ) -> HostSamples:
-        """Draw n samples. What is None is as the config says.
+        """Draw n samples, `batch` at a time. The config's sampling section replaces options that are None.
 
         Args:
-          key: a typed key. Sample i depends on fold_in(key, i) alone; n and `batch` change its rounding.
-          n: number of samples.
+          key: a typed key. Sample i depends on fold_in(key, i) alone; n and `batch` change only the rounding.
           labels: for conditional models or with a classifier: one label, one for each sample (−1 for none), or the
             weights of a composition of labels, which sum to 1, as in {3: 0.5, 8: 0.5} (see `jaxdiff.guidance`).
-          guidance: the weight w, a number or a function of t (see `jaxdiff.guidance`). 0 and None sample the plain
-            conditional model.
-          classifier: the run of a classifier of noisy samples that guides; without it guidance is classifier-free. It
-            guides an unconditional model with the weight 1 + w, so that w means the same for both.
+          guidance: the weight w, a number or a function of t. 0 and None sample the plain conditional model.
+          classifier: the run of a classifier of noisy samples that replaces classifier-free guidance. It guides an
+            unconditional model with the weight 1 + w, so that w means the same for both.
           sampler: a name with options ("ddim:eta=0.5") or a sampler.
-          steps: number of steps.
           timesteps: a rule or the times themselves (see `jaxdiff.timesteps`).
-          batch: number of samples drawn at a time.
-          progress: whether to show a progress bar.
 
         Raises:
-          InputError: if the model can't take the labels, the guidance or the classifier; if the sampler is unknown, or
-            needs a variance that the network does not predict; if the schedule can't take the steps.
+          InputError: if the model can't take the labels, the guidance or the classifier, the sampler is unknown or
+            needs a variance that the network does not predict, or the schedule can't take the steps.
         """
         if n < 1:
-            raise InputError(f"n = {n}; the rule is 1 or more")
+            raise InputError(f"n = {n}; it must be 1 or more")
         denoiser, cond = self._condition(n, {"labels": labels, "guidance": guidance, "classifier": classifier})
         options = SamplingOptions(sampler=sampler, steps=steps, timesteps=timesteps, batch=batch, progress=progress)
         return self._draw(key, denoiser, self._sampling(options), n=n, cond=cond)
 
     def inpaint(
-        self,
-        key: RandomKey,
-        x0: AnySamples,
-        mask: Bool[np.ndarray, "..."],
-        *,
-        resample: int = 5,
-        **options: Unpack[SamplingOptions],
+        self, key: RandomKey, x0: AnySamples, mask: Mask, *, resample: int = 5, **options: Unpack[SamplingOptions]
     ) -> HostSamples:
         """Draw the unknown part of each of n samples (see `jaxdiff.inpainting`).
 
         Args:
-          key: as for `sample`.
           x0: samples; their values outside the mask are ignored.
-          mask: True where they are known: of the shape of x0, or without the leading axis, or without the last one.
-          resample: how often each step is made; more fits the new part better to the known one.
-          **options: as for `sample`. The sampler must keep no state between steps if `resample` > 1; None is "ddpm".
+          mask: True where x0 is known. It has the shape of x0; the batch axis, the last axis or both may be left out.
+          resample: how many times each step is made; more make the new part fit the known part better.
+          **options: as for `sample`, but the sampler is "ddpm" by default. It must keep no state between steps if
+            `resample` > 1.
 
         Raises:
           InputError: as `sample`; if the samples or the mask are unsuitable, or resample < 1.
         """
         x0 = self._checked(x0)
         if resample < 1:
-            raise InputError(f"resample = {resample}; the rule is 1 or more")
+            raise InputError(f"resample = {resample}; it must be 1 or more")
         mask = np.asarray(mask, bool)
         if mask.ndim in (x0.ndim - 2, x0.ndim - 1) and mask.shape[-1:] != x0.shape[-1:]:
             mask = mask[..., None]
@@ -166,11 +161,9 @@ class Run:
         """Noise samples to time t, and denoise them from there.
 
         Args:
-          key: as for `sample`; draws the noise too.
-          x0: samples.
           t: noise level in (0, 1] to start from: the higher, the less of the input is kept.
-          **options: as for `sample`. `steps` counts those from 1 to 0, of which the ones below t are made; times that
-            are given start at t.
+          **options: as for `sample`. `steps` counts those from 1 to 0, of which the ones below t are made; `timesteps`
+            given as a list start at t.
 
         Raises:
           InputError: as `sample`; if the samples are unsuitable, or t is outside (0, 1].
@@ -179,11 +172,11 @@ class Run:
         """
         x0 = self._checked(x0)
         if not 0 < t <= 1:
-            raise InputError(f"t = {t}; the rule is 0 < t <= 1")
+            raise InputError(f"t = {t}; must satisfy 0 < t <= 1")
         denoiser, cond = self._condition(len(x0), options)
-        sampling, given = self._sampling(options), options.get("timesteps")
+        sampling = self._sampling(options)
         times = sampling.times(self.process.schedule)
-        if given is not None and not isinstance(given, str) and times[0] != t:
+        if not isinstance(options.get("timesteps") or "", str) and times[0] != t:
             raise InputError(f"timesteps starts at {times[0]}, but samples are noised to t = {t}; start it there")
         sampling = dataclasses.replace(sampling, timesteps=(float(t), *times[times < t - 1e-6].tolist()))
         key_noise, key_draw = jax.random.split(key)
@@ -197,16 +190,19 @@ class Run:
 
     def _condition(self, n: int, options: SamplingOptions) -> tuple[Denoiser, PyTree]:
         """The guided denoiser and its conditions for n samples."""
-        by, labels = options.get("classifier"), options.get("labels")
+        for name in options:
+            if name not in SamplingOptions.__annotations__:
+                raise InputError(
+                    f"{name} is not an option of sampling{registry.suggest(name, SamplingOptions.__annotations__)}"
+                )
+        by, labels, w = options.get("classifier"), options.get("labels"), options.get("guidance")
         classifier = None if by is None else (by.experiment, by.params)
-        return condition(
-            self.experiment, self.params, n=n, labels=labels, w=options.get("guidance"), classifier=classifier
-        )
+        return condition(self.experiment, self.params, n, labels, w, classifier)
 
     def _sampling(self, options: SamplingOptions) -> Sampling:
         """The config's section with the options that are given."""
         names = ("sampler", "steps", "timesteps", "batch", "progress")
-        given: dict[str, Any] = {name: options[name] for name in names if options.get(name) is not None}  # type: ignore[literal-required]
+        given: dict[str, Any] = {key: item for key, item in options.items() if key in names and item is not None}
         times = given.get("timesteps", "")
         if not isinstance(times, str):
             samplers.timesteps.make(times, given.get("steps"), self.process.schedule)  # which refuses other steps
@@ -220,15 +216,10 @@ class Run:
         return sample_in_batches(key, denoiser, sampling, shape=self.experiment.shape, **rows)
 
     def noisy_accuracy(self, n: int = 1000) -> NoisyAccuracy:
-        """Return the accuracy of a classifier on n examples of the test split, by noise level.
-
-        Raises:
-          InputError: if the run is of a denoiser.
-          InputError, ConnectionError: if the data set can't be read.
-        """
+        """Return the accuracy of a classifier on n examples of the test split, by noise level."""
         if not self.experiment.classifies:
-            raise InputError("this run is of a denoiser; only a classifier has an accuracy")
-        return noisy_accuracy(self.experiment, self.params, test_split(self.experiment), n)
+            raise InputError("this run is a denoiser; only a classifier has an accuracy")
+        return noisy_accuracy(self.experiment, self.params, n)
 
     def test_examples(self, n: int) -> HostSamples:
         """Return the first n examples of the test split of the run's data set.
@@ -237,111 +228,81 @@ class Run:
           InputError, ConnectionError: if the data set can't be read or is smaller.
         """
         section = self.config.data
-        found: Dataset = data.load(section.name, split="test", dir=section.dir)
+        found = data.load(section.name, split="test", dir=section.dir)
         if not 1 <= n <= len(found.x):
-            raise InputError(f"n = {n}, but the test split of {section.name} has {len(found.x)} examples: 1 to as many")
+            raise InputError(
+                f"n = {n}, but the test split of {section.name} has {len(found.x)} examples; use 1 to that many"
+            )
         return np.asarray(data.normalize(found.x[:n], found.levels), np.float32)
 
-    def encode(
-        self, x0: AnySamples, *, solver: Solver | None = None, batch: int = 64, progress: bool = False
-    ) -> HostSamples:
-        """Return the latents of samples along the probability-flow ODE of the model, without clipping.
-
-        Args:
-          x0: samples.
-          solver: the ODE solver; by default its tolerance is 1e-5.
-          batch: number of samples at a time.
-          progress: whether to show a progress bar.
-
-        Returns:
-          x_1, distributed approximately as N(0, σ_1² I).
+    def encode(self, x0: AnySamples, **options: Unpack[SolverOptions]) -> HostSamples:
+        """Return the latents x_1 of samples along the model's unclipped probability-flow ODE: nearly N(0, σ_1² I).
 
         Raises:
           InputError: if the samples have another shape, values that are not finite or beyond the data's range, or the
             solver gives up.
         """
-        return self._integrate(self._checked(x0), (0.0, 1.0), solver=solver, batch=batch, progress=progress)
+        return self._integrate(self._checked(x0), 0.0, 1.0, **options)
 
-    def decode(
-        self, x1: AnySamples, *, solver: Solver | None = None, batch: int = 64, progress: bool = False
-    ) -> HostSamples:
-        """Return the samples of latents: the inverse of `encode`, with the same arguments and errors."""
-        x1 = self._checked(x1, of_data=False)
-        return self._integrate(x1, (1.0, 0.0), solver=solver, batch=batch, progress=progress)
+    def decode(self, x1: AnySamples, **options: Unpack[SolverOptions]) -> HostSamples:
+        """Return the samples of latents: the inverse of `encode`, with the same options and errors."""
+        return self._integrate(self._checked(x1, of_data=False), 1.0, 0.0, **options)
 
     def interpolate(
-        self,
-        first: AnySamples,
-        last: AnySamples,
-        *,
-        steps: int = 10,
-        solver: Solver | None = None,
-        batch: int = 64,
-        progress: bool = False,
+        self, first: AnySamples, last: AnySamples, *, steps: int = 10, **options: Unpack[SolverOptions]
     ) -> Float[np.ndarray, "n {steps} *shape"]:
         """Interpolate from each of n samples to another, at equal angles on the sphere between their latents.
 
-        Args:
-          first, last: the ends of each row.
-          steps: number of samples in a row, including the reconstructions of its ends.
-          solver, batch, progress: as for `encode`.
+        `steps` is the number of samples in a row, including the reconstructions of its ends.
 
         Raises:
           InputError: as `encode`; if steps < 2, or the numbers of first and last samples differ.
         """
         if steps < 2 or len(first) != len(last):
-            raise InputError(
-                f"steps = {steps}, from {len(first)} samples to {len(last)}; the rule is steps >= 2 and as many ends"
-            )
-        ends = self.encode(np.concatenate([first, last]), solver=solver, batch=batch, progress=progress)
-        a, b = jnp.split(jnp.asarray(ends), 2)
-        rows = jax.vmap(jax.vmap(slerp, (None, None, 0)), (0, 0, None))
-        between = rows(a, b, jnp.linspace(0, 1, steps))
+            found = f"steps = {steps}, from {len(first)} samples to {len(last)}"
+            raise InputError(f"{found}; steps must be at least 2, and both ends need the same number of samples")
+        a, b = jnp.split(jnp.asarray(self.encode(np.concatenate([first, last]), **options)), 2)
+        between = jax.vmap(jax.vmap(slerp, (None, None, 0)), (0, 0, None))(a, b, jnp.linspace(0, 1, steps))
         x1 = np.asarray(between).reshape(-1, *self.experiment.shape)
-        return self.decode(x1, solver=solver, batch=batch, progress=progress).reshape(between.shape)
+        return self.decode(x1, **options).reshape(between.shape)
 
     def likelihood_terms(
         self, x0: AnySamples, *, key: RandomKey | None = None, probes: int = 4, batch: int = 64, progress: bool = False
     ) -> BitsPerDim:
-        """Return the ELBO of images, term by term, and their ODE likelihood; `.table()` prints them.
+        """Return the ELBO of images, term by term, and their ODE likelihood; `.table()` formats both.
 
-        The ELBO takes as many network calls an image as a discrete schedule has timesteps, and 64 for a continuous
-        one. A continuous schedule without noise at t = 0 has none.
+        The ELBO takes one network call per image and timestep of a discrete schedule, or 64 calls per image for a
+        continuous one. It does not exist for a continuous schedule without noise at t = 0.
 
         Args:
           x0: images, moved to the nearest levels of the data set, −1 + 2k/(levels − 1).
           key: draws noise, dequantization and probes, of image i with fold_in(key, i) alone; None for a fixed one.
           probes: number of Hutchinson probes for the ODE's divergence.
           batch: number of images at a time; it changes rounding only.
-          progress: whether to show a progress bar.
 
         Raises:
           InputError: if the data have no levels, the images are unsuitable, probes or batch < 1, or the ODE solver
             gives up.
         """
         if self.levels is None:
-            raise InputError("bits_per_dim is for images of so many levels; for points in the plane see log_likelihood")
-        return bits_per_dim.measure(
-            jax.random.key(0) if key is None else key,
-            self._network,
-            data.quantize(self._checked(x0), self.levels),
-            levels=self.levels,
-            probes=probes,
-            batch=batch,
-            progress=progress,
-        )
+            raise InputError(
+                "bits_per_dim needs images with a finite number of levels; for points in the plane see log_likelihood"
+            )
+        options: Any = {"levels": self.levels, "probes": probes, "batch": batch, "progress": progress}
+        x0 = data.quantize(self._checked(x0), self.levels)
+        return bits_per_dim.measure(jax.random.key(0) if key is None else key, self._network, x0, **options)
 
     def bits_per_dim(self, x0: AnySamples, **options: Any) -> dict[str, tuple[float, float]]:
         """Return {"elbo": (mean, standard error), "ode": (mean, standard error)} of images, in bits/dim.
 
-        Arguments and errors are those of `likelihood_terms`. The standard error of one image is NaN; "elbo" is left
-        out if there is none.
+        Arguments and errors are as for `likelihood_terms`. The standard error of one image is NaN; "elbo" is left out
+        if it does not exist.
         """
         return self.likelihood_terms(x0, **options).summary()
 
     @functools.cached_property  # one object, so that its compiled programs are reused
     def _network(self) -> Denoiser:
-        """The model without label and clipping, in float32, as the tolerances are far below bfloat16's."""
+        """The model without label and clipping, in float32: the tolerances are far below those of bfloat16."""
         self._condition(1, {})  # raises if the model needs labels
         return self.experiment.in_float32().network(self.params)
 
@@ -349,9 +310,8 @@ class Run:
         """The samples as float32, if they are of the model's shape and range."""
         x, shape = np.asarray(x, np.float32), self.experiment.shape
         if x.shape[1:] != shape or not len(x):
-            raise InputError(
-                f"samples have shape {x.shape}; this model takes (n, {', '.join(map(str, shape))}), n >= 1"
-            )
+            wanted = ", ".join(map(str, shape))
+            raise InputError(f"samples have shape {x.shape}; this model takes (n, {wanted}), n >= 1")
         if not np.isfinite(x).all():
             raise InputError("samples have values that are not finite; leave those out")
         if of_data and self.levels is not None and np.abs(x).max() > 1:
@@ -362,16 +322,15 @@ class Run:
         return x
 
     def _integrate(
-        self, x: HostSamples, span: tuple[float, float], *, solver: Solver | None, batch: int, progress: bool
+        self, x: HostSamples, t: float, s: float, solver: Solver | None = None, batch: int = 64, progress: bool = False
     ) -> HostSamples:
-        integrate_all, solver = xla.outermost(integrate_each, "t", "s", "solver"), solver or Solver()
-        t, s = span
+        integrate_all, used = xla.outermost(integrate_each, "t", "s", "solver"), solver or Solver()
 
         def integrate(_: Array, x: Samples) -> tuple[Samples, Outcome]:
-            return integrate_all(self._network, x, None, t=t, s=s, solver=solver)
+            return integrate_all(self._network, x, None, t=t, s=s, solver=used)
 
         def check(found: tuple[Any, Outcome]) -> None:
-            solver.check(found[1])
+            used.check(found[1])
 
         return in_batches(integrate, len(x), rows=x, check=check, batch=batch, progress=progress)[0]
 
@@ -379,22 +338,16 @@ class Run:
 def load(workdir: str | Path) -> Run:
     """Return the run in a folder, with the averaged weights of its newest whole checkpoint.
 
-    Only the folder is needed, neither the config file nor the data.
-
     Raises:
       InputError: if the folder holds no run or no whole checkpoint, or lacks the examples that its process is made of.
     """
     path = Path(workdir)
     config, spec = workdir_.read(path)
     experiment = make_experiment(config, spec, workdir_.read_examples(path, config, spec))
-    everywhere = NamedSharding(all_devices(), P())
+    everywhere = NamedSharding(all_devices(), PartitionSpec())
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-        jax.eval_shape(experiment.init, jax.random.key(0)),
+        lambda leaf: leaf.update(sharding=everywhere), jax.eval_shape(experiment.init, jax.random.key(0))
     )
-    checkpoints = Checkpoints(path / "checkpoints")
-    try:
+    with closing(Checkpoints(path / "checkpoints")) as checkpoints:
         step, params = checkpoints.restore_weights(abstract)
-    finally:
-        checkpoints.close()
     return Run(experiment=experiment, params=params, step=step)

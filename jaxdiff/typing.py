@@ -4,8 +4,7 @@ Everything is written for one sample: `x_t` has the sample's own shape and `t` i
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, dataclass_transform, overload
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
@@ -28,16 +27,12 @@ class InputError(ValueError):
 
 
 class Prediction(NamedTuple):
-    """The pair (x̂_0, n̂) that the output of any network is converted into, so that x_t = α_t g_t(x0) + σ_t noise.
+    """The pair (x̂_0, n̂) that the output of any network is converted into, so that x_t = α_t g_t(x0) + σ_t noise."""
 
-    `variance_mix` is set by networks that learn the variance of the reverse step: the position of its logarithm between
-    that of the posterior variance (0) and of the transition variance (1). See `jaxdiff.samplers.ancestral`.
-    """
-
-    x0: Sample
-    """The estimate of the clean sample."""
-    noise: Sample
-    """The estimate of the standardized noise."""
+    x0: Sample  # the estimate of the clean sample
+    noise: Sample  # the estimate of the standardized noise
+    # Set by networks that learn the variance of the reverse step: the position of its logarithm between those of the
+    # posterior variance (0) and of the transition variance (1). See `jaxdiff.samplers.ancestral`.
     variance_mix: Sample | None = None
 
 
@@ -46,10 +41,6 @@ def static(**options: Any) -> Any:
     return dataclasses.field(metadata={"static": True}, **options)
 
 
-@overload
-def pytree(cls: type[T], /) -> type[T]: ...
-@overload
-def pytree(*, kw_only: bool = ..., eq: bool = ...) -> Callable[[type[T]], type[T]]: ...
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(static, dataclasses.field))
 def pytree(cls: Any = None, /, *, kw_only: bool = True, eq: bool = True) -> Any:
     """Make a class a frozen dataclass that JAX treats as a pytree, with `static` fields in its structure.
@@ -65,12 +56,12 @@ def pytree(cls: Any = None, /, *, kw_only: bool = True, eq: bool = True) -> Any:
         leaves = [field.name for field in fields if not field.metadata.get("static")]
         fixed = [field.name for field in fields if field.metadata.get("static")]
 
-        def flatten_with_keys(node: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
-            children = [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in leaves]
-            return children, tuple(getattr(node, name) for name in fixed)
-
         def flatten(node: Any) -> tuple[list[Any], tuple[Any, ...]]:
             return [getattr(node, name) for name in leaves], tuple(getattr(node, name) for name in fixed)
+
+        def flatten_with_keys(node: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+            children, aux = flatten(node)
+            return list(zip(map(jax.tree_util.GetAttrKey, leaves), children, strict=True)), aux
 
         def unflatten(aux: tuple[Any, ...], children: Any) -> Any:
             node = object.__new__(cls)
@@ -82,6 +73,14 @@ def pytree(cls: Any = None, /, *, kw_only: bool = True, eq: bool = True) -> Any:
         return cls
 
     return wrap if cls is None else wrap(cls)
+
+
+def check_component(name: str, value: Any, kind: type, example: str) -> None:
+    """Raise an `InputError` unless an argument is an instance of this protocol that `jax.jit` accepts."""
+    if isinstance(value, type) or not isinstance(value, kind):  # a class has the methods too
+        raise InputError(f"{name} = {value!r}; it must be a {kind.__name__}, such as {example}")
+    if jax.tree_util.all_leaves([value]):
+        raise InputError(f"{name} = {value!r} is not a pytree; decorate its class with jaxdiff.typing.pytree")
 
 
 def is_traced(tree: PyTree) -> bool:

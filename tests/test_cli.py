@@ -136,12 +136,12 @@ def test_samples_of_a_run_are_encoded_and_decoded(trained, commands, tmp_path):
 
 
 TRAIN_MISTAKES = {
-    "--config.train.stepz=3": "--config.train.stepz: 'stepz' is no field; did you mean 'steps'?",
-    "--config.trian.steps=3": "--config.trian.steps: 'trian' is no field; did you mean 'train'?",
-    "--config.train.steps.x=3": "--config.train.steps.x: 'x' is no field; the known ones are none",
-    "--config.model.widht=3": "--config.model.widht: 'widht' is no field; did you mean 'width'?",
-    "--noconfig.data.on_devicee": "--config.data.on_devicee: 'on_devicee' is no field; did you mean 'on_device'?",
-    "--config.train..steps=3": "--config.train..steps: '' is no field; the known ones are ",
+    "--config.train.stepz=3": "--config.train.stepz: 'stepz' is not a field; did you mean 'steps'?",
+    "--config.trian.steps=3": "--config.trian.steps: 'trian' is not a field; did you mean 'train'?",
+    "--config.train.steps.x=3": "--config.train.steps.x: 'x' is not a field; the known ones are none",
+    "--config.model.widht=3": "--config.model.widht: 'widht' is not a field; did you mean 'width'?",
+    "--noconfig.data.on_devicee": "--config.data.on_devicee: 'on_devicee' is not a field; did you mean 'on_device'?",
+    "--config.train..steps=3": "--config.train..steps: '' is not a field; the known ones are ",
     "--config.train.steps=many": "flag --config.train.steps=many: invalid literal for int() with base 10: 'many'",
     "--config.train.dtype=float16": "train.dtype = 'float16' is unknown; did you mean 'bfloat16'?",
     "--config.optimizer.clip_norm=none": "optimizer.clip_norm = 'none' has the wrong type; it must be float | None",
@@ -149,12 +149,12 @@ TRAIN_MISTAKES = {
     "--config.train.fsdp=3": "train.fsdp = 3 does not divide the 8 devices; choose a divisor of 8",
     "--config.every.log=3": "every.log = 3 is not a multiple of train.steps_per_dispatch = 5; make it one",
     "--config.sampling.steps=21": "sampling.steps = 21, but the schedule has 20 timesteps; use at most 20 steps",
-    "--config.data.name=digit": "name = 'digit' is no data set, tfds:NAME or package.module:function; did you mean",
+    "--config.data.name=digit": "name = 'digit' is not a data set, tfds:NAME or package.module:function; did you mean",
     "--config.data.name=digits": "an mlp takes vectors, but an example here has shape (8, 8, 1)",
     "--config.data.dir=somewhere": "dir = 'somewhere', but swissroll is read from no folder; leave dir out",
     "--workdir=/dev/null/x": "workdir = /dev/null/x can't be written (Not a directory); choose another folder",
     "--wrkdir=x": "Unknown command line flag 'wrkdir'. Did you mean: workdir ?",
-    "train": "'train' is no flag; every setting is written --NAME=VALUE",
+    "train": "'train' is not a flag; every setting is written --NAME=VALUE",
     "--coordinator=localhost:1": "--coordinator needs --distributed; give that too, or leave it out",
     "--distributed": "--distributed can't start with --coordinator=None, --num_processes=None, --process_id=None: ",
     "--config=nowhere.py": "--config = nowhere.py: there is no such file; give FILE or FILE:VARIANT",
@@ -239,7 +239,7 @@ def test_none_can_be_given_on_the_command_line(commands, tmp_path):
     config = tiny.write_config(tmp_path)
     arguments = (f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.optimizer.clip_norm=None")
     code, _, err = commands.run("train.py", *arguments, "--config.train.steps=5", "--config.train.seed=-1")
-    assert err == "error: train.seed = -1; the rule is 0 <= seed < 2^32\n"
+    assert err == "error: train.seed = -1; must satisfy 0 <= seed < 2^32\n"
     assert code == 1
 
 
@@ -247,20 +247,20 @@ SAMPLE_MISTAKES = {
     "--sampler=dimd": "sampler = 'dimd'; the known ones are adaptive, ddim, ddpm, ",
     "--sampler=ddim:eta": "sampler = 'ddim:eta' has no option 'eta'; write NAME:OPTION=VALUE",
     "--timesteps=unifrm": "timesteps = 'unifrm'; the known ones are ",
-    "--steps=0": "steps = 0; the rule is 1 or more",
+    "--steps=0": "steps = 0; it must be 1 or more",
     "--steps=21": "steps = 21, but the schedule has 20 timesteps; use at most 20 steps",
-    "--n=0": "n = 0; the rule is 1 or more",
+    "--n=0": "n = 0; it must be 1 or more",
     "--label=3": "labels = 3, but this model is unconditional: it was trained without labels",
-    "--seed=-1": "--seed = -1; the rule is 0 <= seed < 2^32",
+    "--seed=-1": "--seed = -1; must satisfy 0 <= seed < 2^32",
     "--out=digits.jpg": "--out = digits.jpg: the image is a PNG; give a name that ends in .png",
     "--out=/dev/null/x.png": "--out = /dev/null/x.png can't be written (",
-    "--workdir=configs": "workdir = configs is no run: it has no config.json; give a folder that train.py wrote",
+    "--workdir=configs": "workdir = configs is not a run: it has no config.json; give a folder that train.py wrote",
     "--stepz=3": "Unknown command line flag 'stepz'. Did you mean: steps ?",
     "--reconstruct=0": "--reconstruct = 0; it must be at least 1",
-    "--reconstruct=20001": "n = 20001, but the test split of swissroll has 20000 examples: 1 to as many",
+    "--reconstruct=20001": "n = 20001, but the test split of swissroll has 20000 examples; use 1 to that many",
     "--interpolate=2": "--interpolate draws rows of images, but this run's samples have shape (2,); leave it out",
-    "--bits_per_dim=2": "bits_per_dim is for images of so many levels; for points in the plane see log_likelihood",
-    "--images=x.npz": "--images is used with --reconstruct, --interpolate, --inpaint, --image_to_image, ",
+    "--bits_per_dim=2": "bits_per_dim needs images with a finite number of levels",
+    "--images=x.npz": "--images applies only to --reconstruct, --interpolate, --inpaint, --image_to_image, ",
     "--guidance=1": "guidance = 1.0 guides towards a label; give labels too",
     "--label=three": "--label = 'three'; give a number, 0,1,2 or all, or a composition as in 3+8 or 3:0.7+8:0.3",
     "--label=3+3": "--label = '3+3'; give a number, 0,1,2 or all, or a composition",
@@ -268,12 +268,12 @@ SAMPLE_MISTAKES = {
     "--inpaint=2": "--inpaint draws images, but this run's samples have shape (2,); leave it out",
     "--inpaint=2 --label=0,1": "--inpaint draws images",
     "--image_to_image=2 --label=0,1": "--label = '0,1': here all have one label; give one, or a composition as in 3+8",
-    "--image_to_image=2 --time=0": "t = 0.0; the rule is 0 < t <= 1",
-    "--mask=top": "--mask is used with --inpaint only; leave it out",
-    "--reconstruct=2 --guidance=1": "--guidance is used to draw samples only; leave it out",
-    "--reconstruct=2 --n=3": "--n is used without --reconstruct, which has its own number; leave it out",
-    "--reconstruct=2 --steps=3": "--steps is used to draw samples only; leave it out",
-    "--reconstruct=2 --interpolate=2": "--reconstruct and --interpolate make one image each; leave one out",
+    "--image_to_image=2 --time=0": "t = 0.0; must satisfy 0 < t <= 1",
+    "--mask=top": "--mask applies only to --inpaint; leave it out",
+    "--reconstruct=2 --guidance=1": "--guidance applies only to drawing samples; leave it out",
+    "--reconstruct=2 --n=3": "--n applies only to drawing samples: --reconstruct gives the number of images",
+    "--reconstruct=2 --steps=3": "--steps applies only to drawing samples; leave it out",
+    "--reconstruct=2 --interpolate=2": "--reconstruct and --interpolate can't be combined; leave one out",
     "--reconstruct=2 --images=no.npz": "no.npz can't be read ([Errno 2] No such file or directory: 'no.npz'); give a",
 }
 

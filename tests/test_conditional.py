@@ -240,7 +240,7 @@ def test_inpainting_keeps_what_is_known_and_variation_starts_from_it(images):
         images.image_to_image(jax.random.key(0), x0, t=0.5, timesteps=[1.0, 0.5, 0.0])
     once = images.inpaint(jax.random.key(0), x0, mask, labels=1, resample=1, sampler="dpm++2m", steps=4)
     np.testing.assert_allclose(once[:, :4], x0[:, :4], atol=1e-5)
-    with pytest.raises(ValueError, match=r"t = 0; the rule is 0 < t <= 1"):
+    with pytest.raises(ValueError, match=r"t = 0; must satisfy 0 < t <= 1"):
         images.image_to_image(jax.random.key(0), x0, t=0)
 
 
@@ -254,12 +254,12 @@ def test_what_a_model_can_not_be_conditioned_on_is_refused(images, classifier, p
 
     with pytest.raises(ValueError, match="3 labels for 5 samples"):
         evaluation.accuracy_by_noise(key, None, np.zeros((5, 2)), np.zeros(3, int))
-    refused(r"labels holds 10; the rule is 0 <= label < 10, or -1 for none", labels=10)
+    refused(r"labels holds 10; must satisfy 0 <= label < 10, or -1 for none", labels=10)
     refused(r"labels holds -2", labels=[-2, 0])
     refused(r"labels = \[1, 2, 3\]; give one whole number, or one for each of n = 2", labels=[1, 2, 3])
     refused(r"labels = 1\.5; give one whole number", labels=1.5)
     refused(r"guidance = 1\.0 guides towards a label; give labels too", guidance=1.0)
-    refused(r"this run is of a classifier, which draws no samples", classifier)
+    refused(r"this run is a classifier, which draws no samples", classifier)
     refused(r"classifier is the run of a denoiser", labels=1, guidance=1.0, classifier=images)
     refused(
         r"classifier was trained for another model:\n  data: 'mixture' -> 'digits'",
@@ -269,7 +269,7 @@ def test_what_a_model_can_not_be_conditioned_on_is_refused(images, classifier, p
         classifier=classifier,
     )
     refused(r"is a composition, which no classifier can guide", labels={1: 1.0}, guidance=1.0, classifier=classifier)
-    refused(r"labels holds -1; the rule is 0 <= label < 10$", labels=-1, guidance=1.0, classifier=classifier)
+    refused(r"labels holds -1; must satisfy 0 <= label < 10$", labels=-1, guidance=1.0, classifier=classifier)
     changes = {**CONDITIONAL, **NOISY, "process": {"name": "perturbed", "noise": "laplace"}}
     elsewhere = make_experiment(
         tiny.config(changes, base=tiny.IMAGES), DataSpec(shape=(8, 8, 1), levels=17, classes=10)
@@ -288,15 +288,15 @@ def test_what_a_model_can_not_be_conditioned_on_is_refused(images, classifier, p
     refused(r"labels = -1, but this model was trained with p_uncond = 0\.0", never, labels=-1)
     with pytest.raises(ValueError, match=r"labels = None, but this model was trained with p_uncond = 0\.0"):
         never.encode(np.zeros((1, 8, 8, 1), np.float32))
-    refused(r"guidance = nan; the rule is a finite number", labels=1, guidance=math.nan)
+    refused(r"guidance = nan; it must be a finite number", labels=1, guidance=math.nan)
     refused(r"guidance = None leaves a conditional model as it is", labels=1, classifier=classifier)
-    refused(r"the weights of a composition sum to 0\.8; the rule is 1", labels={3: 0.5, 8: 0.3})
+    refused(r"the weights of a composition sum to 0\.8; they must sum to 1", labels={3: 0.5, 8: 0.3})
     refused(r"trained with p_uncond = 0\.0: it never saw an example without its label", never, labels=1, guidance=1.0)
     with pytest.raises(ValueError, match="only a classifier has an accuracy"):
         images.noisy_accuracy()
     with pytest.raises(ValueError, match="data 'swissroll' has none; use a data set with labels"):
         loop.train(tiny.config(CONDITIONAL), tmp_path / "run")
-    with pytest.raises(ValueError, match=r"p_uncond = 1\.0; the rule is 0 <= p_uncond < 1"):
+    with pytest.raises(ValueError, match=r"p_uncond = 1\.0; must satisfy 0 <= p_uncond < 1"):
         tiny.config({"p_uncond": 1.0})
     with pytest.raises(ValueError, match="p_uncond is set, but model 'classifier' has no use for it"):
         tiny.config({"model": {"name": "classifier"}, **CONDITIONAL}, base=tiny.IMAGES)

@@ -97,14 +97,17 @@ def test_a_config_cannot_be_changed():
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("trian", "trian is no field of a config; did you mean 'train'?"),
-        ("data.nam", "data.nam is no field of a config; did you mean 'name'?"),
-        ("loss.targe", "loss.targe is no field of a config; did you mean 'target'?"),
-        ("optimizer.learningrate", "optimizer.learningrate is no field of a config; did you mean 'learning_rate'?"),
-        ("train.stepz", "train.stepz is no field of a config; did you mean 'steps'?"),
-        ("sampling.stps", "sampling.stps is no field of a config; did you mean 'steps'?"),
-        ("every.checkpoints", "every.checkpoints is no field of a config; did you mean 'checkpoint'?"),
-        ("every.xyz", "every.xyz is no field of a config; the known ones are checkpoint, keep, log, sample"),
+        ("trian", "trian is not a field of the config; did you mean 'train'?"),
+        ("data.nam", "data.nam is not a field of the config; did you mean 'name'?"),
+        ("loss.targe", "loss.targe is not a field of the config; did you mean 'target'?"),
+        (
+            "optimizer.learningrate",
+            "optimizer.learningrate is not a field of the config; did you mean 'learning_rate'?",
+        ),
+        ("train.stepz", "train.stepz is not a field of the config; did you mean 'steps'?"),
+        ("sampling.stps", "sampling.stps is not a field of the config; did you mean 'steps'?"),
+        ("every.checkpoints", "every.checkpoints is not a field of the config; did you mean 'checkpoint'?"),
+        ("every.xyz", "every.xyz is not a field of the config; the known ones are checkpoint, keep, log, sample"),
         (
             "model.widht",
             "model = 'mlp' has no option 'widht'; it takes width, depth, time_dim, time_steps; did you mean 'width'?",
@@ -136,11 +139,11 @@ def test_an_unknown_key_is_named_by_its_path_with_the_nearest_known_one(path, me
         ("data.dir", 1, "data.dir = 1 has the wrong type; it must be str | None"),
         ("optimizer.clip_norm", "none", "optimizer.clip_norm = 'none' has the wrong type; it must be float | None"),
         ("optimizer.decay", "cosin", "optimizer.decay = 'cosin' is unknown; did you mean 'cosine'?"),
-        ("predicts", "epsilom", "predicts = 'epsilom'; the rule is one of eps, x0, v, score, velocity"),
+        ("predicts", "epsilom", "predicts = 'epsilom'; it must be one of eps, x0, v, score, velocity"),
         ("loss.target", ["eps"], "loss.target = ['eps'] has the wrong type; it must be str"),
         ("loss.times", "antithetc", "loss.times = 'antithetc' is unknown; did you mean 'antithetic'?"),
         ("loss.weight", 5, "loss.weight = 5 has the wrong type; it must be str | None"),
-        ("model", 3, "model = 3; the rule is a text, NAME:OPTION=VALUE, or a mapping with a name"),
+        ("model", 3, "model = 3; it must be a text, NAME:OPTION=VALUE, or a mapping with a name"),
         ("model.width", 1.5, "model.width = 1.5 has the wrong type; it must be int"),
         ("schedule.beta_last", "x", "schedule.beta_last = 'x' has the wrong type; it must be float"),
         ("model.name", "mpl", "model = 'mpl'; the known ones are classifier, mlp, unet, or package.module:Name; did"),
@@ -172,10 +175,10 @@ def test_every_item_of_a_sequence_is_checked(position):
         ("train.batch_size", 0, "train.batch_size = 0; it must be at least 1"),
         ("train.accumulate", 3, "train.batch_size = 16 is not divisible by accumulate = 3; make it a multiple"),
         ("train.steps_per_dispatch", 0, "train.steps_per_dispatch = 0; it must be at least 1"),
-        ("train.ema_decay", 1.0, "train.ema_decay = 1.0; the rule is 0 <= ema_decay < 1"),
-        ("train.ema_decay", float("nan"), "train.ema_decay = nan; the rule is 0 <= ema_decay < 1"),
-        ("train.seed", -1, "train.seed = -1; the rule is 0 <= seed < 2^32"),
-        ("train.seed", 2**32, "train.seed = 4294967296; the rule is 0 <= seed < 2^32"),
+        ("train.ema_decay", 1.0, "train.ema_decay = 1.0; must satisfy 0 <= ema_decay < 1"),
+        ("train.ema_decay", float("nan"), "train.ema_decay = nan; must satisfy 0 <= ema_decay < 1"),
+        ("train.seed", -1, "train.seed = -1; must satisfy 0 <= seed < 2^32"),
+        ("train.seed", 2**32, "train.seed = 4294967296; must satisfy 0 <= seed < 2^32"),
         ("train.fsdp", 0, "train.fsdp = 0; it must be at least 1"),
         ("optimizer.learning_rate", -0.1, "optimizer.learning_rate = -0.1; it must be at least 0, and finite"),
         ("optimizer.learning_rate", float("nan"), "optimizer.learning_rate = nan; it must be at least 0, and finite"),
@@ -184,8 +187,8 @@ def test_every_item_of_a_sequence_is_checked(position):
         ("optimizer.weight_decay", -1.0, "optimizer.weight_decay = -1.0; it must be at least 0"),
         ("optimizer.clip_norm", 0.0, "optimizer.clip_norm = 0.0; it must be above 0, or None"),
         ("optimizer.clip_norm", -1.0, "optimizer.clip_norm = -1.0; it must be above 0, or None"),
-        ("sampling.n", 0, "sampling.n = 0; the rule is 1 or more"),
-        ("sampling.steps", 0, "sampling.steps = 0; the rule is 1 or more"),
+        ("sampling.n", 0, "sampling.n = 0; it must be 1 or more"),
+        ("sampling.steps", 0, "sampling.steps = 0; it must be 1 or more"),
         ("sampling.sampler", "dimd", "sampling.sampler = 'dimd'"),
         (
             "sampling.timesteps",
@@ -224,7 +227,7 @@ def test_a_section_made_directly_is_checked_too():
 @pytest.mark.parametrize(
     ("changes", "shape", "message"),
     [
-        ({"schedule.num_timesteps": 0}, (2,), "schedule.num_timesteps = 0; the rule is num_timesteps >= 1"),
+        ({"schedule.num_timesteps": 0}, (2,), "schedule.num_timesteps = 0; must satisfy num_timesteps >= 1"),
         ({"sampling.steps": 21}, (2,), "sampling.steps = 21, but the schedule has 20 timesteps"),
         ({"loss.times": "discrete", "schedule": {"name": "vp"}}, (2,), "loss.times = 'discrete'"),
         ({"model.width": 0}, (2,), "model.width = 0"),
@@ -272,5 +275,5 @@ def test_components_may_be_texts_and_kinds_have_the_names_of_other_libraries():
 
 
 def test_a_sampler_in_a_config_is_a_text():
-    with pytest.raises(ValueError, match=r"^sampling.sampler = DDIM\(.*a config holds texts only"):
+    with pytest.raises(ValueError, match=r"^sampling.sampler = DDIM\(.*a config holds text only"):
         dataclasses.replace(tiny.config(), sampling=Sampling(sampler=DDIM(), steps=4))

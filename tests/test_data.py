@@ -365,8 +365,8 @@ def test_normalize_leaves_continuous_data():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "digit"}, r"name = 'digit' is no data set, tfds:NAME or package.*; did you mean 'digits'\?$"),
-        ({"name": "qqq"}, r"name = 'qqq' is no data set.*checkerboard, digits, mixture, mnist, moons, swissroll$"),
+        ({"name": "digit"}, r"name = 'digit' is not a data set, tfds:NAME or package.*; did you mean 'digits'\?$"),
+        ({"name": "qqq"}, r"name = 'qqq' is not a data set.*checkerboard, digits, mixture, mnist, moons, swissroll$"),
         ({"name": "digits", "split": "valid"}, "split = 'valid'; digits has the splits"),
         ({"name": "mnist", "split": "validation"}, "split = 'validation'; mnist has the splits"),
         ({"name": "moons", "split": ""}, "split = ''; moons has the splits"),

@@ -140,7 +140,7 @@ def test_weights_with_another_hash_are_refused(monkeypatch):
     with pytest.raises(InputError, match=r"absent\.npz has SHA-256 .* missing; reinstall"):
         load_classifier("absent")
     with pytest.raises(
-        InputError, match=r"^name = 'moons'; the rule is a data set with a shipped classifier: digits, absent"
+        InputError, match=r"^name = 'moons'; it must be a data set with a shipped classifier: digits, absent"
     ):
         load_classifier("moons")
 
@@ -152,7 +152,7 @@ def test_weights_with_another_hash_are_refused(monkeypatch):
         (lambda x: x[:, :7], "images has shape (40, 7, 8, 1); the classifier of digits takes (n, 8, 8, 1)"),
         (lambda x: x[0], "images has shape (8, 8, 1)"),
         (lambda x: x[:0], "images has shape (0, 8, 8, 1)"),
-        (lambda x: (x + 1) / 2, "images are in [0, 1]; the rule is [−1, 1]"),
+        (lambda x: (x + 1) / 2, "images are in [0, 1]; they must be in [−1, 1]"),
         (lambda x: ((x + 1) * 8).astype(np.uint8), "images are in [0, 16]"),
         (lambda x: 1.1 * x, "images are in [-1.1, 1.1]"),
         (lambda x: np.where(np.arange(40)[:, None, None, None] < 2, np.inf, x), "2 of 40 images are not finite"),

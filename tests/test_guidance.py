@@ -252,11 +252,11 @@ def test_the_ancestral_mean_in_log_snr_is_that_of_the_paper(x64: None) -> None:
 
 def test_invalid_guidance_is_refused() -> None:
     exact = mixture()
-    with pytest.raises(InputError, match=r"rescale = 1.5; the rule is 0 <= rescale <= 1"):
+    with pytest.raises(InputError, match=r"rescale = 1.5; must satisfy 0 <= rescale <= 1"):
         guidance.classifier_free(exact, 1.0, rescale=1.5)
     with pytest.raises(InputError, match="cond is None"):
         guidance.classifier_free(exact, 1.0)(X, 0.5)
-    with pytest.raises(InputError, match=r"low = 1.0, high = -1.0; the rule is low < high"):
+    with pytest.raises(InputError, match=r"low = 1.0, high = -1.0; must satisfy low < high"):
         Interval(1.0, low=1.0, high=-1.0)
     with pytest.raises(InputError, match=r"a composed denoiser takes a jaxdiff\.guidance\.Composition"):
         guidance.composed(exact)(X, 0.5, jnp.array(1))

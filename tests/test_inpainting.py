@@ -58,7 +58,7 @@ def test_bad_input_is_refused() -> None:
         inpainting.inpainting(exact)(jnp.zeros(2), 0.5, Known(jnp.zeros(2), jnp.ones(1, bool)))
     with pytest.raises(InputError, match=r"inpainting takes a jaxdiff\.inpainting\.Known"):
         inpainting.inpainting(exact)(jnp.zeros(2), 0.5)
-    with pytest.raises(InputError, match="times = 0; the rule is"):
+    with pytest.raises(InputError, match="times = 0; it must be"):
         RePaint(DDPM(), times=0)
     with pytest.raises(InputError, match="remembers earlier steps"):
         jd.sample(jax.random.key(0), exact, RePaint(samplers.DPMSolver(order=2), times=3), shape=(2,), n=1, steps=2)

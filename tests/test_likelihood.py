@@ -193,5 +193,5 @@ def test_decoding_inverts_encoding_to_the_tolerance():
 def test_times_outside_the_path_are_refused():
     schedule = schedules.VP()
     for t, s in ((1.5, 0.0), (0.5, -0.1)):
-        with pytest.raises(InputError, match=r"[ts] = (1\.5|-0\.1); the rule is 0 <= [ts] <= 1"):
+        with pytest.raises(InputError, match=r"[ts] = (1\.5|-0\.1); must satisfy 0 <= [ts] <= 1"):
             probability_flow.integrate(mixture(schedule, 2), jnp.ones(2), t=t, s=s, solver=EXACT)

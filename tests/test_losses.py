@@ -190,5 +190,5 @@ def test_unknown_or_impossible_times_are_refused(unchecked: None) -> None:
 def test_a_time_beyond_the_path_is_refused(loss: Any) -> None:
     process = Gaussian(SCHEDULES["flow"])
     for t in (-0.1, 1.5):
-        with pytest.raises(InputError, match=rf"^t = {t}; the rule is 0 <= t <= 1"):
+        with pytest.raises(InputError, match=rf"^t = {t}; must satisfy 0 <= t <= 1"):
             loss(wrong_by(0.1, process), jnp.ones(3), t, key=KEY)

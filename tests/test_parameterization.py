@@ -179,7 +179,7 @@ def test_spellings_of_other_libraries_are_accepted() -> None:
 
 def test_an_unknown_kind_is_refused(unchecked: None) -> None:
     process, x = Gaussian(SCHEDULES["flow"]), jnp.zeros(2)
-    message = "kind = 'pixels'; the rule is one of eps, x0, v, score, velocity"
+    message = "kind = 'pixels'; it must be one of eps, x0, v, score, velocity"
     kind: Any = "pixels"
     with pytest.raises(InputError, match=message):
         canonical(kind, what="kind")

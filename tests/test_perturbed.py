@@ -15,7 +15,7 @@ import scipy.stats
 import tiny
 
 import jaxdiff as jd
-from jaxdiff import losses, samplers
+from jaxdiff import losses, samplers, schedules
 from jaxdiff import noise as h
 from jaxdiff import transforms as g
 from jaxdiff.data import DataSpec
@@ -340,10 +340,13 @@ ODES = [name for name in samplers.SAMPLERS if name not in ANY_PROCESS]
             lambda: losses.simple(OF_MASK, jnp.ones((4, 4)), 0.5, key=jax.random.key(0), target="eps"),
             "target = 'eps'",
         ),
-        (lambda: drawn_with(jd.Perturbed(SCHEDULE, transform=Halves())), r"Halves .*shape \(2, 4\) .* the rule is"),
+        (
+            lambda: drawn_with(jd.Perturbed(SCHEDULE, transform=Halves())),
+            r"Halves .*shape \(2, 4\).* must keep the shape",
+        ),
         (
             lambda: drawn_with(jd.Perturbed(SCHEDULE, transform=Sudden())),
-            "Sudden changes .* at t = 0; .* grow from nothing",
+            "Sudden changes .* at t = 0, .* effect zero",
         ),
         (lambda: jd.Perturbed(SCHEDULE, noise=Wide()), "Wide has mean .* variance 4"),
         (lambda: LIKELIHOOD(), "needs a Gaussian process, .*; train with"),
@@ -361,8 +364,30 @@ def test_what_cannot_work_is_refused_with_what_would(make: Any, message: str) ->
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_class_of_noise_in_place_of_its_value_is_refused() -> None:
-    with pytest.raises(jd.InputError, match=r"noise = Laplace; the rule is a value .*Laplace\(\)"):
+    with pytest.raises(
+        jd.InputError, match=r"noise = <class .*Laplace.>; it must be a NoiseDistribution, such as .*Laplace\(\)"
+    ):
         jd.Perturbed(SCHEDULE, noise=h.Laplace)
+
+
+class NoPytree(schedules.VP):
+    pass
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("process", [jd.Gaussian, jd.Perturbed])
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (schedules.VP, "it must be a Schedule"),
+        ("vp", "schedule = 'vp'; it must be a Schedule"),
+        (None, "schedule = None; it must be a Schedule"),
+        (NoPytree(), "decorate its class with jaxdiff.typing.pytree"),
+    ],
+)
+def test_a_schedule_of_the_wrong_kind_is_refused_at_once(process: Any, schedule: Any, message: str) -> None:
+    with pytest.raises(jd.InputError, match=message):
+        process(schedule)
 
 
 def test_what_a_network_predicts_follows_from_the_process() -> None:

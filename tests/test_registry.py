@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import json
 import re
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from jaxdiff import registry
+from jaxdiff.processes.transforms import TRANSFORMS
 from jaxdiff.samplers import DDIM
 from jaxdiff.typing import InputError
 
@@ -110,6 +113,17 @@ def test_a_mistake_is_told_in_one_line(value: Any, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_tuple_inside_a_mapping_comes_back_from_json_as_it_was() -> None:
+    once = registry.normalize("thing", {"name": "opaque", "a": [{"name": "shift", "by": (1.0, (2, 3))}]}, NAMES)
+    again = registry.normalize("thing", json.loads(json.dumps(once)), NAMES)
+    assert registry.differences(once, again) == []
+
+
+def test_a_list_in_a_text_is_one_option() -> None:
+    made = registry.make("transform", "translation:by=[1.0,2.0]", TRANSFORMS)
+    np.testing.assert_array_equal(made.by, [1.0, 2.0])
+
+
 def test_a_value_that_json_can_not_hold_is_refused() -> None:
-    with pytest.raises(InputError, match=r"^thing\.a = <object .*; the rule is a value that JSON can hold"):
+    with pytest.raises(InputError, match=r"^thing\.a = <object .*; it must be a value that JSON can hold"):
         registry.normalize("thing", {"name": "opaque", "a": object()}, NAMES)

@@ -1,5 +1,6 @@
 """A run's folder, and a run loaded from it: what it samples, and how it refuses."""
 
+import functools
 import io
 import json
 import re
@@ -153,7 +154,7 @@ def test_test_examples_are_those_of_the_data_set(run):
 
 
 def test_points_have_no_bits(points, run):
-    with pytest.raises(InputError, match="images of so many levels"):
+    with pytest.raises(InputError, match="images with a finite number of levels"):
         points.bits_per_dim(np.zeros((2, 2), np.float32))
     with pytest.raises(InputError, match="probes = 0"):
         run.bits_per_dim(np.zeros((2, 8, 8, 1), np.float32), probes=0)
@@ -221,20 +222,28 @@ def test_times_can_be_given(points):
     [
         ({"labels": 3}, "labels = 3, but this model is unconditional: it was trained without labels"),
         ({"labels": 0}, "labels = 0, but this model is unconditional"),
-        ({"steps": 0}, "steps = 0; the rule is 1 or more"),
+        ({"steps": 0}, "steps = 0; it must be 1 or more"),
         ({"steps": 21}, "steps = 21, but the schedule has 20 timesteps; use at most 20 steps"),
         ({"steps": 2, "timesteps": [1.0, 0.0]}, "steps = 2, but 2 timesteps are given, which make 1 steps"),
         ({"timesteps": [0.5, 1.0]}, "timesteps = [0.5, 1.0]; the times must fall strictly"),
         ({"sampler": "dimd"}, "sampler = 'dimd'; the known ones are adaptive, ddim, ddpm"),
         ({"sampler": ""}, "sampler = ''; the known ones are adaptive, ddim, ddpm"),
         ({"timesteps": "unifrm"}, "timesteps = 'unifrm'; the known ones are "),
-        ({"n": 0}, "n = 0; the rule is 1 or more"),
-        ({"batch": 0}, "batch = 0; the rule is 1 or more"),
+        ({"n": 0}, "n = 0; it must be 1 or more"),
+        ({"batch": 0}, "batch = 0; it must be 1 or more"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(points, arguments, message):
     with pytest.raises(InputError, match=f"^{re.escape(message)}"):
         points.sample(jax.random.key(0), **{"n": 4, **arguments})
+
+
+def test_a_misspelt_option_is_refused_where_others_are_passed_on(points):
+    x0 = np.zeros((2, 2), np.float32)
+    for call in (points.inpaint, functools.partial(points.image_to_image, t=0.5)):
+        arguments = (x0, np.array([True, False])) if call == points.inpaint else (x0,)
+        with pytest.raises(InputError, match=r"^stepz is not an option of sampling; did you mean 'steps'\?"):
+            call(jax.random.key(0), *arguments, stepz=3)
 
 
 @pytest.fixture
@@ -255,10 +264,10 @@ def test_progress_is_shown_to_the_end_and_not_beyond(points, on_a_terminal):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    message = f"workdir = {tmp_path} is no run: it has no config.json; give a folder that train.py wrote"
+    message = f"workdir = {tmp_path} is not a run: it has no config.json; give a folder that train.py wrote"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         load(tmp_path)
-    with pytest.raises(InputError, match="is no run"):
+    with pytest.raises(InputError, match="is not a run"):
         load(tmp_path / "nowhere")
 
 
@@ -279,14 +288,14 @@ def test_a_run_without_a_checkpoint_yet_is_refused(tmp_path, begun):
         (b"[]", "list indices"),
         (b'{"config": {}}', "'data'"),
         (b"\xff\xfe", "can't decode"),
-        (None, "train.stepz is no field of a config; did you mean 'steps'?"),
+        (None, "train.stepz is not a field of the config; did you mean 'steps'?"),
     ],
 )
 def test_a_config_that_cannot_be_read_is_named(tmp_path, content, reason):
     workdir.write(tmp_path, tiny.config(), POINTS)
     path = tmp_path / "config.json"
     path.write_bytes(path.read_bytes().replace(b'"steps": 30', b'"stepz": 30') if content is None else content)
-    with pytest.raises(InputError, match=f"^{re.escape(str(path))} is damaged or of another version .*") as error:
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))} is damaged, or another version .*") as error:
         load(tmp_path)
     assert reason in str(error.value)
 

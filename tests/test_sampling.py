@@ -212,7 +212,7 @@ def test_clipping_keeps_the_sample_on_the_path() -> None:
     np.testing.assert_allclose(x0, [0.3, -1.0, 0.5], rtol=1e-6)
     alpha, sigma = PROCESS.schedule.alpha(t), PROCESS.schedule.sigma(t)
     np.testing.assert_allclose(alpha * x0 + sigma * noise, x, rtol=1e-5)
-    with pytest.raises(ValueError, match=r"low = 1.0, high = -1.0; the rule is low < high"):
+    with pytest.raises(ValueError, match=r"low = 1.0, high = -1.0; must satisfy low < high"):
         jd.clip_denoised(inner, low=1.0, high=-1.0)
 
 
@@ -226,7 +226,7 @@ def test_dynamic_thresholding_divides_by_a_quantile_where_it_is_above_1() -> Non
     np.testing.assert_allclose(alpha * x0 + sigma * noise, x, rtol=1e-5, atol=1e-6)
     small = x / 10
     np.testing.assert_array_equal(jax.jit(jd.dynamic_threshold(inner))(small, t).x0, 3 * small)
-    with pytest.raises(ValueError, match=r"quantile = 0; the rule is 0 < quantile <= 1"):
+    with pytest.raises(ValueError, match=r"quantile = 0; must satisfy 0 < quantile <= 1"):
         jd.dynamic_threshold(inner, quantile=0)
 
 
@@ -327,7 +327,7 @@ def test_wrong_timesteps_are_named(given: Any, steps: int | None, message: str) 
         ({"n": 2, "steps": None, "timesteps": [0.5, 0.0]}, "timesteps start at 0.5, but the prior is that of t = 1"),
         ({"n": 2, "cond": {"label": jnp.zeros(3)}}, r"cond\['label'\] has shape \(3,\); .* leading axis n = 2"),
         ({"n": 2, "cond": 3}, r"cond has shape \(\)"),
-        ({"n": 2, "start": jnp.zeros((3, 3))}, r"start has shape \(3, 3\); the rule is one x a sample: \(2, 3\)"),
+        ({"n": 2, "start": jnp.zeros((3, 3))}, r"start has shape \(3, 3\); give one x per sample: \(2, 3\)"),
     ],
 )
 def test_a_wrong_argument_of_sample_is_named(arguments: dict[str, Any], message: str) -> None:
@@ -340,9 +340,9 @@ def test_a_wrong_argument_of_sample_is_named(arguments: dict[str, Any], message:
     [
         ({"sampler": "ddmi"}, "sampler = 'ddmi'"),
         ({"timesteps": "cubic"}, "timesteps = 'cubic'"),
-        ({"steps": 0}, "steps = 0; the rule is 1 or more"),
-        ({"n": 0}, "n = 0; the rule is 1 or more"),
-        ({"batch": 0}, "batch = 0; the rule is 1 or more"),
+        ({"steps": 0}, "steps = 0; it must be 1 or more"),
+        ({"n": 0}, "n = 0; it must be 1 or more"),
+        ({"batch": 0}, "batch = 0; it must be 1 or more"),
         ({"clip": "hard"}, "clip = 'hard'; the known ones are static, dynamic, none"),
     ],
 )
@@ -365,10 +365,10 @@ def test_a_step_that_does_not_go_down_within_the_path_is_refused(sampler: str) -
     x, chosen = jnp.ones(3), SAMPLERS[sampler]
     step = functools.partial(chosen.step, jax.random.key(0), x, chosen.init(x), denoiser=TOY)
     for t, s, message in (
-        (0.3, 0.5, r"t = 0\.3, s = 0\.5; the rule is s < t"),
-        (0.5, jnp.array(0.5), r"t = 0\.5, s = 0\.5; the rule is s < t"),
-        (1.5, 0.5, r"t = 1\.5; the rule is 0 <= t <= 1"),
-        (0.5, -0.25, r"s = -0\.25; the rule is 0 <= s <= 1"),
+        (0.3, 0.5, r"t = 0\.3, s = 0\.5; must satisfy s < t"),
+        (0.5, jnp.array(0.5), r"t = 0\.5, s = 0\.5; must satisfy s < t"),
+        (1.5, 0.5, r"t = 1\.5; must satisfy 0 <= t <= 1"),
+        (0.5, -0.25, r"s = -0\.25; must satisfy 0 <= s <= 1"),
         (np.nan, 0.5, r"t = nan; the rule"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
@@ -434,21 +434,22 @@ def test_a_tableau_is_all_that_a_new_runge_kutta_method_needs() -> None:
         ("euler:eta=1", "'eta'"),
         ("ddim:eta=0.1,eta=0.2", "gives 'eta' twice"),
         ("ddim:eta=abc", "eta = 'abc' .*float"),
-        ("ddim:eta=1.5", "eta = 1.5; the rule is 0 <= eta <= 1"),
+        ("os:getcwd", "it must be a Sampler, such as"),
+        ("ddim:eta=1.5", "eta = 1.5; must satisfy 0 <= eta <= 1"),
         ("ddim:eta=nan", "eta = 'nan'"),
         ("ddpm:variance=medium", "variance = 'medium'; give 'small', 'large', 'learned' or a number"),
         ("ddpm:variance=-0.1", "variance = -0.1"),
         ("ddpm:variance=None", "variance = None"),
         ("heun:slope=v", "slope = 'v'"),
-        ("interpolated:rho=1.5", "rho = 1.5; the rule is 0 <= rho <= 1"),
-        ("dpm++2m:order=4", r"order = 4; the rule is one of \(1, 2, 3\)"),
-        ("dpm++2m_sde:order=3", r"order = 3; the rule is one of \(1, 2\) for the SDE form"),
+        ("interpolated:rho=1.5", "rho = 1.5; must satisfy 0 <= rho <= 1"),
+        ("dpm++2m:order=4", r"order = 4; it must be one of \(1, 2, 3\)"),
+        ("dpm++2m_sde:order=3", r"order = 3; it must be one of \(1, 2\) for the SDE form"),
         ("langevin:corrections=0", "corrections = 0; take at least 1"),
         ("predictor_corrector:snr=0", "snr = 0.0; the step size"),
         ("edm:gamma=-1", "gamma = -1.0, noise = 1.0; both must be at least 0"),
-        ("edm:low=2,high=1", "low = 2.0, high = 1.0; the rule is"),
+        ("edm:low=2,high=1", "low = 2.0, high = 1.0; must satisfy"),
         ("adaptive:rtol=0", "rtol = 0.0, atol = 1e-05; both must be above 0"),
-        ("adaptive:max_steps=0", "max_steps = 0; the rule is 1 or more"),
+        ("adaptive:max_steps=0", "max_steps = 0; it must be 1 or more"),
     ],
 )
 @pytest.mark.parametrize("checked", [True, False])

@@ -199,7 +199,7 @@ def test_discrete_schedules_are_values() -> None:
 def test_check_times_names_the_rule() -> None:
     schedules.check_times(1.0, 0.0)
     jax.jit(schedules.check_times)(2.0, 3.0)  # unknown values pass
-    for t, s, message in ((1.5, None, "t = 1.5; the rule is 0 <= t <= 1"), (0.2, 0.2, "the rule is s < t")):
+    for t, s, message in ((1.5, None, "t = 1.5; must satisfy 0 <= t <= 1"), (0.2, 0.2, "must satisfy s < t")):
         with pytest.raises(ValueError, match=message):
             schedules.check_times(t, s)
 
@@ -262,27 +262,27 @@ def test_a_schedule_is_a_pytree_of_anything(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: schedules.Linear(0), "num_timesteps = 0; the rule is num_timesteps >= 1"),
+        (lambda: schedules.Linear(0), "num_timesteps = 0; must satisfy num_timesteps >= 1"),
         (lambda: schedules.Cosine(-1), "num_timesteps = -1"),
         (lambda: schedules.Discrete(np.zeros(0)), r"betas has shape \(0,\)"),
         (lambda: schedules.Discrete(np.full((2, 2), 0.1)), r"betas has shape \(2, 2\)"),
         (lambda: schedules.Discrete(np.array([0.1, 0.0])), r"betas\[1\] = 0.0; every β must lie strictly between"),
         (lambda: schedules.Discrete(np.array([np.nan, 0.1])), r"betas\[0\] = nan"),
         (lambda: schedules.Linear(10, beta_last=1.0), r"betas\[9\] = 1.0"),
-        (lambda: schedules.VP(beta_min=3.0, beta_max=2.0), "beta_min = 3.0, beta_max = 2.0; the rule is"),
+        (lambda: schedules.VP(beta_min=3.0, beta_max=2.0), "beta_min = 3.0, beta_max = 2.0; must satisfy"),
         (lambda: schedules.TruncatedCosine(log_snr_max=-1.0, log_snr_min=1.0), "log_snr_min < log_snr_max"),
         (lambda: schedules.VE(sigma_min=0.0), "0 < sigma_min < sigma_max"),
-        (lambda: schedules.EDM(sigma_min=2.0, sigma_max=1.0), "sigma_min = 2.0, sigma_max = 1.0; the rule is"),
-        (lambda: schedules.EDM(rho=0.0), "rho = 0.0; the rule is rho > 0"),
-        (lambda: schedules.Sigmoid(start=3.0), "start = 3.0, end = 3.0; the rule is start < end"),
-        (lambda: schedules.Sigmoid(tau=0.0), "tau = 0.0 with start = -3.0, end = 3.0; the rule is tau > 0"),
+        (lambda: schedules.EDM(sigma_min=2.0, sigma_max=1.0), "sigma_min = 2.0, sigma_max = 1.0; must satisfy"),
+        (lambda: schedules.EDM(rho=0.0), "rho = 0.0; must satisfy rho > 0"),
+        (lambda: schedules.Sigmoid(start=3.0), "start = 3.0, end = 3.0; must satisfy start < end"),
+        (lambda: schedules.Sigmoid(tau=0.0), "tau = 0.0 with start = -3.0, end = 3.0; must satisfy tau > 0"),
         (lambda: schedules.Sigmoid(tau=0.01), "within ±80, where float32 still holds"),
-        (lambda: schedules.Sigmoid(log_snr_min=-math.inf), "log_snr_min = -inf; the rule is −80 <= log_snr_min <= 80"),
+        (lambda: schedules.Sigmoid(log_snr_min=-math.inf), "log_snr_min = -inf; must satisfy −80 <= log_snr_min <= 80"),
         (
             lambda: schedules.Learned.init(jax.random.key(0), hidden=0),
             "hidden = 0; the network needs at least 1 sigmoid",
         ),
-        (lambda: schedules.Learned.init(log_snr_min=20.0), "the rule is log_snr_min < log_snr_max"),
+        (lambda: schedules.Learned.init(log_snr_min=20.0), "must satisfy log_snr_min < log_snr_max"),
     ],
 )
 def test_a_wrong_argument_is_named(make: Callable[[], Schedule], message: str, unchecked: None) -> None:

@@ -192,8 +192,8 @@ def test_a_history_passes_through_scan() -> None:
     [
         ({"bins": 0}, "bins = 0; a history needs at least 1"),
         ({"bins": 2, "length": 0}, "length = 0; a history needs at least 1"),
-        ({"bins": 2, "floor": 0.0}, "floor = 0.0; the rule is 0 < floor <= 1"),
-        ({"bins": 2, "floor": 1.5}, "floor = 1.5; the rule is 0 < floor <= 1"),
+        ({"bins": 2, "floor": 0.0}, "floor = 0.0; must satisfy 0 < floor <= 1"),
+        ({"bins": 2, "floor": 1.5}, "floor = 1.5; must satisfy 0 < floor <= 1"),
     ],
 )
 def test_an_invalid_history_is_refused(options: dict[str, Any], message: str) -> None:
@@ -216,5 +216,5 @@ def test_secant_times_have_the_log_snr_of_a_hyperbolic_secant(x64: None) -> None
     cosine = schedules.TruncatedCosine(log_snr_max=high, log_snr_min=low)
     even = time_sampling.secant(jax.random.key(3), 20_000, schedule=cosine, log_snr_min=low, log_snr_max=high)
     assert stats.kstest(np.asarray(even), "uniform").pvalue > 1e-4
-    with pytest.raises(InputError, match=r"log_snr_min = 6.0, log_snr_max = -8.0; the rule is min < max"):
+    with pytest.raises(InputError, match=r"log_snr_min = 6.0, log_snr_max = -8.0; must satisfy min < max"):
         time_sampling.secant(jax.random.key(0), 1, schedule=schedule, log_snr_min=high, log_snr_max=low)

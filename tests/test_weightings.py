@@ -312,5 +312,5 @@ def test_an_invalid_weighting_is_refused(text: str, message: str) -> None:
 
 def test_an_unknown_target_is_refused() -> None:
     schedule = SCHEDULES["vp"]
-    with pytest.raises(InputError, match="target = 'pixels'; the rule is one of eps, x0"):
+    with pytest.raises(InputError, match="target = 'pixels'; it must be one of eps, x0"):
         weightings.for_target("pixels", weightings.simple()(schedule, 0.5), t=0.5, schedule=schedule)

@@ -25,11 +25,9 @@ FLAGS = flags.FLAGS
 
 
 def run(main: Callable[[], None], *, module: str, required: tuple[str, ...]) -> None:
-    """Parse the command line and call `main`.
+    """Parse the command line, check that the `required` flags are given, and call `main`.
 
-    Args:
-      module: the module that defines the flags, for --help.
-      required: the flags that must be given.
+    `module` is the name of the module that defines the flags, for --help.
     """
 
     def guarded(arguments: list[str]) -> None:
@@ -38,11 +36,13 @@ def run(main: Callable[[], None], *, module: str, required: tuple[str, ...]) -> 
         _silence_abandoned_reads()
         try:
             if arguments[1:]:
-                raise InputError(f"{arguments[1]!r} is no flag; every setting is written --NAME=VALUE")
+                raise InputError(f"{arguments[1]!r} is not a flag; every setting is written --NAME=VALUE")
             for name in required:
                 if FLAGS[name].value is None:
                     raise InputError(f"--{name} is missing. {FLAGS[name].help}")
-            _use_compilation_cache()
+            if jax.config.values["jax_compilation_cache_dir"] is None:  # the user hasn't chosen another place
+                cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+                jax.config.update("jax_compilation_cache_dir", str(cache / "jaxdiff" / "xla"))
             main()
         except Interrupted as stopped:
             print(stopped, file=sys.stderr)
@@ -102,15 +102,12 @@ def _check_overrides(arguments: list[str], config: Any) -> None:
             for key in match[1].split("."):
                 known = section if isinstance(section, ConfigDict) else ()
                 if key not in known:
-                    _fail(f"--config.{match[1]}: {key!r} is no field{suggest(key, known)}")
+                    _fail(f"--config.{match[1]}: {key!r} is not a field{suggest(key, known)}")
                 section = section[key]
 
 
 def _silence_abandoned_reads() -> None:
-    """Hide tracebacks that would bury the report of a damaged checkpoint.
-
-    If one array of a checkpoint can't be read, Orbax leaves the reads of the others to a closed event loop.
-    """
+    """Hide tracebacks of reads of a damaged checkpoint, whose other arrays Orbax leaves to a closed event loop."""
     usual = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -119,10 +116,3 @@ def _silence_abandoned_reads() -> None:
 
     sys.unraisablehook = hook
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-
-
-def _use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache, unless JAX has been configured to keep them elsewhere."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(base / "jaxdiff" / "xla"))

@@ -15,7 +15,7 @@ from jaxdiff.cli import command
 from jaxdiff.experiment import plots
 from jaxdiff.likelihood import Elbo
 from jaxdiff.run import Run, load
-from jaxdiff.typing import HostSamples, InputError, RandomKey, Shape
+from jaxdiff.typing import HostSamples, InputError
 
 FLAGS = flags.FLAGS
 
@@ -41,16 +41,13 @@ def main() -> None:
     flags.DEFINE_integer("image_to_image", None, "Task: noise this many images to --time and denoise them again.")
     flags.DEFINE_integer("bits_per_dim", None, "Task: measure bits/dim of this many images, as a table and a plot.")
     flags.DEFINE_string(
-        "images",
-        "test",
-        "Images for a task: test (the first of the data set's test split), samples (of the model), or files: "
-        "A.png,B.png or A.npz.",
+        "images", "test", "Images for a task: test (of the data set), samples (of the model), A.png,B.png or A.npz."
     )
+    known = ", ".join(samplers.SAMPLERS)
     flags.DEFINE_string(
         "sampler",
         None,
-        f"One of {', '.join(samplers.SAMPLERS)}, with options as in ddim:eta=0.5, or package.module:Name; default: the "
-        "run's, and ddpm for --inpaint.",
+        f"One of {known}, as ddim:eta=0.5, or package.module:Name; default: the run's, or ddpm to inpaint.",
     )
     flags.DEFINE_integer("steps", None, "Number of steps; default: the run's.")
     flags.DEFINE_string("timesteps", None, f"One of {', '.join(samplers.timesteps.TIMESTEPS)}; default: the run's.")
@@ -73,14 +70,15 @@ def main() -> None:
 
 
 def _sample() -> None:
-    out = _writable_png(Path(FLAGS.out))
+    out = Path(FLAGS.out)
+    _check_writable(out)
     if not 0 <= FLAGS.seed < 2**32:
-        raise InputError(f"--seed = {FLAGS.seed}; the rule is 0 <= seed < 2^32")
+        raise InputError(f"--seed = {FLAGS.seed}; must satisfy 0 <= seed < 2^32")
     task = _chosen_task()
     xla.split_cpu(FLAGS.batch)
     run = load(FLAGS.workdir)
     if task and run.experiment.classifies:
-        raise InputError(f"--{task} needs a model that draws, but this run is of a classifier; leave it out")
+        raise InputError(f"--{task} needs a model that draws, but this run is a classifier; leave it out")
     message, image, arrays = _TASKS[task](run) if task else _draw(run)
     np.savez(out.with_suffix(".npz"), **arrays)
     if image is not None:
@@ -88,7 +86,7 @@ def _sample() -> None:
     print(f"{message}: {'' if image is None else f'{out}, '}{out.with_suffix('.npz')}")
 
 
-def _writable_png(out: Path) -> Path:
+def _check_writable(out: Path) -> None:
     """Check that a PNG can be written, before the slow work."""
     if out.suffix != ".png":
         raise InputError(f"--out = {out}: the image is a PNG; give a name that ends in .png")
@@ -98,41 +96,38 @@ def _writable_png(out: Path) -> Path:
         raise InputError(f"--out = {out} can't be written ({error.strerror}); choose another place") from error
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise InputError(f"--out = {out} can't be written; choose another place")
-    return out
 
 
 def _chosen_task() -> str | None:
     """The task that is asked for; None to draw samples. Refuses flags that it does not use."""
     tasks = [name for name in _TASKS if FLAGS[name].value is not None]
     if len(tasks) > 1:
-        raise InputError(f"--{tasks[0]} and --{tasks[1]} make one image each; leave one out")
+        raise InputError(f"--{tasks[0]} and --{tasks[1]} can't be combined; leave one out")
     task = tasks[0] if tasks else None
     if task and FLAGS.get_flag_value(task, 0) < 1:
         raise InputError(f"--{task} = {FLAGS[task].value}; it must be at least 1")
-    redraws = task in ("inpaint", "image_to_image")
-    draws = task is None or redraws or FLAGS.images == "samples"
-    drawing = ("sampler", "steps", "timesteps", "label", "guidance", "classifier")
+    inpaints, varies = task == "inpaint", task == "image_to_image"
     unused = {
-        "images": "" if task else f"with --{', --'.join(_TASKS)} only",
-        "n": f"without --{task}, which has its own number" if task else "",
-        "mask": "" if task == "inpaint" else "with --inpaint only",
-        "time": "" if task == "image_to_image" else "with --image_to_image only",
-        "resample": "" if task == "inpaint" else "with --inpaint only",
-        "variants": "" if redraws else "with --inpaint and --image_to_image only",
-        **dict.fromkeys(drawing, "" if draws else "to draw samples only"),
+        "images": not task and f"--{', --'.join(_TASKS)}",
+        "n": task and f"drawing samples: --{task} gives the number of images",
+        "mask": not inpaints and "--inpaint",
+        "time": not varies and "--image_to_image",
+        "resample": not inpaints and "--inpaint",
+        "variants": not (inpaints or varies) and "--inpaint and --image_to_image",
     }
-    for name, why in unused.items():
-        if why and FLAGS[name].present:
-            raise InputError(f"--{name} is used {why}; leave it out")
+    if task and not (inpaints or varies) and FLAGS.images != "samples":
+        drawing = ("sampler", "steps", "timesteps", "label", "guidance", "classifier")
+        unused |= dict.fromkeys(drawing, "drawing samples")
+    for name, use in unused.items():
+        if use and FLAGS[name].present:
+            raise InputError(f"--{name} applies only to {use}; leave it out")
     return task
 
 
 def _options(labels: Any) -> dict[str, Any]:
     """The options of `Run.sample` and its kin."""
-    names = ("guidance", "sampler", "steps", "timesteps", "batch")
-    return {"labels": labels, "classifier": _classifier(), "progress": True} | {
-        name: FLAGS[name].value for name in names
-    }
+    given = {name: FLAGS[name].value for name in ("guidance", "sampler", "steps", "timesteps", "batch")}
+    return {"labels": labels, "classifier": _classifier(), "progress": True, **given}
 
 
 @functools.cache
@@ -216,44 +211,33 @@ def _interpolate(run: Run) -> Output:
 
 
 def _inpaint(run: Run) -> Output:
+    if len(shape := run.experiment.shape) != 3:
+        raise InputError(f"--inpaint draws images, but this run's samples have shape {shape}; leave it out")
+    if FLAGS.mask in _MASKS:
+        row, column = np.mgrid[: shape[0], : shape[1]]
+        mask = _MASKS[FLAGS.mask]((row + 0.5) / shape[0], (column + 0.5) / shape[1])
+    elif FLAGS.mask.endswith(".png"):
+        mask = data.read_mask(FLAGS.mask, (shape[0], shape[1]))
+    else:
+        raise InputError(f"--mask = {FLAGS.mask!r}; the known ones are {', '.join(_MASKS)}, or give a PNG")
     x0 = _images(run, FLAGS.inpaint)
-    mask = _mask(run.experiment.shape)
-    repeated = np.repeat(x0, FLAGS.variants, axis=0)
-    drawn = run.inpaint(_second_key(), repeated, mask, resample=FLAGS.resample, **_options(_one_label(run)))
-    masked = np.where(mask[..., None], x0, -0.5)
-    return _rows(f"{len(x0)} images inpainted by step {run.step}", [x0, masked], drawn)
+    draw = functools.partial(run.inpaint, mask=mask, resample=FLAGS.resample)
+    return _redraw(run, x0, "inpainted", draw, lambda x0: [x0, np.where(mask[..., None], x0, -0.5)])
 
 
 def _image_to_image(run: Run) -> Output:
-    x0 = _images(run, FLAGS.image_to_image)
-    repeated = np.repeat(x0, FLAGS.variants, axis=0)
-    drawn = run.image_to_image(_second_key(), repeated, t=FLAGS.time, **_options(_one_label(run)))
-    return _rows(f"{len(x0)} images from t = {FLAGS.time} by step {run.step}", [x0], drawn)
+    x0, draw = _images(run, FLAGS.image_to_image), functools.partial(run.image_to_image, t=FLAGS.time)
+    return _redraw(run, x0, f"from t = {FLAGS.time}", draw, lambda x0: [x0])
 
 
-def _second_key() -> RandomKey:
-    """A key other than that of --images=samples."""
-    return jax.random.fold_in(jax.random.key(FLAGS.seed), 1)
-
-
-def _rows(message: str, first: list[HostSamples], drawn: HostSamples) -> Output:
-    """A row for each image: its inputs, and what was drawn from them."""
-    drawn = drawn.reshape(len(first[0]), -1, *drawn.shape[1:])
-    rows = np.concatenate([np.stack(first, 1), drawn], axis=1)
-    return message, plots.image_grid(np.concatenate(rows), columns=rows.shape[1]), {"samples": drawn}
-
-
-def _mask(shape: Shape) -> np.ndarray:
-    """Where --mask keeps pixels."""
-    if len(shape) != 3:
-        raise InputError(f"--inpaint draws images, but this run's samples have shape {shape}; leave it out")
-    height, width, _ = shape
-    if FLAGS.mask not in _MASKS:
-        if not FLAGS.mask.endswith(".png"):
-            raise InputError(f"--mask = {FLAGS.mask!r}; the known ones are {', '.join(_MASKS)}, or give a PNG")
-        return data.read_mask(FLAGS.mask, (height, width))
-    row, column = np.mgrid[:height, :width]
-    return _MASKS[FLAGS.mask]((row + 0.5) / height, (column + 0.5) / width)
+def _redraw(run: Run, x0: HostSamples, how: str, draw: Callable[..., Any], show: Callable[..., Any]) -> Output:
+    """A row for each image: what shows it, and variants drawn from it."""
+    key = jax.random.fold_in(jax.random.key(FLAGS.seed), 1)  # another one than for --images=samples
+    drawn = draw(key, np.repeat(x0, FLAGS.variants, axis=0), **_options(_one_label(run)))
+    drawn = drawn.reshape(len(x0), -1, *drawn.shape[1:])
+    rows = np.concatenate([np.stack(show(x0), 1), drawn], axis=1)
+    image = plots.image_grid(np.concatenate(rows), columns=rows.shape[1])
+    return f"{len(x0)} images {how} by step {run.step}", image, {"samples": drawn}
 
 
 def _bits_per_dim(run: Run) -> Output:

@@ -14,11 +14,9 @@ from jaxdiff.typing import HostSamples, InputError
 def read_files(paths: Sequence[str | Path], *, n: int) -> HostSamples:
     """Read the first n images of .npz files and pictures.
 
-    Args:
-      paths: a .npz holds one array, or one named "samples" as `sample.py` writes it, of shape (n, *shape) and in the
-        scale of the data set: [-1, 1] for images. Any other file is a picture, grey or RGB, of 256 levels: level k
-        becomes 2 k / 255 - 1.
-      n: number of images.
+    A .npz holds one array, or one named "samples" as `sample.py` writes it, of shape (n, *shape) and in the scale of
+    the data set: [-1, 1] for images. Any other file is a picture, grey or RGB, of 256 levels: level k becomes
+    2 k / 255 - 1.
 
     Raises:
       InputError: if a file can't be read, the images differ in shape, or there are fewer than n.

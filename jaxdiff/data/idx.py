@@ -24,10 +24,6 @@ from jaxtyping import UInt8
 
 from jaxdiff.typing import InputError
 
-_GZIP_MAGIC = b"\x1f\x8b"
-_UNSIGNED_BYTE = 0x08
-_FIX = "Replace it with an intact copy (delete it, if it was downloaded, to fetch it again)."
-
 
 def read(path: Path) -> UInt8[np.ndarray, "..."]:
     """Read one IDX file of unsigned bytes, plain or gzipped (its content decides, not its name); a read-only array.
@@ -35,38 +31,36 @@ def read(path: Path) -> UInt8[np.ndarray, "..."]:
     Raises:
       InputError: if the file is missing or damaged, or holds elements of another type.
     """
+
+    def error(fault: str) -> InputError:
+        fix = "Replace it with an intact copy (delete it, if it was downloaded, to fetch it again)."
+        return InputError(f"{path}: {fault}. {fix}")
+
     if not path.is_file():
-        raise InputError(f"{path}: no such file; an IDX file is expected there. {_FIX}")
+        raise error("no such file; an IDX file is expected there")
     content = path.read_bytes()
-    if content.startswith(_GZIP_MAGIC):
+    if content.startswith(b"\x1f\x8b"):  # gzip's magic number
         try:
             content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{path}: the gzip stream is damaged ({error}). {_FIX}") from error
-
+        except (OSError, EOFError, zlib.error) as cause:
+            raise error(f"the gzip stream is damaged ({cause})") from cause
+    length = f"{len(content)} bytes"
     if len(content) < 4:
-        raise InputError(
-            f"{path}: truncated, {len(content)} bytes; an IDX file starts with a magic number of 4 bytes. {_FIX}"
-        )
+        raise error(f"truncated, {length}; an IDX file starts with a magic number of 4 bytes")
     zero, element_type, rank = struct.unpack(">HBB", content[:4])
     if zero != 0:
-        raise InputError(
-            f"{path}: wrong magic number 0x{content[:4].hex()}; that of an IDX file starts with two zero bytes. {_FIX}"
-        )
-    if element_type != _UNSIGNED_BYTE:
+        raise error(f"wrong magic number 0x{content[:4].hex()}; that of an IDX file starts with two zero bytes")
+    if element_type != 0x08:
         raise InputError(
             f"{path}: element type 0x{element_type:02x}; only unsigned bytes (0x08), the type of "
             "MNIST and its kin, are read. Convert the file to uint8."
         )
-
     start = 4 + 4 * rank
     if len(content) < start:
-        raise InputError(
-            f"{path}: truncated, {len(content)} bytes; the header of {rank} dimensions alone takes {start}. {_FIX}"
-        )
+        raise error(f"truncated, {length}; the header of {rank} dimensions alone takes {start}")
     shape = struct.unpack(f">{rank}I", content[4:start])
     size = start + math.prod(shape)
     if len(content) != size:
         fault = "truncated" if len(content) < size else "trailing bytes"
-        raise InputError(f"{path}: {fault}, {len(content)} bytes; a file of shape {shape} has {size}. {_FIX}")
+        raise error(f"{fault}, {length}; a file of shape {shape} has {size}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

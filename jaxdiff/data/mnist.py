@@ -1,11 +1,9 @@
-"""MNIST from its four IDX files: from a folder, or downloaded once and kept.
-
-Y. LeCun, C. Cortes and C. Burges, "The MNIST database of handwritten digits", http://yann.lecun.com/exdb/mnist.
-"""
+"""MNIST from its four IDX files (see `jaxdiff.data.idx`): from a folder, or downloaded once and kept."""
 
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +23,9 @@ CHECKSUMS = {
 }
 
 _PREFIX = {"train": "train", "test": "t10k"}
-_ATTEMPTS = 3
-# In seconds: of a connection to each of the server's addresses (sixteen of the mirror's, all tried in turn), of a read,
-# and after which no further attempt is made. Together under 30.
+_KINDS = ("images-idx3", "labels-idx1")
+# Seconds: to connect to each of the mirror's sixteen addresses in turn; for a read; until the last attempt may start.
+# Together under 30.
 _CONNECT, _READ, _GIVE_UP = 1.5, 10.0, 10.0
 _FIX = (
     "Give a folder that holds the files, as dir or with --config.data.dir=DIR, or train on configs/digits.py, which "
@@ -36,22 +34,16 @@ _FIX = (
 
 
 def load(split: str, *, dir: str | None = None) -> tuple[UInt8[np.ndarray, "n 28 28 1"], Int32[np.ndarray, "n"]]:
-    """Return the images of a split, grey levels 0 (background) to 255, and their labels 0 to 9.
+    """Return the images of "train" (60,000) or "test" (10,000), levels 0 (background) to 255, and their labels 0 to 9.
 
-    Args:
-      split: "train" (60,000 images) or "test" (10,000).
-      dir: the folder of the IDX files, gzipped or plain, named as published (train-images-idx3-ubyte) or in the other
-        common spelling (train-images.idx3-ubyte). None downloads the two files of the split on the first call.
-
-    Raises:
-      InputError: if the folder or a file is missing or broken, or images and labels do not match.
-      ConnectionError: if the files can't be downloaded.
+    The files are in the folder `dir`, gzipped or plain, named as published (train-images-idx3-ubyte) or in the other
+    common spelling (train-images.idx3-ubyte). None downloads the two files of the split on the first call. Broken files
+    and files that do not match raise an InputError; errors of `download` pass through.
     """
     folder = download(split) if dir is None else Path(dir).expanduser()
     if not folder.is_dir():
         raise InputError(f"dir={dir!r}: no such folder; it must hold the MNIST files. {_FIX}")
-    images_path = _find(folder, f"{_PREFIX[split]}-images-idx3-ubyte")
-    labels_path = _find(folder, f"{_PREFIX[split]}-labels-idx1-ubyte")
+    images_path, labels_path = (_find(folder, f"{_PREFIX[split]}-{kind}-ubyte") for kind in _KINDS)
     images, labels = idx.read(images_path), idx.read(labels_path)
     if images.shape[1:] != (28, 28):
         raise InputError(
@@ -59,8 +51,8 @@ def load(split: str, *, dir: str | None = None) -> tuple[UInt8[np.ndarray, "n 28
         )
     if labels.shape != images.shape[:1]:
         raise InputError(
-            f"{labels_path}: labels of shape {labels.shape} for {len(images)} images in "
-            f"{images_path}; there must be one for each. Take both files from one copy of MNIST."
+            f"{labels_path}: labels of shape {labels.shape} for {len(images)} images in {images_path}; there must be "
+            "one for each. Take both files from one copy of MNIST."
         )
     if labels.max(initial=0) > 9:
         raise InputError(
@@ -73,43 +65,41 @@ def download(split: str) -> Path:
     """Download the two files of a split unless they are there, and return their folder.
 
     The folder is $JAXDIFF_DATA/mnist, by default mnist in the user's cache folder (~/.cache/jaxdiff on Linux). A file
-    appears under its name only when it is whole and its SHA-256 is right; then no network is needed any more. Without
-    a network the call fails within 30 seconds.
+    appears under its name only when it is whole and its SHA-256 is right. Without a network the call fails within 30
+    seconds.
 
     Raises:
       ConnectionError: if a file can't be fetched.
       InputError: if a fetched file has another SHA-256 (it is thrown away), or the folder can't be written.
     """
-    import pooch  # imported here, with requests, because it is slow, and needed for this set only
+    import pooch  # imported here, with requests, because it is slow and needed for this set only
     import requests
 
     folder = Path(os.environ.get("JAXDIFF_DATA") or pooch.os_cache("jaxdiff")).expanduser() / "mnist"
     pooch.get_logger().setLevel("WARNING")
-    files = pooch.create(folder, base_url=f"{BASE_URL}/", registry=CHECKSUMS, retry_if_failed=_ATTEMPTS - 1)
-    for kind in ("images-idx3", "labels-idx1"):
+    files = pooch.create(folder, base_url=f"{BASE_URL}/", registry=CHECKSUMS, retry_if_failed=2)
+    inner = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=(_CONNECT, _READ))
+    for kind in _KINDS:
         name = f"{_PREFIX[split]}-{kind}-ubyte.gz"
         try:
-            files.fetch(name, downloader=_Downloader())
+            files.fetch(name, downloader=_Downloader(inner))
         except requests.RequestException as error:
             raise ConnectionError(f"{BASE_URL}/{name}: cannot be downloaded ({error}). {_FIX}") from error
         except OSError as error:
             raise InputError(f"{folder} can't be written ({error}); set JAXDIFF_DATA to another folder") from error
         except ValueError as error:
             raise InputError(
-                f"{BASE_URL}/{name}: the download has not the expected SHA-256 {CHECKSUMS[name]}, and was thrown away; "
-                f"a proxy or a login page may have answered instead. {_FIX}"
+                f"{BASE_URL}/{name}: the download does not have the expected SHA-256 {CHECKSUMS[name]} and was "
+                f"deleted; a proxy or a login page may have answered instead. {_FIX}"
             ) from error
     return folder
 
 
 class _Downloader:
-    """Pooch's downloader with time limits: an attempt after `_GIVE_UP` seconds repeats the last error instead."""
+    """One of pooch's downloaders with a time limit: an attempt after `_GIVE_UP` seconds repeats the last error."""
 
-    def __init__(self) -> None:
-        import pooch
-
-        self._start, self._error = time.monotonic(), OSError()
-        self._inner = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=(_CONNECT, _READ))
+    def __init__(self, inner: Callable[..., None]) -> None:
+        self._inner, self._start, self._error = inner, time.monotonic(), OSError()
 
     def __call__(self, url: str, output: str, pooch: object) -> None:
         if time.monotonic() - self._start > _GIVE_UP:

@@ -1,13 +1,4 @@
-"""The data sets, by name, each as plain arrays in memory.
-
-digits      8x8 handwritten digits in 17 grey levels, from scikit-learn: nothing to download
-mnist       28x28 handwritten digits in 256 grey levels
-swissroll, moons, checkerboard, mixture
-            points in the plane, drawn from a seed
-tfds:NAME   any image classification set prepared by TensorFlow Datasets, read without TensorFlow
-package.module:function
-            yours: called with split="train" or "test", it returns a `Dataset` or the pair (x, labels)
-"""
+"""The data sets, by name, each as plain arrays in memory; `load` lists them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,25 +8,21 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float, Float32, Int32, Num, UInt8
+from tqdm import tqdm
 
 from jaxdiff import registry
 from jaxdiff.data import mnist, toy
 from jaxdiff.typing import InputError, Shape
-
-_DIGITS_TRAIN = 1500
-_TOY_POINTS = 20_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """The properties of a data set that a model depends on."""
 
-    shape: Shape
-    """Shape of one example."""
+    shape: Shape  # of one example
     levels: int | None
     """Number of values that a coordinate can take, evenly spaced in [-1, 1]; None for continuous, unbounded data."""
-    classes: int | None = None
-    """Number of labels; None for data without labels."""
+    classes: int | None = None  # None for data without labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,10 +32,8 @@ class Dataset:
     name: str
     x: UInt8[np.ndarray, "n *shape"] | Float32[np.ndarray, "n *shape"]
     """Levels 0 .. levels - 1 as uint8, or continuous data as float32."""
-    labels: Int32[np.ndarray, "n"] | None
-    """Classes 0 .. classes - 1, if the set has classes."""
+    labels: Int32[np.ndarray, "n"] | None  # 0 .. classes - 1
     levels: int | None
-    """Number of levels of the raw values; None for continuous data."""
     classes: int | None
 
     @property
@@ -58,25 +43,27 @@ class Dataset:
 
     @property
     def spec(self) -> DataSpec:
-        """The properties that a model depends on."""
         return DataSpec(shape=self.shape, levels=self.levels, classes=self.classes)
 
 
 def load(name: str, *, split: str = "train", dir: str | None = None, seed: int = 0) -> Dataset:
     """Load one split of a data set into memory.
 
+    digits      scikit-learn's digits, uint8 (n, 8, 8, 1) of 17 levels, 10 classes; 1500 to train and 297 to test
+    mnist       handwritten digits, uint8 (n, 28, 28, 1) of 256 levels, 10 classes
+    swissroll, moons, checkerboard, mixture
+                points in the plane, float32 (20000, 2) about in [-2, 2], drawn anew for each split; moons and mixture
+                have the component as label (2 and 8 classes)
+    tfds:NAME   any image set that TensorFlow Datasets prepared, uint8 (n, height, width, channels) of 256 levels
+    package.module:function
+                yours: called with split="train" or "test", it returns a `Dataset`, or (x, labels) with x uint8 of 256
+                levels or float32, and integer labels or None
+
     Args:
-      name: see the module's docstring.
       split: "train" or "test"; for "tfds:NAME" any split in TFDS's notation, "train[:90%]" too.
       dir: for "mnist" the folder of its files (None downloads them once), for "tfds:NAME" the TFDS data folder (None
         is TFDS's default). The other sets have no folder.
-      seed: fixes the draw of the 2-D sets; the other sets are fixed.
-
-    Returns:
-      digits: x uint8 (n, 8, 8, 1), 17 levels, 10 classes; the first 1500 images are the train split, the other 297 the
-      test split. mnist: x uint8 (n, 28, 28, 1), 256 levels, 10 classes. 2-D sets: x float32 (20000, 2) about in
-      [-2, 2], drawn anew for each split, with the component as label for moons (2) and mixture (8). tfds: x uint8
-      (n, height, width, channels), 256 levels. Your own (x, labels): uint8 of 256 levels, or float32; labels or None.
+      seed: fixes the draw of the points in the plane; the other sets are fixed.
 
     Raises:
       InputError: if the name or split is unknown, a folder is given for a set without one, or data is missing,
@@ -87,7 +74,7 @@ def load(name: str, *, split: str = "train", dir: str | None = None, seed: int =
         return _load_tfds(name, split, dir)
     if name not in DATASETS and ":" not in name:
         raise InputError(
-            f"name = {name!r} is no data set, tfds:NAME or package.module:function{registry.suggest(name, DATASETS)}"
+            f"name = {name!r} is not a data set, tfds:NAME or package.module:function{registry.suggest(name, DATASETS)}"
         )
     if split != "train" and split != "test":
         raise InputError(f"split = {split!r}; {name} has the splits 'train' and 'test'")
@@ -102,7 +89,7 @@ def normalize(
 ) -> Float32[np.ndarray, "*shape"] | Float32[jax.Array, "*shape"]:
     """Map raw values 0 .. levels - 1 to float32 in [-1, 1]: 2 x / (levels - 1) - 1.
 
-    Works on NumPy arrays and on JAX arrays, inside jit too. With levels=None (continuous data) x is returned as it is.
+    Works inside jit too. With levels=None (continuous data) x is returned as it is.
     """
     if levels is None:
         return x
@@ -120,7 +107,7 @@ def _digits(split: str) -> Dataset:
     from sklearn.datasets import load_digits  # imported here because it is slow, and few runs need it
 
     bunch = load_digits()
-    part = slice(_DIGITS_TRAIN) if split == "train" else slice(_DIGITS_TRAIN, None)
+    part = slice(1500) if split == "train" else slice(1500, None)
     x, labels = bunch.images[part, ..., None].astype(np.uint8), bunch.target[part].astype(np.int32)
     return Dataset(name="digits", x=x, labels=labels, levels=17, classes=10)
 
@@ -131,7 +118,7 @@ def _mnist(split: str, dir: str | None) -> Dataset:
 
 
 def _toy(draw: Callable[..., Any], classes: int | None, split: str, seed: int) -> Dataset:
-    x, labels = draw(_TOY_POINTS, np.random.default_rng((seed, int(split == "test"))))
+    x, labels = draw(20_000, np.random.default_rng((seed, int(split == "test"))))
     return Dataset(name=draw.__name__, x=x, labels=labels, levels=None, classes=classes)
 
 
@@ -146,7 +133,7 @@ DATASETS: dict[str, Callable[..., Any]] = {
 
 
 def _from_arrays(name: str, found: Any) -> Dataset:
-    """A data set from the pair (x, labels) that a user's function returned."""
+    """Return the data set of the pair (x, labels) that a user's function returned."""
     rule = "it must return a jaxdiff.data.Dataset, or (x, labels): uint8 or float32 (n, ...), and integers (n,) or None"
     if not isinstance(found, tuple) or len(found) != 2:
         raise InputError(f"name = {name!r} returned a {type(found).__name__}; {rule}")
@@ -169,8 +156,6 @@ def _load_tfds(name: str, split: str, dir: str | None) -> Dataset:
         import tensorflow_datasets as tfds  # imported here because it is slow, and not always installed
     except ImportError as error:
         raise InputError(f'name = {name!r} needs TensorFlow Datasets: pip install "jaxdiff[tfds]"') from error
-    from tqdm import tqdm
-
     tfds_name = name.removeprefix("tfds:")
     try:
         source = tfds.data_source(tfds_name, split=split, data_dir=dir, download=False)
@@ -181,7 +166,6 @@ def _load_tfds(name: str, split: str, dir: str | None) -> Dataset:
             'random-access format. Prepare the set once, with pip install "jaxdiff[tfds]": '
             f"tfds build {tfds_name} --file_format=array_record{where}"
         ) from error
-
     features = dict(source.dataset_info.features.items())
     image, label = features.get("image"), features.get("label")
     if not isinstance(image, tfds.features.Image):

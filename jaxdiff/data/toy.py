@@ -1,7 +1,7 @@
 """Two-dimensional distributions whose samples can be judged by eye.
 
 Each function draws n points from a NumPy generator. They lie about in [-2, 2]² with standard deviations of order one,
-as a diffusion model expects its data.
+as a diffusion model expects its data. scikit-learn takes no NumPy generator, so its seed is drawn from one.
 """
 
 import math
@@ -13,24 +13,19 @@ Points = Float32[np.ndarray, "n 2"]
 Labels = Int32[np.ndarray, "n"]
 
 
-def _sklearn_seed(rng: np.random.Generator) -> int:
-    """An integer drawn from rng, as scikit-learn takes no NumPy generator."""
-    return int(rng.integers(2**32))
-
-
 def swissroll(n: int, rng: np.random.Generator) -> tuple[Points, None]:
-    """The Swiss roll, a rolled plane, seen from its side: a spiral, slightly blurred."""
+    """The Swiss roll, a rolled plane, seen from its side: a spiral with a little noise."""
     from sklearn.datasets import make_swiss_roll  # imported here, as below, because it is slow
 
-    x, _ = make_swiss_roll(n, noise=0.5, random_state=_sklearn_seed(rng))
+    x, _ = make_swiss_roll(n, noise=0.5, random_state=int(rng.integers(2**32)))
     return (x[:, [0, 2]] / 8).astype(np.float32), None
 
 
 def moons(n: int, rng: np.random.Generator) -> tuple[Points, Labels]:
-    """Two interleaved half circles, slightly blurred; the label is the half circle."""
+    """Two interleaved half circles with a little noise; the label says which half circle."""
     from sklearn.datasets import make_moons
 
-    x, labels = make_moons(n, noise=0.05, random_state=_sklearn_seed(rng))
+    x, labels = make_moons(n, noise=0.05, random_state=int(rng.integers(2**32)))
     return (x - [0.5, 0.25]).astype(np.float32), labels.astype(np.int32)
 
 

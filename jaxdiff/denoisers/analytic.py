@@ -12,9 +12,9 @@ and with the responsibilities r_j(x) = w_j N(x; α m_j, V_j)/p_t(x), the targets
     p(j|x_t)         = r_j
 
 C_j = U_j diag(c_j) U_jᵀ is decomposed once, so that every t costs two products with U_j and V_j is never inverted: σ
-may be 0, and so may variances of the data.
+and variances of the data may be 0.
 
-For data that are uniform on a finite set of points a_i, any g, and any noise with independent coordinates of density f,
+For data uniform on a finite set of points a_i, any g, and noise with independent coordinates of density f,
 
     x̂_0 = Σ_i r_i a_i,    r_i ∝ Π_coordinates f((x_t − α g_t(a_i))/σ),    n̂ = (x_t − α Σ_i r_i g_t(a_i))/σ
 """
@@ -28,20 +28,9 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from jaxdiff.processes import Denoiser, Gaussian, Process
+from jaxdiff.processes.base import safe_divide
 from jaxdiff.schedules import Schedule
-from jaxdiff.typing import (
-    InputError,
-    Prediction,
-    PyTree,
-    RandomKey,
-    Sample,
-    Samples,
-    Scalar,
-    Shape,
-    Time,
-    pytree,
-    static,
-)
+from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Sample, Samples, Scalar, Time, pytree, static
 
 Component = Int[Array, ""] | None
 
@@ -54,18 +43,17 @@ class _Mixture:
     means: Float[Array, "k d"]
     variances: Float[Array, "k d"]  # the eigenvalues c_j
     bases: Float[Array, "k d d"]  # the eigenvectors U_j, as columns
-    shape: Shape = static()
+    shape: tuple[int, ...] = static()
 
     def sample(self, key: RandomKey, n: int) -> Samples:
         """Draw n exact samples of x_0."""
         return self.sample_with_classes(key, n)[0]
 
     def sample_with_classes(self, key: RandomKey, n: int) -> tuple[Samples, Int[Array, " n"]]:
-        """Draw n exact samples of x_0, and return the component of each, too."""
+        """Draw n exact samples of x_0 and their components."""
         key_class, key_noise = jax.random.split(key)
         classes = jax.random.categorical(key_class, self.log_weights, shape=(n,))
-        z = jax.random.normal(key_noise, (n, self.means.shape[1]))
-        z = z * jnp.sqrt(self.variances[classes])
+        z = jax.random.normal(key_noise, (n, self.means.shape[1])) * jnp.sqrt(self.variances[classes])
         x = self.means[classes] + jnp.einsum("nij,nj->ni", self.bases[classes], z)
         return x.reshape(n, *self.shape), classes
 
@@ -91,11 +79,9 @@ class _MixtureDenoiser(Denoiser):
     def __call__(self, x_t: Sample, t: Time, cond: Component = None, /) -> Prediction:
         alpha, sigma = self.process.schedule.alpha(t), self.process.schedule.sigma(t)
         whitened, variances, log_joint = self._components(x_t, t, cond)
-        r = jax.nn.softmax(log_joint)
-        x0 = jnp.einsum("k,kij,kj->i", r, self.data.bases, alpha * self.data.variances * whitened / variances)
-        noise = jnp.einsum("k,kij,kj->i", r, self.data.bases, sigma * whitened / variances)
-        x0 = x0 + r @ self.data.means
-        return Prediction(x0.reshape(x_t.shape), noise.reshape(x_t.shape))
+        x0 = self._mean(log_joint, alpha * self.data.variances * whitened / variances)
+        x0 = x0 + (jax.nn.softmax(log_joint) @ self.data.means).reshape(x_t.shape)
+        return Prediction(x0, self._mean(log_joint, sigma * whitened / variances))
 
     def log_density(self, x_t: Sample, t: Time, cond: Component = None) -> Scalar:
         """Return log p_t(x_t), in nats; log p(x_0) at t = 0 of a schedule with σ_0 = 0."""
@@ -108,13 +94,14 @@ class _MixtureDenoiser(Denoiser):
     def score(self, x_t: Sample, t: Time, cond: Component = None) -> Sample:
         """Return ∇ log p_t(x_t), which is finite at σ_t = 0 if the data have a density."""
         whitened, variances, log_joint = self._components(x_t, t, cond)
-        r = jax.nn.softmax(log_joint)
-        slopes = whitened / variances
-        return -jnp.einsum("k,kij,kj->i", r, self.data.bases, slopes).reshape(x_t.shape)
+        return -self._mean(log_joint, whitened / variances)
 
-    def _components(
-        self, x_t: Sample, t: Time, cond: Component
-    ) -> tuple[Float[Array, "k d"], Float[Array, "k d"], Float[Array, " k"]]:
+    def _mean(self, log_joint: Float[Array, " k"], values: Float[Array, "k d"]) -> Sample:
+        """Return Σ_j r_j U_j v_j in the shape of a sample."""
+        mean = jnp.einsum("k,kij,kj->i", jax.nn.softmax(log_joint), self.data.bases, values)
+        return mean.reshape(self.data.shape)
+
+    def _components(self, x_t: Sample, t: Time, cond: Component) -> tuple[Array, Array, Array]:
         """Return U_jᵀ(x_t − α m_j), the eigenvalues of V_j, and log w_j N(x_t; α m_j, V_j)."""
         if x_t.shape != self.data.shape:
             raise InputError(f"x_t has shape {x_t.shape}; the samples of this denoiser have {self.data.shape}")
@@ -122,7 +109,7 @@ class _MixtureDenoiser(Denoiser):
         centred = x_t.reshape(-1)[None] - alpha * self.data.means
         whitened = jnp.einsum("kij,ki->kj", self.data.bases, centred)
         variances = alpha**2 * self.data.variances + sigma**2
-        # A point mass, where both are 0, has the same prediction under any variance that is small enough.
+        # A point mass at σ = 0 has the same prediction under any variance that is small enough.
         variances = jnp.maximum(variances, jnp.finfo(variances.dtype).tiny ** 0.75)
         log_density = -0.5 * (whitened**2 / variances + jnp.log(2 * math.pi * variances)).sum(1)
         log_weights = self.data.log_weights
@@ -134,60 +121,46 @@ class _MixtureDenoiser(Denoiser):
 
 @pytree(eq=False)
 class _Empirical(Denoiser):
-    """The exact denoiser of a finite set of points."""
-
     points: Samples
     process: Process
 
     def __call__(self, x_t: Sample, t: Time, cond: PyTree = None, /) -> Prediction:
-        schedule = self.process.schedule
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        alpha, sigma = self.process.schedule.alpha(t), self.process.schedule.sigma(t)
         transformed = jax.vmap(lambda point: self.process.transform(point, t))(self.points)
         noises = (x_t[None] - alpha * transformed) / jnp.where(sigma > 0, sigma, 1)
         coordinates = tuple(range(1, noises.ndim))
         log_joint = self.process.noise.log_density(noises, t).sum(coordinates)
         # If no point can have become x_t, or σ = 0, take the nearest one.
         possible = (log_joint.max() > -jnp.inf) & (sigma > 0)
-        nearness = -1e6 * (noises**2).sum(coordinates)
-        r = jax.nn.softmax(jnp.where(possible, log_joint, nearness))
+        r = jax.nn.softmax(jnp.where(possible, log_joint, -1e6 * (noises**2).sum(coordinates)))
         x0, mean = jnp.tensordot(r, self.points, 1), jnp.tensordot(r, transformed, 1)
-        return Prediction(x0, jnp.where(sigma > 0, (x_t - alpha * mean) / jnp.where(sigma > 0, sigma, 1), 0))
+        return Prediction(x0, safe_divide(x_t - alpha * mean, sigma))
 
 
 def empirical(points: Float[Array | np.ndarray, "n *shape"], process: Process) -> _Empirical:
-    """Return the exact denoiser of data that are uniform on these points.
+    """Return the exact denoiser of data that are uniform on these points; a call evaluates g and the density at each.
 
-    Args:
-      points: n samples of any shape; a call costs n evaluations of g and of the density.
-      process: its noise must have independent coordinates and a known density (`log_density`): normal, laplace,
-        uniform or exponential. The denoiser raises an InputError for other noise.
+    The noise must have independent coordinates and a known density (`log_density`): normal, laplace, uniform or
+    exponential. The denoiser raises an InputError for other noise.
     """
     return _Empirical(points=jnp.asarray(points), process=process)
 
 
 def gaussian(mean: ArrayLike, covariance: ArrayLike, schedule: Schedule) -> _MixtureDenoiser:
-    """Return the exact denoiser of normal data.
+    """Return the exact denoiser of normal data under Gaussian diffusion; raises as `mixture`.
 
-    Args:
-      mean: of the shape of a sample.
-      covariance: a variance for all coordinates, one for each (of the mean's shape), or a matrix over the flat sample.
-      schedule: of its Gaussian process.
-
-    Raises:
-      InputError: if shapes don't fit or the covariance is not symmetric with eigenvalues >= 0.
+    The covariance is one variance, one for each coordinate (in the mean's shape), or a matrix over the flat sample.
     """
     return mixture([1.0], np.asarray(mean)[None], np.asarray(covariance)[None], schedule)
 
 
 def mixture(weights: ArrayLike, means: ArrayLike, covariances: ArrayLike, schedule: Schedule) -> _MixtureDenoiser:
-    """Return the exact denoiser of a mixture of k normal distributions.
+    """Return the exact denoiser of a mixture of k normal distributions under Gaussian diffusion.
 
     Args:
       weights: k positive numbers; normalized to sum to 1.
       means: (k, *shape).
-      covariances: (k,) variances, (k, *shape) variances of coordinates, or (k, d, d) matrices over flat samples of d
-        numbers.
-      schedule: of its Gaussian process.
+      covariances: (k,) variances, (k, *shape) variances of coordinates, or (k, d, d) matrices over flat samples.
 
     Raises:
       InputError: if shapes don't fit, a weight is not positive, or a covariance is not symmetric with eigenvalues >= 0.
@@ -213,12 +186,7 @@ def mixture(weights: ArrayLike, means: ArrayLike, covariances: ArrayLike, schedu
             f"or {(k, d, d)}"
         )
     if variances.min() < 0:
-        raise InputError(f"covariances has an eigenvalue of {variances.min()}; the rule is >= 0")
-    data = _Mixture(
-        log_weights=jnp.asarray(np.log(w / w.sum()), float),
-        means=jnp.asarray(m.reshape(k, d), float),
-        variances=jnp.asarray(variances, float),
-        bases=jnp.asarray(bases, float),
-        shape=shape,
-    )
+        raise InputError(f"covariances has an eigenvalue of {variances.min()}; eigenvalues must be >= 0")
+    leaves = {"log_weights": np.log(w / w.sum()), "means": m.reshape(k, d), "variances": variances, "bases": bases}
+    data = _Mixture(shape=shape, **{name: jnp.asarray(value, float) for name, value in leaves.items()})
     return _MixtureDenoiser(data=data, process=Gaussian(schedule))

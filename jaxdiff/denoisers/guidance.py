@@ -6,14 +6,12 @@ For a condition c, the null condition ∅ and a weight w,
     classifier         ñ = n̂ − w σ ∇ log p(c|x_t, t),        x̃_0 = x̂_0 + w (σ²/α) ∇ log p(c|x_t, t)
     composed           x̃_0 = Σ_j v_j x̂_0(c_j),               ñ = Σ_j v_j n̂(c_j),        Σ_j v_j = 1
 
-All keep x_t = α x̃_0 + σ ñ. The score −ñ/σ of the first is that of p(x_t|c) (p(x_t|c)/p(x_t))^w, the same as the
-second's: with exact posteriors the two agree, as classifier guidance of weight w on the conditional denoiser or 1 + w
-on the unconditional one. The third is that of Π_j p(x_t|c_j)^{v_j}.
+All keep x_t = α x̃_0 + σ ñ. The first has the score −ñ/σ of p(x_t|c) (p(x_t|c)/p(x_t))^w. With exact posteriors the
+second agrees, with weight w on the conditional denoiser or 1 + w on the unconditional one. The third has the score of
+Π_j p(x_t|c_j)^{v_j}. The "guidance scale" of other libraries is 1 + w.
 
-w = 0 is the plain conditional model. The "guidance scale" of other libraries is 1 + w.
-
-For w ≠ 0 the guided densities of the times t are not those of one data distribution under the forward process: the
-samples depend on the sampler's noise, too.
+For w ≠ 0 no data distribution has the guided densities at all t under the forward process, so that the samples depend
+on the sampler's noise, too.
 
 Sources: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance" (equation 6); Dhariwal & Nichol 2021, "Diffusion
 Models Beat GANs on Image Synthesis" (algorithm 2); Liu et al. 2022, "Compositional Visual Generation with Composable
@@ -33,7 +31,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.denoisers.network import as_pytree
-from jaxdiff.processes import Denoiser, Process, Wrapper, require_gaussian
+from jaxdiff.processes import Conditioned, Denoiser, Process, Wrapper, require_gaussian
 from jaxdiff.schedules import Schedule
 from jaxdiff.typing import InputError, Prediction, PyTree, Sample, Scalar, Time, pytree, static
 
@@ -42,13 +40,7 @@ _PURE_NOISE = -14.0  # a log-SNR at which the data part of x_t is a thousandth o
 
 @pytree(kw_only=False, eq=False)
 class Interval:
-    """A guidance weight that is w where low <= log-SNR <= high, in nats: log(α²/σ²), and 0 elsewhere.
-
-    The log-SNR is that of the guided denoiser's schedule.
-
-    Raises:
-      InputError: unless low < high.
-    """
+    """A guidance weight: w where low <= log(α²/σ²) <= high in the denoiser's schedule, low < high, and 0 elsewhere."""
 
     w: "Weight"
     low: float = static(default=-math.inf, kw_only=True)
@@ -57,7 +49,7 @@ class Interval:
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise InputError(
-                f"low = {self.low}, high = {self.high}; the rule is low < high: log-SNR rises towards the data"
+                f"low = {self.low}, high = {self.high}; must satisfy low < high: log-SNR rises towards the data"
             )
         object.__setattr__(self, "w", _weight(self.w))
 
@@ -76,7 +68,7 @@ class _ClassifierFree(Wrapper):
     def __call__(self, x_t: Sample, t: Time, cond: PyTree = None, /) -> Prediction:
         if cond is None:
             raise InputError("cond is None: classifier-free guidance guides towards a condition; give one a sample")
-        null = jax.tree.map(jnp.full_like, cond, _prefix(self.null, cond))
+        null = jax.tree.map(jnp.full_like, cond, jax.tree.broadcast(self.null, cond))
         both = jax.tree.map(lambda *branches: jnp.stack(branches), cond, null)
         w = _at(self.w, t, self.process.schedule)
         conditional, guided = _combine(self.inner, x_t, t, both, jnp.stack([1 + w, -w]))
@@ -91,25 +83,18 @@ class _ClassifierFree(Wrapper):
 def classifier_free(denoiser: Denoiser, w: Weight, *, null: PyTree = -1, rescale: float = 0.0) -> _ClassifierFree:
     """Guide without a classifier: (1 + w) times the conditional prediction less w times the unconditional one.
 
-    Both come from one call of the network on two examples. The "guidance scale" of other libraries is 1 + w.
+    Both come from one call of the network on two examples; without a condition it raises an InputError.
 
     Args:
-      denoiser: one trained with labels, a share of them dropped; it is called with conditions only.
+      denoiser: trained with labels, a share of them dropped.
       w: the weight, a function of t that gives it, or an `Interval`. 0 is the plain conditional denoiser, −1 the
         unconditional one; values between −1 and 0 weaken the condition, and those below −1 turn away from it.
       null: the null condition, a number or a pytree of numbers for the leaves of the condition. The networks of
         `jaxdiff.models` and the exact denoisers take the label −1.
-      rescale: how much of the growth of x̂_0's standard deviation to undo, from 0 (nothing) to 1 (all); 0.7 in the
-        source.
-
-    Returns:
-      A denoiser. It raises an InputError if called without a condition.
-
-    Raises:
-      InputError: unless 0 <= rescale <= 1.
+      rescale: the share to undo of the growth of x̂_0's standard deviation, in [0, 1]; 0.7 in the source.
     """
     if not 0 <= rescale <= 1:
-        raise InputError(f"rescale = {rescale}; the rule is 0 <= rescale <= 1")
+        raise InputError(f"rescale = {rescale}; must satisfy 0 <= rescale <= 1")
     return _ClassifierFree(inner=denoiser, w=_weight(w), null=null, rescale=rescale)
 
 
@@ -122,32 +107,27 @@ class _Classifier(Wrapper):
     def __call__(self, x_t: Sample, t: Time, cond: PyTree = None, /) -> Prediction:
         schedule = self.process.schedule
         prediction = self.inner(x_t, t, cond)
-        # At α = 0 the gradient is 0, but divided by α it has a limit: take it slightly earlier.
+        # At α = 0 the gradient is 0, but its quotient by α has a limit: take it at a slightly earlier t.
         known = schedule.alpha(t) > 0
         near = jnp.where(known, t, schedule.time(_PURE_NOISE))
         slope = _at(self.w, t, schedule) * jax.grad(lambda x: self.log_prob(x, near, cond))(x_t)
         alpha, sigma = schedule.alpha(near), schedule.sigma(near)
-        return prediction._replace(
-            x0=prediction.x0 + sigma**2 / alpha * slope,
-            noise=prediction.noise - jnp.where(known, sigma, 0) * slope,
-        )
+        x0 = prediction.x0 + sigma**2 / alpha * slope
+        return prediction._replace(x0=x0, noise=prediction.noise - jnp.where(known, sigma, 0) * slope)
 
 
 def classifier(denoiser: Denoiser, log_prob: LogProb, w: Weight) -> _Classifier:
     """Guide with a classifier: the score of the denoiser plus w times the gradient of log p(c|x_t, t).
 
-    Guiding the score suits every sampler. Dhariwal & Nichol 2021 shift the ancestral mean by the step's variance times
-    the gradient, which is the same to first order in the step.
+    This suits every sampler. Dhariwal & Nichol 2021 shift the ancestral mean by the step's variance times the gradient,
+    the same to first order in the step. If the process is not Gaussian n̂ is no score, and an `InputError` is raised.
 
     Args:
       denoiser: called with the condition; wrap it in `unconditional` if it takes none, or to guide with the classifier
-        alone. w on a conditional denoiser is the w of `classifier_free`; 1 + w on an unconditional one.
+        alone.
       log_prob: `(x_t, t, cond) -> log p(cond|x_t, t)`, a scalar, differentiable in x_t: a classifier trained on noisy
         samples of this process, such as `NetworkClassifier`.
-      w: the weight, a function of t that gives it, or an `Interval`.
-
-    Raises:
-      InputError: if the process is not Gaussian: n̂ is then no score.
+      w: as for `classifier_free` if the denoiser is conditional; 1 + that if it is unconditional.
     """
     require_gaussian(denoiser.process, what="guidance by a classifier", instead="guide it by labels")
     return _Classifier(inner=denoiser, log_prob=as_pytree(log_prob), w=_weight(w))
@@ -157,15 +137,14 @@ def classifier(denoiser: Denoiser, log_prob: LogProb, w: Weight) -> _Classifier:
 class NetworkClassifier:
     """A network and its weights as a classifier of one noisy sample: `(x_t, t, label) -> log p(label|x_t, t)`.
 
-    log p of the label −1, any label, is 0; out-of-range labels give NaN.
+    The label −1 stands for any label and gives 0; out-of-range labels give NaN.
     """
 
     apply: Callable[..., Any] = static()
     """The network on a batch: `apply(params, x, t)` for x (n, *shape) and t (n,) gives logits (n, classes)."""
     params: PyTree
     process: Process
-    scale_input: bool = static(default=False)
-    """As for `jaxdiff.denoiser`."""
+    scale_input: bool = static(default=False)  # as for `jaxdiff.denoiser`
 
     def __call__(self, x_t: Sample, t: Time, label: Int[Array, ""], /) -> Scalar:
         found = self.log_probs(x_t, t).at[label].get(mode="fill", fill_value=jnp.nan)
@@ -184,27 +163,17 @@ class NetworkClassifier:
         return dataclasses.replace(self, process=process)
 
 
-@pytree(eq=False)
-class _Unconditional(Wrapper):
-    inner: Denoiser
-    null: PyTree
-
-    def __call__(self, x_t: Sample, t: Time, cond: PyTree = None, /) -> Prediction:
-        return self.inner(x_t, t, self.null)
-
-
-def unconditional(denoiser: Denoiser, *, null: PyTree = None) -> _Unconditional:
-    """Return the denoiser without its condition: it is called with `null` instead of any."""
-    return _Unconditional(inner=denoiser, null=null)
+def unconditional(denoiser: Denoiser, *, null: PyTree = None) -> Conditioned:
+    """Return the denoiser without its condition: it is always called with `null`."""
+    return Conditioned(inner=denoiser, cond=null)
 
 
 class Composition(NamedTuple):
     """A weighted combination of m conditions: the condition of a denoiser made by `composed`."""
 
-    conds: PyTree
-    """A pytree of the conditions, stacked: leaves of shape (m, …)."""
+    conds: PyTree  # the stacked conditions: leaves of shape (m, …)
     weights: Float[Array | np.ndarray, " m"]
-    """v_j; they should sum to 1. 0 leaves a condition out, a negative weight turns away from it."""
+    """v_j, which should sum to 1. 0 leaves a condition out, a negative weight turns away from it."""
 
 
 @pytree(eq=False)
@@ -218,10 +187,9 @@ class _Composed(Wrapper):
 
 
 def composed(denoiser: Denoiser) -> _Composed:
-    """Condition on several conditions at once, weighted: return a denoiser whose condition is a `Composition`.
+    """Return a denoiser whose condition is a `Composition`: several conditions, in one call of the network.
 
-    To guide a composition, compose a guided denoiser: `composed(classifier_free(denoiser, w))`. All branches are one
-    call of the network.
+    To guide a composition, compose a guided denoiser: `composed(classifier_free(denoiser, w))`.
     """
     return _Composed(inner=denoiser)
 
@@ -248,8 +216,3 @@ def _at(w: Weight, t: Time, schedule: Schedule) -> Scalar:
         log_snr = schedule.log_snr(t)
         return jnp.where((log_snr >= w.low) & (log_snr <= w.high), _at(w.w, t, schedule), 0)
     return jnp.asarray(w(t) if callable(w) else w, float)
-
-
-def _prefix(null: PyTree, cond: PyTree) -> PyTree:
-    """Give the null condition the structure of the condition: one number stands for all leaves."""
-    return jax.tree.map(lambda _: null, cond) if jax.tree_util.all_leaves([null]) else null

@@ -1,11 +1,11 @@
-"""Sampling with a part of the sample known.
+"""Denoisers for samples of which a part is known.
 
 Let m be 1 where x_0 is known and 0 elsewhere. The denoiser predicts
 
     x̃_0 = m x_0 + (1 − m) x̂_0,        ñ = (x_t − α x̃_0)/σ
 
-Under an ancestral sampler the known part of x_s is then a draw of q(x_s|x_t, x_0), as if it were noised anew at every
-step; under any sampler it ends at x_0. The rest depends on the known part only through the noise of x_t, and so fits it
+With an ancestral sampler the known part of x_s is then a draw from q(x_s|x_t, x_0), as if it were noised anew at every
+step; with any sampler it ends at x_0. The rest sees the known part only through the noise of x_t, and so fits it
 loosely. `jaxdiff.samplers.RePaint` corrects this.
 
 Source: Lugmayr et al. 2022, "RePaint: Inpainting using Denoising Diffusion Probabilistic Models" (algorithm 1, which
@@ -25,18 +25,13 @@ from jaxdiff.typing import InputError, Prediction, PyTree, Sample, Time, pytree
 class Known(NamedTuple):
     """The known part of one sample: the condition of a denoiser made by `inpainting`."""
 
-    x0: Float[Array | np.ndarray, "*shape"]
-    """The sample; its values outside the mask are ignored."""
-    mask: Bool[Array | np.ndarray, "*shape"]
-    """Where it is known."""
-    cond: PyTree = None
-    """The condition of the inner denoiser."""
+    x0: Float[Array | np.ndarray, "*shape"]  # the values outside the mask are ignored
+    mask: Bool[Array | np.ndarray, "*shape"]  # where x0 is known
+    cond: PyTree = None  # the condition of the inner denoiser
 
 
 @pytree(eq=False)
 class _Inpainting(Wrapper):
-    """A denoiser conditioned on a part of the sample."""
-
     inner: Denoiser
 
     def __call__(self, x_t: Sample, t: Time, cond: PyTree = None, /) -> Prediction:
@@ -53,9 +48,5 @@ class _Inpainting(Wrapper):
 
 
 def inpainting(denoiser: Denoiser) -> _Inpainting:
-    """Condition a denoiser on a part of the sample.
-
-    Returns:
-      A denoiser whose condition is a `Known`. It raises an InputError if the known part lacks the shape of a sample.
-    """
+    """Return a denoiser whose condition is a `Known`; it raises an InputError if that lacks the shape of a sample."""
     return _Inpainting(inner=denoiser)

@@ -25,6 +25,8 @@ from jaxtyping import Array, Float, Int32, Integer
 from jaxdiff.models import Classifier
 from jaxdiff.typing import InputError, PyTree
 
+Images = Float[np.ndarray | Array, "n *shape"]
+
 _BATCH = 500
 
 
@@ -32,15 +34,11 @@ _BATCH = 500
 class Card:
     """The description of a shipped classifier."""
 
-    name: str
-    """The name of its data set."""
-    shape: tuple[int, int, int]
-    """Height, width and channels of its images."""
+    name: str  # of its data set
+    shape: tuple[int, int, int]  # height, width and channels of its images
     model: Classifier
-    sha256: str
-    """The SHA-256 of its file of weights."""
-    test_accuracy: float
-    """On the test split of the data set."""
+    sha256: str  # of its file of weights
+    test_accuracy: float  # on the test split of the data set
 
     def __str__(self) -> str:
         return f"classifier {self.name} {self.sha256[:12]}, test accuracy {self.test_accuracy:.2%}"
@@ -68,88 +66,69 @@ CARDS: Mapping[str, Card] = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrozenClassifier:
-    """A shipped classifier with its weights, as `load_classifier` returns it."""
+    """A shipped classifier with its weights, as `load_classifier` returns it.
+
+    Its methods raise an InputError if images have another shape than the card's, are outside [−1, 1] or not finite.
+    """
 
     card: Card
     params: PyTree
 
-    def features(self, images: Float[np.ndarray | Array, "n *shape"]) -> Float[np.ndarray, "n d"]:
-        """Return the float32 activations of the last hidden layer on images in [−1, 1].
-
-        Raises:
-          InputError: if the images have another shape, are outside the range or not finite.
-        """
+    def features(self, images: Images) -> Float[np.ndarray, "n d"]:
+        """Return the float32 activations of the last hidden layer."""
         return self._apply(images)[0]
 
-    def labels(self, images: Float[np.ndarray | Array, "n *shape"]) -> Int32[np.ndarray, " n"]:
-        """Return the predicted class of each image in [−1, 1]; raises as `features`."""
+    def labels(self, images: Images) -> Int32[np.ndarray, " n"]:
+        """Return the predicted class of each image."""
         return self._apply(images)[1].argmax(axis=1).astype(np.int32)
 
-    def accuracy(
-        self, images: Float[np.ndarray | Array, "n *shape"], labels: Integer[np.ndarray | Array, " n"]
-    ) -> float:
-        """Return the fraction of images in [−1, 1] whose predicted class is their label.
-
-        Raises:
-          InputError: as `features`, and unless there is one label per image.
-        """
+    def accuracy(self, images: Images, labels: Integer[np.ndarray | Array, " n"]) -> float:
+        """Return the fraction of images whose predicted class is their label; one label per image."""
         if len(labels) != len(images):
-            raise InputError(f"{len(labels)} labels for {len(images)} images; the rule is one label per image")
+            raise InputError(f"{len(labels)} labels for {len(images)} images; give one label per image")
         return float((self.labels(images) == np.asarray(labels)).mean())
 
-    def _apply(
-        self, images: Float[np.ndarray | Array, "n *shape"]
-    ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n classes"]]:
-        images = np.asarray(images, np.float32)
-        _check(images, self.card)
-        parts = []
-        for start in range(0, len(images), _BATCH):
-            batch = images[start : start + _BATCH]
-            padding = np.repeat(batch[:1], _BATCH - len(batch), axis=0)  # so that one program is compiled
-            out = _forward(self.card.model, self.params, np.concatenate([batch, padding]))
-            parts.append([np.asarray(leaf)[: len(batch)] for leaf in out])
-        features, logits = (np.concatenate(part) for part in zip(*parts, strict=True))
+    def _apply(self, images: Images) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n classes"]]:
+        """Return (features, logits)."""
+        images, card = np.asarray(images, np.float32), self.card
+        if images.shape[1:] != card.shape or len(images) == 0:
+            takes = ", ".join(map(str, card.shape))
+            raise InputError(f"images has shape {images.shape}; the classifier of {card.name} takes (n, {takes})")
+        if bad := np.count_nonzero(~np.isfinite(images.reshape(len(images), -1)).all(axis=1)):
+            raise InputError(f"{bad} of {len(images)} images are not finite; remove them, and report how many")
+        low, high = images.min(), images.max()
+        # Digits are white on black: images without any dark pixel are in [0, 1].
+        if low < -1.001 or high > 1.001 or low >= 0:
+            raise InputError(
+                f"images are in [{low:g}, {high:g}]; they must be in [−1, 1], −1 for black: use jaxdiff.data.normalize "
+                "or clip"
+            )
+        n = len(images)
+        padded = np.concatenate([images, np.repeat(images[:1], -n % _BATCH, axis=0)])  # so that one program is compiled
+        parts = [_forward(card.model, self.params, padded[i : i + _BATCH]) for i in range(0, n, _BATCH)]
+        features, logits = (np.concatenate(part)[:n] for part in zip(*parts, strict=True))
         return features, logits
 
 
 @partial(jax.jit, static_argnums=0)
 def _forward(model: Classifier, params: PyTree, x: Float[Array, "n *shape"]) -> Any:
-    """Return (features, logits)."""
     return model.apply(params, x)
 
 
-def _check(images: Float[np.ndarray, "n *shape"], card: Card) -> None:
-    if images.shape[1:] != card.shape or len(images) == 0:
-        takes = ", ".join(map(str, card.shape))
-        raise InputError(f"images has shape {images.shape}; the classifier of {card.name} takes (n, {takes})")
-    if bad := np.count_nonzero(~np.isfinite(images.reshape(len(images), -1)).all(axis=1)):
-        raise InputError(f"{bad} of {len(images)} images are not finite; remove them, and report how many")
-    low, high = images.min(), images.max()
-    # Digits are white on black: images without any dark pixel are in [0, 1].
-    if low < -1.001 or high > 1.001 or low >= 0:
-        raise InputError(
-            f"images are in [{low:g}, {high:g}]; the rule is [−1, 1], −1 for black: use jaxdiff.data.normalize, or clip"
-        )
-
-
 def load_classifier(name: str) -> FrozenClassifier:
-    """Return the classifier of a data set, "mnist" or "digits", after verifying its weights.
+    """Return the classifier of a data set, "mnist" or "digits"; verifies its weights.
 
     Raises:
       InputError: if there is none, or the file of weights is missing or has another SHA-256.
     """
     if name not in CARDS:
-        raise InputError(f"name = {name!r}; the rule is a data set with a shipped classifier: {', '.join(CARDS)}")
+        raise InputError(f"name = {name!r}; it must be a data set with a shipped classifier: {', '.join(CARDS)}")
     card = CARDS[name]
     file = importlib.resources.files("jaxdiff.evaluation") / f"{name}.npz"
     content = file.read_bytes() if file.is_file() else b""
     found = hashlib.sha256(content).hexdigest()
     if found != card.sha256:
         raise InputError(f"{file} has SHA-256 {found}, not {card.sha256}: it is damaged or missing; reinstall jaxdiff")
-    return FrozenClassifier(card=card, params=jax.tree.map(jnp.asarray, read_weights(content)))
-
-
-def read_weights(content: bytes) -> PyTree:
-    """Return the weights in an .npz file, whose arrays are named by path, as in "params/conv1/kernel"."""
-    with np.load(io.BytesIO(content)) as arrays:
-        return unflatten_dict(dict(arrays), sep="/")
+    with np.load(io.BytesIO(content)) as arrays:  # named by path, as in "params/conv1/kernel"
+        params = unflatten_dict({path: jnp.asarray(array) for path, array in arrays.items()}, sep="/")
+    return FrozenClassifier(card=card, params=params)

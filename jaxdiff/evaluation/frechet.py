@@ -28,16 +28,10 @@ from jaxdiff.typing import InputError
 def frechet_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> tuple[float, float]:
     """Return the squared Fréchet distance d² between two sets of features, and its standard error.
 
-    d² of finite sets is biased upwards by about c/n + c'/m, where c grows with the number of features. So compare
-    distances at the same n and m only, with the distance of real data at that n as the floor. The standard error is the
-    spread over draws of the sets, not this bias; it is of first order, and too small if the two distributions are so
-    close that the bias dominates d².
-
-    Args:
-      a, b: one row per sample, in any order; more rows than columns.
-
-    Returns:
-      (d², standard error), in float64; d² >= 0.
+    Both are computed in float64, and d² >= 0. d² of finite sets is biased upwards by about c/n + c'/m, where c grows
+    with the number of features. So compare distances at the same n and m only, with the distance of real data at that
+    n as the floor. The standard error is the spread over draws of the sets, not this bias; it is of first order, and
+    too small if the two distributions are so close that the bias dominates d².
 
     Raises:
       InputError: if features are not finite, or a set has at most d samples, so that its covariance is singular.
@@ -46,13 +40,11 @@ def frechet_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -
         n, d = features.shape
         if n <= d:
             raise InputError(
-                f"{name} has {n} samples of {d} features; the rule is more samples than features, or the covariance is "
+                f"{name} has {n} samples of {d} features; use more samples than features, or the covariance is "
                 f"singular: give at least {d + 1}, better ten times as many"
             )
         if bad := np.count_nonzero(~np.isfinite(features).all(axis=1)):
-            raise InputError(
-                f"{name} has {bad} of {n} rows that are not finite; remove those rows, and report how many"
-            )
+            raise InputError(f"{name} has {bad} of {n} rows that are not finite; remove them, and report how many")
     mean_a, x_a, q_a, r_a = _factors(a)
     mean_b, x_b, q_b, r_b = _factors(b)
     u, s, vt = np.linalg.svd(r_a @ r_b.T)
@@ -63,9 +55,7 @@ def frechet_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -
     return max(float(squared), 0.0), float(np.sqrt(psi_a.var(ddof=1) / len(a) + psi_b.var(ddof=1) / len(b)))
 
 
-def _factors(
-    features: Float[np.ndarray, "n d"],
-) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "n d"], Float[np.ndarray, "n d"], Float[np.ndarray, "d d"]]:
+def _factors(features: Float[np.ndarray, "n d"]) -> tuple[np.ndarray, ...]:
     """Return the mean, X, and Q and R of X = Q R, scaled so that Σ = RᵀR and the rows of Q have covariance I."""
     features = features.astype(np.float64)
     mean = features.mean(axis=0)

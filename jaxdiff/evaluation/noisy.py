@@ -1,38 +1,23 @@
 """The accuracy of a classifier of noisy samples, by noise level."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxdiff.processes import Process, for_sample
-from jaxdiff.typing import HostSamples, InputError, RandomKey, Sample, Samples, Scalar, Time
+from jaxdiff.processes import for_sample
+from jaxdiff.typing import HostSamples, InputError, RandomKey, Sample, Samples, Scalar
 
 TIMES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-
-
-@runtime_checkable
-class _Classifier(Protocol):
-    """A pytree that classifies samples under a process, such as `jaxdiff.guidance.NetworkClassifier`.
-
-    If its process has random parameters, it also needs `with_process`, as a denoiser has.
-    """
-
-    @property
-    def process(self) -> Process: ...
-
-    def log_probs(self, x_t: Sample, t: Time) -> Float[Array, " classes"]:
-        """Return log p(label|x_t, t) of every label, for one sample."""
 
 
 class NoisyAccuracy(NamedTuple):
     """The fraction of n samples that are classified correctly, at each of k times."""
 
     times: Float[np.ndarray, " k"]
-    log_snr: Float[np.ndarray, " k"]
-    """The log-SNR of the process at these times, in nats."""
+    log_snr: Float[np.ndarray, " k"]  # in nats
     accuracy: Float[np.ndarray, " k"]
     n: int
 
@@ -44,7 +29,7 @@ class NoisyAccuracy(NamedTuple):
 
 def accuracy_by_noise(
     key: RandomKey,
-    classifier: _Classifier,
+    classifier: Any,
     x0: HostSamples | Samples,
     labels: Int[np.ndarray | Array, " n"],
     *,
@@ -52,11 +37,15 @@ def accuracy_by_noise(
 ) -> NoisyAccuracy:
     """Return the accuracy on samples that are noised to each time, in [0, 1], with the same noise at every time.
 
+    Args:
+      classifier: a pytree with `process` and `log_probs(x_t, t)`, which returns log p(label|x_t, t) of every label for
+        one sample, such as `jaxdiff.guidance.NetworkClassifier`; and `with_process`, if the process is random.
+
     Raises:
       InputError: unless there is one label per sample.
     """
     if len(labels) != len(x0):
-        raise InputError(f"{len(labels)} labels for {len(x0)} samples; the rule is one label per sample")
+        raise InputError(f"{len(labels)} labels for {len(x0)} samples; give one label per sample")
     x0, labels = jnp.asarray(x0), jnp.asarray(labels)
     accuracy = _accuracy(jax.random.split(key, len(x0)), classifier, x0, labels, np.array(times, x0.dtype))
     log_snr = [float(classifier.process.schedule.log_snr(t)) for t in times]
@@ -65,11 +54,7 @@ def accuracy_by_noise(
 
 @jax.jit
 def _accuracy(
-    keys: Key[Array, " n"],
-    classifier: _Classifier,
-    x0: Samples,
-    labels: Int[Array, " n"],
-    times: Float[Array, " k"],
+    keys: Key[Array, " n"], classifier: Any, x0: Samples, labels: Int[Array, " n"], times: Float[Array, " k"]
 ) -> Float[Array, " k"]:
     def at(t: Scalar) -> Scalar:
         def one(key: RandomKey, x0: Sample, label: Int[Array, ""]) -> Bool[Array, ""]:

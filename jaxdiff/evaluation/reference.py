@@ -22,8 +22,7 @@ class Distance:
     """d² between n images of the test split and the train split: the value of perfect samples, if both splits have the
     same distribution. Those of the digits do not, since other writers wrote the test split: their floor is high."""
     n: int
-    card: Card
-    """The classifier that computed the features."""
+    card: Card  # of the classifier that computed the features
 
     def __str__(self) -> str:
         return (
@@ -44,8 +43,8 @@ class Reference:
     def distance(self, images: Float[np.ndarray | Array, "k *shape"]) -> Distance:
         """Return the Fréchet distance of images in [−1, 1] from the train split, as `frechet_distance` of features.
 
-        Compare values at the same n only. The number of images must exceed the number of features, and must not exceed
-        the size of the test split, of which n images give the floor.
+        Compare values at the same n only. The n images must be more than the features, and no more than the test split,
+        of which n images give the floor.
 
         Raises:
           InputError: if the images have another shape, are outside the range or not finite, or are too few or too many.
@@ -61,20 +60,13 @@ class Reference:
 
 
 def reference(name: str, *, dir: str | None = None) -> Reference:
-    """Return the reference for samples of "mnist" or "digits".
-
-    Args:
-      name: the data set, which has a shipped classifier of the same name.
-      dir: the folder of MNIST's files, as for `jaxdiff.data.load`.
+    """Return the reference for samples of "mnist" or "digits"; `dir` is that of `jaxdiff.data.load`.
 
     Raises:
       InputError: if the data set has no classifier, or `jaxdiff.data.load` rejects it.
       ConnectionError: if MNIST cannot be downloaded.
     """
     classifier = load_classifier(name)
-    features = {}
-    for split in ("train", "test"):
-        dataset = data.load(name, split=split, dir=dir)
-        features[split] = classifier.features(data.normalize(dataset.x, dataset.levels))
-    order = np.random.default_rng(0).permutation(len(features["test"]))
-    return Reference(classifier=classifier, train=features["train"], test=features["test"][order])
+    splits = (data.load(name, split=split, dir=dir) for split in ("train", "test"))
+    train, test = (classifier.features(data.normalize(split.x, split.levels)) for split in splits)
+    return Reference(classifier=classifier, train=train, test=np.random.default_rng(0).permutation(test))

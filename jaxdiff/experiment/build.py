@@ -1,12 +1,12 @@
 """From a config to its objects: the process, the network, the denoiser and the loss.
 
-A learned schedule is one of the parameters: `params["schedule"]` beside Flax's collections. So whatever has a schedule
-(the process, the denoiser) is made from parameters, and from the averaged ones for sampling. The network is then given
-the position of the log-SNR between its ends in place of t: what it learns does not change as the schedule moves, and
-the loss depends on the schedule only through its ends (`jaxdiff.likelihood.elbo`).
+A learned schedule is one of the parameters: `params["schedule"]` beside Flax's collections. So the process and the
+denoiser are made from parameters, and from the averaged ones for sampling. The network then sees the position of the
+log-SNR between its ends in place of t: its task stays the same as the schedule moves, and the loss depends on the
+schedule only through its ends (`jaxdiff.likelihood.elbo`).
 
-A network that is conditioned on the transform sees its parameters as further channels of x; the output's channels
-beyond those of x are dropped.
+A network that is conditioned on the transform sees the transform's parameters as further channels of x; the output's
+channels beyond those of x are dropped.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num
 
-from jaxdiff import data, denoisers, losses, models, schedules
+from jaxdiff import data, denoisers, losses, models, samplers, schedules
 from jaxdiff.data import Dataset, DataSpec
 from jaxdiff.denoisers.guidance import NetworkClassifier
 from jaxdiff.evaluation import NoisyAccuracy, accuracy_by_noise
@@ -27,7 +27,7 @@ from jaxdiff.experiment.config import Config
 from jaxdiff.likelihood.elbo import prior_term, reconstruction_term
 from jaxdiff.losses.time_sampling import LossHistory, TimeSampler, time_sampler, to_steps
 from jaxdiff.losses.weightings import for_target
-from jaxdiff.processes import Denoiser, Perturbed, Process, TransformCondition, parameterization, require_gaussian
+from jaxdiff.processes import Denoiser, Perturbed, Process, TransformCondition, require_gaussian
 from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Samples, Scalar, Shape, Time
 
 
@@ -66,12 +66,9 @@ class Experiment:
 
     config: Config
     spec: DataSpec
-    schedule: schedules.Schedule
-    """If it is learned, its first value for a fixed key; `process` has that of given parameters."""
-    first_process: Process
-    """The process with that schedule."""
-    model: Any
-    """The network: `init(key, x, t)` and `apply(params, x, t, cond)`, as of a Flax module."""
+    schedule: schedules.Schedule  # if it is learned, its first value for a fixed key
+    first_process: Process  # the process with that schedule; `process` has the schedule of given parameters
+    model: Any  # the network: `init(key, x, t)` and `apply(params, x, t, cond)`, as of a Flax module
     times: TimeSampler
 
     @property
@@ -122,23 +119,26 @@ class Experiment:
             _SeesTransform(apply) if self.first_process.condition_on_transform else apply,
             params,
             self.process(params),
-            predicts=parameterization.canonical(self.config.predicts),
+            predicts=self.config.predicts,
             scale_input=self.config.scale_input,
             learned_variance=self.config.learned_variance,
         )
 
     def in_float32(self) -> "Experiment":
         """Return the experiment with a network that computes in float32."""
-        return dataclasses.replace(self, model=_model(self.config, self.classes, "float32"))
+        return self._with_network("float32")
+
+    def _with_network(self, dtype: str) -> "Experiment":
+        if dtype == "auto":
+            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        outputs = 2 if self.config.learned_variance else None
+        model = self.config.make("model", classes=self.classes, dtype=jnp.dtype(dtype), outputs=outputs)
+        return dataclasses.replace(self, model=model)
 
     def classifier(self, params: PyTree) -> NetworkClassifier:
         """Return the classifier of noisy samples."""
-        return NetworkClassifier(
-            apply=self.model.apply,
-            params=params,
-            process=self.process(params),
-            scale_input=self.config.scale_input,
-        )
+        process, scale_input = self.process(params), self.config.scale_input
+        return NetworkClassifier(apply=self.model.apply, params=params, process=process, scale_input=scale_input)
 
     def sampling_denoiser(self, params: PyTree) -> Denoiser:
         """Return the denoiser for sampling, with x̂_0 clipped as the config says."""
@@ -154,7 +154,7 @@ class Experiment:
     def draw(
         self, key: RandomKey, n: int, history: LossHistory | None = None
     ) -> tuple[Float[Array, " n"], Key[Array, " n"], Float[Array, " n"]]:
-        """Return the times of a batch, a key for the noise of each example, and the weight of each in the mean loss."""
+        """Return the times of a batch, a key for the noise of each example, and its weight in the mean loss."""
         key_times, key_noise = jax.random.split(key)
         keys = jax.random.split(key_noise, n)
         if history is None:
@@ -173,16 +173,13 @@ class Experiment:
     ) -> Float[Array, " n"]:
         """Return the loss of each example of a batch, at its time and with the noise of its key.
 
-        A conditional model has each label replaced by −1, for none, with probability p_uncond. A classifier has the
-        cross-entropy, −log p(label|x_t, t). If the ends of the schedule are learned, the loss is the whole ELBO in nats
-        per coordinate.
+        A conditional model gets −1, for none, in place of a label with probability p_uncond. The loss of a classifier
+        is the cross-entropy, −log p(label|x_t, t). If the ends of the schedule are learned, the loss is the whole ELBO
+        in nats per coordinate.
         """
         if self.classifies:
-            assert labels is not None
-            classifier = self.classifier(params)
-            return jax.vmap(lambda *example: losses.cross_entropy(classifier, *example[:3], key=example[3]))(
-                x0, labels, t, keys
-            )
+            entropy = partial(losses.cross_entropy, self.classifier(params))
+            return jax.vmap(lambda x0, label, t, key: entropy(x0, label, t, key=key))(x0, labels, t, keys)
         denoiser, config = self.network(params), self.config
         loss: Callable[..., Scalar] = losses.simple
         if config.learned_variance:
@@ -195,7 +192,7 @@ class Experiment:
             if label is not None and config.p_uncond is not None:
                 dropped = jax.random.bernoulli(jax.random.fold_in(key, 2), config.p_uncond)
                 label = jnp.where(dropped, -1, label)
-            found = loss(denoiser, x0, t, key=key, cond=label, target=parameterization.canonical(config.loss.target))
+            found = loss(denoiser, x0, t, key=key, cond=label, target=config.loss.target)
             if self.learns_schedule and process.schedule.ends is not None:
                 key = jax.random.fold_in(key, 1)
                 start = reconstruction_term(key, process, x0, levels=self.levels)
@@ -206,21 +203,15 @@ class Experiment:
 
 
 def make_experiment(config: Config, spec: DataSpec, examples: Num[np.ndarray, "n *shape"] | None = None) -> Experiment:
-    """Return the objects of a config.
-
-    Args:
-      config: names them.
-      spec: of the data.
-      examples: of the data, raw as in `Dataset.x`, if the process is made from some; see `jaxdiff.experiment.workdir`.
+    """Return the objects of a config for data of this spec; some processes need raw `examples`, as in `Dataset.x`.
 
     Raises:
       InputError: if a conditional model lacks classes, the network can't take the shape (found without running it), a
         weight is infinite at t = 1, or the process lacks its examples.
     """
-    if config.labels_used_by and spec.classes is None:
+    if (user := config.labels_used_by) and spec.classes is None:
         raise InputError(
-            f"{config.labels_used_by} is trained on labels, but data {config.data.name!r} has none; use a data set "
-            "with labels"
+            f"{user} is trained on labels, but data {config.data.name!r} has none; use a data set with labels"
         )
     schedule = config.make("schedule") if config.schedule["name"] == "learned" else config.built_schedule
     normalized = None if examples is None else np.asarray(data.normalize(examples, spec.levels))
@@ -229,23 +220,24 @@ def make_experiment(config: Config, spec: DataSpec, examples: Num[np.ndarray, "n
         spec=spec,
         schedule=schedule,
         first_process=config.make("process", schedule=schedule, examples=normalized),
-        model=_model(config, (spec.classes or 0) if config.labels_used_by else 0, config.train.dtype),
+        model=None,
         times=time_sampler(config.loss.times, schedule),
-    )
-    _check_weight(config, schedule)
+    )._with_network(config.train.dtype)
+    target: Any = config.loss.target
+    weight = config.loss.built_weight
+    if weight and not jnp.isfinite(for_target(target, weight(schedule, 1.0), t=1.0, schedule=schedule)):
+        raise InputError(
+            f"loss.weight = {config.loss.weight!r} is infinite at t = 1 on loss.target = {target!r}, where the "
+            "schedule ends in pure noise; set loss.target to v, velocity or x0"
+        )
     jax.eval_shape(experiment.init, jax.random.key(0))
     _check_process(experiment)
     return experiment
 
 
-def _model(config: Config, classes: int, dtype: str) -> Any:
-    outputs = 2 if config.learned_variance else None
-    return config.make("model", classes=classes, dtype=compute_dtype(dtype), outputs=outputs)
-
-
 def _check_process(experiment: Experiment) -> None:
     """Raise an InputError if the process is invalid, or the sampler or the loss can't be used with it."""
-    process, sampler = experiment.first_process, experiment.config.built_sampler
+    process, sampler = experiment.first_process, samplers.make(experiment.config.sampling.sampler)
     if experiment.config.learned_variance:
         require_gaussian(process, what="learned_variance", instead="set it to False")
     if isinstance(experiment.schedule, schedules.Learned) and experiment.schedule.ends is not None:
@@ -258,24 +250,8 @@ def _check_process(experiment: Experiment) -> None:
         jax.eval_shape(lambda: step(jax.random.key(0), x, sampler.init(x))[0])
 
 
-def _check_weight(config: Config, schedule: schedules.Schedule) -> None:
-    if config.loss.built_weight is None:
-        return
-    target = parameterization.canonical(config.loss.target)
-    last = for_target(target, config.loss.built_weight(schedule, 1.0), t=1.0, schedule=schedule)
-    if not jnp.isfinite(last):
-        raise InputError(
-            f"loss.weight = {config.loss.weight!r} is infinite at t = 1 on loss.target = {config.loss.target!r}, "
-            "where the schedule ends in pure noise; set loss.target to v, velocity or x0"
-        )
-
-
 def test_split(experiment: Experiment) -> Dataset:
-    """Return the labelled test split of the data set, on which a classifier is measured.
-
-    Raises:
-      InputError, ConnectionError: if it can't be read or has no labels.
-    """
+    """Return the test split, on which a classifier is measured; raise if it can't be read or has no labels."""
     section = experiment.config.data
     found = data.load(section.name, split="test", dir=section.dir)
     if found.labels is None:
@@ -283,17 +259,9 @@ def test_split(experiment: Experiment) -> Dataset:
     return found
 
 
-def noisy_accuracy(experiment: Experiment, params: PyTree, test: Dataset, n: int = 1000) -> NoisyAccuracy:
-    """Return the accuracy of a classifier by noise level, on the first n examples of a labelled data set."""
-    assert test.labels is not None
-    x0 = data.normalize(test.x[:n], test.levels)
-    classifier = experiment.classifier(params)
+def noisy_accuracy(experiment: Experiment, params: PyTree, n: int = 1000) -> NoisyAccuracy:
+    """Return the accuracy of a classifier by noise level, on the first n examples of `test_split`."""
+    test: Any = test_split(experiment)
     key = jax.random.key(experiment.config.train.seed)
-    return accuracy_by_noise(key, classifier, x0, test.labels[:n])
-
-
-def compute_dtype(name: str) -> Any:
-    """Return the dtype that `train.dtype` names: "auto" is float32 on CPU and bfloat16 on accelerators."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
+    x0 = data.normalize(test.x[:n], test.levels)
+    return accuracy_by_noise(key, experiment.classifier(params), x0, test.labels[:n])

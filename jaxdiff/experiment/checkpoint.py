@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 
 from jaxdiff.typing import InputError, PyTree
@@ -37,11 +36,8 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int | None = None) -> None:
         self._folder = folder.resolve()
         # keep=None only reads, perhaps while another process writes: nothing may be cleaned up.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            create=keep is not None,
-            cleanup_tmp_directories=keep is not None,
-        )
+        writes = keep is not None
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=writes, cleanup_tmp_directories=writes)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, step: int, items: dict[str, PyTree]) -> None:
@@ -57,22 +53,20 @@ class Checkpoints:
     def restore(self, abstract: dict[str, PyTree], *, repair: bool = False) -> tuple[int, dict[str, Any]] | None:
         """Return the step and the items of the newest checkpoint whose items are whole; None if there is none at all.
 
-        Args:
-          abstract: the shapes, dtypes and shardings of the items to read, which may be some of those saved.
-          repair: whether to move newer, damaged checkpoints to the folder `damaged` beside this one, so that their
-            steps can be written again.
+        `abstract` has the shapes, dtypes and shardings of the items to read, all or some of those saved. `repair` moves
+        newer, damaged checkpoints to the folder `damaged` beside this one, so that their steps can be written again.
 
         Raises:
           NoCheckpointError: if there are checkpoints but none is whole.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
-            found, reason = self._read(step, abstract)
-            if found is not None:
-                if repair:
-                    self._set_aside([newer for newer in steps if newer > step])
+        for i, step in enumerate(steps):
+            found = self._read(step, abstract)
+            if not isinstance(found, str):
+                if repair and i > 0:
+                    self._set_aside(steps[:i])
                 return step, found
-            _log.warning("the checkpoint of step %d is damaged and is not used: %s", step, reason)
+            _log.warning("the checkpoint of step %d is damaged and is not used: %s", step, found)
         if steps:
             raise NoCheckpointError(
                 f"none of the checkpoints in {self._folder} (steps {', '.join(map(str, steps))}) is whole, or other "
@@ -81,11 +75,7 @@ class Checkpoints:
         return None
 
     def restore_weights(self, abstract: PyTree) -> tuple[int, PyTree]:
-        """Return the step and the item `weights` of the newest checkpoint in which it is whole.
-
-        Raises:
-          NoCheckpointError: if there is none.
-        """
+        """Return the step and the item `weights` of the newest checkpoint in which it is whole, or raise."""
         found = self.restore({"weights": abstract})
         if found is None:
             raise NoCheckpointError(f"{self._folder} holds no checkpoint yet; train until the first one is written")
@@ -97,15 +87,16 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait, then release the folder."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
-    def _read(self, step: int, items: dict[str, PyTree]) -> tuple[dict[str, Any] | None, str]:
-        """The items of one checkpoint, or None and the reason; on several processes the same on all."""
-        wanted = {
-            name: ocp.args.StandardRestore({"values": abstract, "fingerprint": _abstract_fingerprint(abstract)})
-            for name, abstract in items.items()
-        }
+    def _read(self, step: int, items: dict[str, PyTree]) -> dict[str, Any] | str:
+        """The items of one checkpoint, or the reason why they are damaged; on several processes the same on all."""
+        wanted = {}
+        for name, abstract in items.items():
+            everywhere = NamedSharding(jax.tree.leaves(abstract)[0].sharding.mesh, PartitionSpec())
+            shape = jax.eval_shape(fingerprint, abstract).update(sharding=everywhere)
+            wanted[name] = ocp.args.StandardRestore({"values": abstract, "fingerprint": shape})
         restored: Any = None
         reason = "another process can't read it"
         try:
@@ -115,45 +106,29 @@ class Checkpoints:
         # Damage shows in many ways, and Orbax promises no type for any of them.
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        if not _everywhere(restored is not None):
-            return None, reason
+        if not np.all(multihost_utils.process_allgather(np.int32(restored is not None))):
+            return reason
         for name in items:
             # A computation of all processes: every one of them must have got here.
             saved, now = restored[name]["fingerprint"], fingerprint(restored[name]["values"])
             if not bool(jnp.array_equal(saved, now)):
-                return None, f"the values of {name!r} are not those that were written"
-        return {name: restored[name]["values"] for name in items}, ""
+                return f"the values of {name!r} are not those that were written"
+        return {name: restored[name]["values"] for name in items}
 
     def _set_aside(self, steps: list[int]) -> None:
-        if not steps:
-            return
         aside = self._folder.parent / "damaged"
         if jax.process_index() == 0:
             aside.mkdir(exist_ok=True)
             for step in steps:
-                number = sum(1 for _ in aside.iterdir())
-                (self._folder / str(step)).rename(aside / f"{step}-{number}")
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints put aside")
+                (self._folder / str(step)).rename(aside / f"{step}-{len(list(aside.iterdir()))}")
+        multihost_utils.sync_global_devices("damaged checkpoints put aside")
         self._manager.reload()
-
-
-def _everywhere(ok: bool) -> bool:
-    """Whether it holds on every process."""
-    return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.int32(ok)).all())
 
 
 @jax.jit
 def fingerprint(tree: PyTree) -> UInt32[Array, " leaves"]:
     """Return a uint32 for each leaf that changes with any single element of it, and not with its sharding."""
     return jnp.stack([_fingerprint(leaf) for leaf in jax.tree.leaves(tree)])
-
-
-def _abstract_fingerprint(abstract: PyTree) -> jax.ShapeDtypeStruct:
-    """The shape and layout of the fingerprint: copied to every device of the tree."""
-    mesh = jax.tree.leaves(abstract)[0].sharding.mesh
-    shape = jax.eval_shape(fingerprint, abstract)
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=NamedSharding(mesh, P()))
 
 
 def _fingerprint(leaf: Array) -> UInt32[Array, ""]:

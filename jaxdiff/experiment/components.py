@@ -21,24 +21,19 @@ def perturbed_process(
 ) -> Perturbed:
     """Return the `Perturbed` process of named components: ("blur:width=4",), "gamma:shape=2".
 
-    Args:
-      transform: the names of transforms, in the order in which they apply.
-      noise: the name of a noise distribution.
-      start: x̃_0 of the prior: 0, or drawn from a normal distribution that is fitted to the examples.
-      condition_on_transform: as for `Perturbed`.
-      examples: at least 2 of the data, if `takes_examples`.
-
-    Raises:
-      InputError: if a name or an option is unknown, or examples are needed but missing.
+    The transforms apply in order. `start` is x̃_0 of the prior: 0, or drawn from a normal distribution that is fitted
+    to the examples, at least 2 of the data. Examples are needed only if `takes_examples`.
     """
-    fitted = start == "fitted"
-    if fitted and examples is None:
-        raise InputError("start = 'fitted' is fitted to examples of the data; give examples, n samples")
+    fitted = None
+    if start == "fitted":
+        if examples is None:
+            raise InputError("start = 'fitted' is fitted to examples of the data; give examples, n samples")
+        fitted = FittedNormal.fit(examples)
     return Perturbed(
         schedule,
         transform=named_transform(transform, examples),
         noise=registry.make("noise", noise, NOISES),
-        start=FittedNormal.fit(examples) if fitted and examples is not None else None,
+        start=fitted,
         condition_on_transform=condition_on_transform,
     )
 
@@ -54,20 +49,16 @@ def takes_examples(section: Mapping[str, Any]) -> bool:
     """Return whether the process of a config is made from examples of the data."""
     if section["name"] != "perturbed":
         return registry.takes("process", section, PROCESSES, "examples")
-    names = section.get("transform", ())
-    return section.get("start") == "fitted" or any(
-        registry.takes("process.transform", name, TRANSFORMS, "others") for name in names
-    )
+    uses = [registry.takes("process.transform", name, TRANSFORMS, "others") for name in section.get("transform", ())]
+    return section.get("start") == "fitted" or any(uses)
 
 
-MODELS = models.MODELS
-SCHEDULES = schedules.SCHEDULES
 PROCESSES: registry.Names = {"gaussian": Gaussian, "perturbed": perturbed_process}
 
-# The registered names of each section, and the arguments that code gives: they come from p_uncond, train.dtype,
-# learned_variance, train.seed, other sections or the data. `parent` and `name` are Flax's own.
+# The registered names of each section, and the arguments that code gives instead of the config. `parent` and `name` are
+# Flax's own; the others come from other fields of the config or from the data.
 NAMES: dict[str, tuple[registry.Names, tuple[str, ...]]] = {
-    "model": (MODELS, ("classes", "dtype", "outputs", "parent", "name")),
-    "schedule": (SCHEDULES, ("key",)),
+    "model": (models.MODELS, ("classes", "dtype", "outputs", "parent", "name")),
+    "schedule": (schedules.SCHEDULES, ("key",)),
     "process": (PROCESSES, ("schedule", "examples")),
 }

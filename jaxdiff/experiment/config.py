@@ -1,7 +1,7 @@
 """The config of a run, as frozen dataclasses that are validated when they are made.
 
 A file in `configs/` builds a `Config` and returns `to_config_dict()`, so that `--config.section.field=value` can set
-any of its fields. `from_mapping` makes the result a Config again, which is written to the run's `config.json`.
+any field. `from_mapping` makes the result a Config again, which is written to the run's `config.json`.
 
 The sections `model`, `schedule` and `process` name components, with the texts and mappings of `jaxdiff.registry`.
 """
@@ -74,7 +74,7 @@ class Optimizer:
         registry.check_types(self)
         registry.at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay")
         if self.clip_norm is not None and not self.clip_norm > 0:
-            raise InputError(f"clip_norm = {self.clip_norm}; it must be above 0, or None to leave gradients")
+            raise InputError(f"clip_norm = {self.clip_norm}; it must be above 0, or None to clip nothing")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,9 +94,9 @@ class Train:
         registry.check_types(self)
         registry.at_least(self, 1, "steps", "batch_size", "accumulate", "fsdp", "steps_per_dispatch")
         if not 0 <= self.ema_decay < 1:
-            raise InputError(f"ema_decay = {self.ema_decay}; the rule is 0 <= ema_decay < 1")
+            raise InputError(f"ema_decay = {self.ema_decay}; must satisfy 0 <= ema_decay < 1")
         if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed = {self.seed}; the rule is 0 <= seed < 2^32")
+            raise InputError(f"seed = {self.seed}; must satisfy 0 <= seed < 2^32")
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"batch_size = {self.batch_size} is not divisible by accumulate = {self.accumulate}; make it a multiple"
@@ -140,50 +140,54 @@ class Config:
         for what, (names, given) in components.NAMES.items():
             object.__setattr__(self, what, registry.normalize(what, getattr(self, what), names, given=given))
         object.__setattr__(self, "predicts", parameterization.canonical(self.predicts, what="predicts"))
-        if self.p_uncond is not None and not 0 <= self.p_uncond < 1:
-            raise InputError(
-                f"p_uncond = {self.p_uncond}; the rule is 0 <= p_uncond < 1, or None for an unconditional model"
-            )
+        if (p := self.p_uncond) is not None and not 0 <= p < 1:
+            raise InputError(f"p_uncond = {p}; must satisfy 0 <= p_uncond < 1, or None for an unconditional model")
+        # JAX must compute nothing in these checks: it would choose its devices before `jaxdiff.xla.split_cpu` can.
         self._check_components()
-        self._check_dispatch()
+        dispatch = self.train.steps_per_dispatch or 10
+        default = "" if self.train.steps_per_dispatch else ", its default on accelerators"
+        for name in ("log", "checkpoint", "sample"):
+            if (steps := getattr(self.every, name)) % dispatch:
+                raise InputError(
+                    f"every.{name} = {steps} is not a multiple of train.steps_per_dispatch = {dispatch}{default}; "
+                    "make it one, or set train.steps_per_dispatch"
+                )
 
-    # JAX must compute nothing here: it would choose its devices before `jaxdiff.xla.split_cpu` can.
     def _check_components(self) -> None:
         model, schedule, transform = self.built_model, self.built_schedule, self.built_transform
         parameterization.check(self.predicts, transform, what="predicts")
         parameterization.check(self.loss.target, transform, what="loss.target")
         if not isinstance(self.sampling.sampler, str):
+            found = f"sampling.sampler = {self.sampling.sampler!r}"
             raise InputError(
-                f"sampling.sampler = {self.sampling.sampler!r}; a config holds texts only: name it, as ddim:eta=0.5 "
-                "or package.module:Name"
+                f"{found}; a config holds text only: give a name, such as ddim:eta=0.5 or package.module:Name"
             )
         with registry.named("sampling"):
             if isinstance(self.sampling.timesteps, str):
                 timesteps.check(self.sampling.timesteps, self.sampling.steps, schedule)
             else:
                 timesteps.make(self.sampling.timesteps, None, schedule)
-            self.check_sampler(self.built_sampler)
+            self.check_sampler(samplers.make(self.sampling.sampler))
         with registry.named("loss"):
             time_sampler(self.loss.times, schedule)
         if isinstance(model, models.NoisyClassifier):
-            _check_classifier(self)
+            for name, is_set in {
+                "p_uncond": self.p_uncond is not None,
+                "learned_variance": self.learned_variance,
+                "loss.weight": self.loss.weight is not None,
+                "schedule": self.schedule["name"] == "learned",
+            }.items():
+                if is_set:
+                    raise InputError(
+                        f"{name} is set, but model 'classifier' has no use for it; leave it at its default"
+                    )
         elif isinstance(schedule, schedules.Learned):
             _check_learned(self, schedule)
         if self.learned_variance and schedule.num_timesteps is None:
+            name = self.schedule["name"]
             raise InputError(
-                f"learned_variance = True, but schedule {self.schedule['name']!r} is continuous, and the variance is "
-                "learned for discrete steps; use a discrete schedule"
+                f"learned_variance = True needs discrete steps, which schedule {name!r} lacks; use another"
             )
-
-    def _check_dispatch(self) -> None:
-        dispatch = self.train.steps_per_dispatch or 10
-        default = "" if self.train.steps_per_dispatch else ", its default on accelerators"
-        for name in ("log", "checkpoint", "sample"):
-            if getattr(self.every, name) % dispatch:
-                raise InputError(
-                    f"every.{name} = {getattr(self.every, name)} is not a multiple of "
-                    f"train.steps_per_dispatch = {dispatch}{default}; make it one, or set train.steps_per_dispatch"
-                )
 
     @functools.cached_property
     def built_model(self) -> Any:
@@ -193,13 +197,8 @@ class Config:
     @functools.cached_property
     def built_schedule(self) -> Any:
         """The schedule; only the shapes of its arrays if it is learned."""
-        make = functools.partial(self.make, "schedule")
-        return jax.eval_shape(make) if self.schedule["name"] == "learned" else make()
-
-    @functools.cached_property
-    def built_sampler(self) -> samplers.Sampler:
-        """The sampler."""
-        return samplers.make(self.sampling.sampler)
+        learned = self.schedule["name"] == "learned"
+        return jax.eval_shape(lambda: self.make("schedule")) if learned else self.make("schedule")
 
     @functools.cached_property
     def built_transform(self) -> Transform:
@@ -212,14 +211,14 @@ class Config:
             return components.named_transform(self.process["transform"], examples)
 
     def make(self, what: str, **extra: Any) -> Any:
-        """Return the model, schedule or process, made with the extra arguments that it takes; None is left out."""
-        extra = {name: value for name, value in extra.items() if value is not None}
+        """Return the model, schedule or process, made with the extra arguments that it takes and that aren't None."""
+        given = {name: value for name, value in extra.items() if value is not None}
         with registry.named(what):
-            return registry.make("name", getattr(self, what), components.NAMES[what][0], **extra)
+            return registry.make("name", getattr(self, what), components.NAMES[what][0], **given)
 
     @property
     def labels_used_by(self) -> str | None:
-        """The setting that needs labels, for messages; None if there is none."""
+        """The setting that needs labels, for messages; None if no setting does."""
         if isinstance(self.built_model, models.NoisyClassifier):
             return "model 'classifier'"
         return None if self.p_uncond is None else f"a model with p_uncond = {self.p_uncond}"
@@ -234,11 +233,7 @@ class Config:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any] | ConfigDict) -> Self:
-        """Return the Config of nested mappings, such as a ConfigDict or the content of `config.json`.
-
-        Raises:
-          InputError: if a key is unknown or missing, or a value has the wrong type or breaks a rule.
-        """
+        """Return the Config of nested mappings, such as the content of `config.json`, or raise an InputError."""
         return registry.dataclass_from(cls, values.to_dict() if isinstance(values, ConfigDict) else values)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -251,7 +246,7 @@ class Config:
 
 
 def _optional(values: Mapping[str, Any], cls: Any = None) -> ConfigDict:
-    """A ConfigDict in which fields that may be None can be set to a value and back."""
+    """A ConfigDict in which fields that may be None can be set to a value and back to None."""
     result, hints = ConfigDict(), typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
     for name, value in values.items():
         options = typing.get_args(hints.get(name))
@@ -261,38 +256,18 @@ def _optional(values: Mapping[str, Any], cls: Any = None) -> ConfigDict:
     return result
 
 
-def _check_classifier(config: Config) -> None:
-    """Refuse settings that only a denoiser uses."""
-    for name, unused in {
-        "p_uncond": config.p_uncond is None,
-        "learned_variance": not config.learned_variance,
-        "loss.weight": config.loss.weight is None,
-        "schedule": config.schedule["name"] != "learned",
-    }.items():
-        if not unused:
-            raise InputError(f"{name} is set, but model 'classifier' has no use for it; leave it at its default")
-
-
 def _check_learned(config: Config, schedule: schedules.Learned) -> None:
     """Refuse a loss that a learned schedule could lower by its shape alone."""
-    weight = config.loss.weight or ""
+    weight, times = config.loss.weight, config.loss.times
     if schedule.ends is not None and weight != "elbo":
-        raise InputError(
-            f"loss.weight = {config.loss.weight!r}, but schedule.learn_ends learns the ends by the ELBO: set "
-            "loss.weight to elbo, or schedule.learn_ends to False"
-        )
-    if weight != "elbo" and weight.partition(":")[0] != "sigmoid":
-        raise InputError(
-            f"loss.weight = {config.loss.weight!r}, but a learned schedule needs a loss that does not depend on its "
-            "shape: set loss.weight to elbo or sigmoid"
-        )
-    if config.loss.times not in ("auto", "continuous", "antithetic"):
-        raise InputError(
-            f"loss.times = {config.loss.times!r}, but a learned schedule is trained at uniform times: set "
-            "loss.times to antithetic or continuous"
-        )
+        fix = "set loss.weight to elbo, or schedule.learn_ends to False"
+        raise InputError(f"loss.weight = {weight!r}, but schedule.learn_ends learns the ends by the ELBO: {fix}")
+    if weight != "elbo" and (weight or "").partition(":")[0] != "sigmoid":
+        why = "a learned schedule needs a loss that does not depend on its shape"
+        raise InputError(f"loss.weight = {weight!r}, but {why}: set loss.weight to elbo or sigmoid")
+    if times not in ("auto", "continuous", "antithetic"):
+        fix = "set loss.times to antithetic or continuous"
+        raise InputError(f"loss.times = {times!r}, but a learned schedule is trained at uniform times: {fix}")
     if config.predicts == "velocity":
-        raise InputError(
-            "predicts = 'velocity', but dx/dt changes with the shape of a learned schedule: set predicts to eps, v "
-            "or x0"
-        )
+        why = "dx/dt changes with the shape of a learned schedule"
+        raise InputError(f"predicts = 'velocity', but {why}: set predicts to eps, v or x0")

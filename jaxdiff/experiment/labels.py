@@ -20,30 +20,21 @@ Trained = tuple[Experiment, PyTree]  # with its parameters
 
 
 def condition(
-    experiment: Experiment,
-    params: PyTree,
-    *,
-    n: int,
-    labels: Labels | None,
-    w: Weight | None,
-    classifier: Trained | None,
+    experiment: Experiment, params: PyTree, n: int, labels: Labels | None, w: Weight | None, classifier: Trained | None
 ) -> tuple[Denoiser, PyTree]:
     """Return the guided denoiser, without clipping, and the conditions of n samples for it.
 
-    Args:
-      experiment, params: the model.
-      n: the number of samples.
-      labels: one label for all samples, one for each (−1 for none), or the weights of a composition by label.
-      w: the guidance weight; 0 and None sample the plain conditional model.
-      classifier: replaces classifier-free guidance; w means the same for conditional and unconditional models.
-
-    Raises:
-      InputError: if the model can't take the labels, or was not trained for the guidance.
+    Arguments are those of `Run.sample`, with w for `guidance`. Raises an InputError if the model can't take the labels,
+    or was not trained for the guidance.
     """
     if experiment.classifies:
-        raise InputError("this run is of a classifier, which draws no samples; give it as the classifier of a model")
+        raise InputError("this run is a classifier, which draws no samples; give it as the classifier of a model")
     network, classes, p_uncond = experiment.network(params), experiment.classes, experiment.config.p_uncond
-    plain = _is_plain(w)
+    plain = w is None
+    if isinstance(w, int | float | np.number):
+        if not math.isfinite(w):
+            raise InputError(f"guidance = {w}; it must be a finite number: 0 for the plain conditional model")
+        plain = bool(w == 0)
     if labels is None:
         if not plain or classifier is not None:
             raise InputError(f"guidance = {w!r} guides towards a label; give labels too")
@@ -52,9 +43,7 @@ def condition(
         return network, None
     if classifier is not None:
         if classes and plain:
-            raise InputError(
-                f"guidance = {w!r} leaves a conditional model as it is, classifier or not; give guidance too"
-            )
+            raise InputError(f"guidance = {w!r} does not guide a conditional model; give a weight for the classifier")
         denoiser = _guided_by(classifier, experiment, network, w)
         classes = classifier[0].classes
     elif not classes:
@@ -62,7 +51,7 @@ def condition(
             f"labels = {labels!r}, but this model is unconditional: it was trained without labels; leave them out, "
             "give a classifier, or train a model with p_uncond = 0.1"
         )
-    elif plain or w is None:
+    elif w is None or plain:
         denoiser = network
     else:
         _check_null(p_uncond, f"guidance = {w!r}")
@@ -72,18 +61,9 @@ def condition(
             raise InputError(f"labels = {labels!r} is a composition, which no classifier can guide; give one label")
         return guidance.composed(denoiser), _composition(labels, n, classes)
     found = _checked(labels, n, classes, least=0 if classifier else -1)
-    if (found < 0).any():
+    if np.any(found < 0):
         _check_null(p_uncond, "labels = -1")
     return denoiser, np.broadcast_to(found, n)
-
-
-def _is_plain(w: Weight | None) -> bool:
-    """Whether a weight leaves the conditional model as it is."""
-    if isinstance(w, int | float | np.number):
-        if not math.isfinite(w):
-            raise InputError(f"guidance = {w}; the rule is a finite number: 0 for the plain conditional model")
-        return bool(w == 0)
-    return w is None
 
 
 def _check_null(p_uncond: float | None, what: str) -> None:
@@ -113,10 +93,10 @@ def _guided_by(classifier: Trained, experiment: Experiment, network: Denoiser, w
             "train one on the same data under the same process and schedule"
         )
     weight: Any = 0.0 if w is None else w
-    if experiment.classes:
-        return guidance.classifier(network, other.classifier(params), weight)
-    weight = jax.tree_util.Partial(_one_more, weight) if callable(weight) else 1 + weight
-    return guidance.classifier(guidance.unconditional(network), other.classifier(params), weight)
+    if not experiment.classes:
+        network = guidance.unconditional(network)
+        weight = jax.tree_util.Partial(_one_more, weight) if callable(weight) else 1 + weight
+    return guidance.classifier(network, other.classifier(params), weight)
 
 
 def _one_more(w: Callable[[Any], Array], t: Any) -> Array:
@@ -127,7 +107,9 @@ def _composition(labels: Mapping[int, float], n: int, classes: int) -> Compositi
     parts = _checked(list(labels), len(labels), classes, least=0)
     weights = np.asarray(list(labels.values()), np.float32)
     if not abs(weights.sum() - 1) < 1e-3:
-        raise InputError(f"labels = {labels!r}: the weights of a composition sum to {weights.sum():g}; the rule is 1")
+        raise InputError(
+            f"labels = {labels!r}: the weights of a composition sum to {weights.sum():g}; they must sum to 1"
+        )
     return Composition(*(np.broadcast_to(part, (n, len(labels))) for part in (parts, weights)))
 
 
@@ -138,5 +120,5 @@ def _checked(labels: Any, n: int, classes: int, *, least: int) -> Int32[np.ndarr
         raise InputError(f"labels = {labels!r}; give one whole number, or one for each of n = {n} samples")
     if wrong := sorted({int(label) for label in found.ravel() if not least <= label < classes}):
         none = ", or -1 for none" if least < 0 else ""
-        raise InputError(f"labels holds {wrong[0]}; the rule is 0 <= label < {classes}{none}")
+        raise InputError(f"labels holds {wrong[0]}; must satisfy 0 <= label < {classes}{none}")
     return found.astype(np.int32)

@@ -3,6 +3,7 @@
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +29,11 @@ HostPoints = Float[np.ndarray, "n 2"]
 def image_grid(
     images: Float[np.ndarray, "n height width channels"], *, columns: int | None = None, least: int = 56
 ) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Return uint8 pixels of the images in rows, the last row padded with black.
+    """Return the images in rows as uint8 pixels, the last row padded with black.
 
-    Args:
-      images: values in [−1, 1] (clipped), 1 or 3 channels.
-      columns: images per row; None for about √n.
-      least: small images are enlarged by an integer factor to at least this many pixels per side.
-
-    Raises:
-      InputError: if there are no images, or they have neither 1 nor 3 channels.
+    Values are clipped to [−1, 1]. A row has `columns` images, None for about √n. Small images are enlarged by an
+    integer factor to at least `least` pixels per side. Raises an InputError if there are no images, or their channels
+    are neither 1 nor 3.
     """
     n, height, width, channels = images.shape
     if n < 1:
@@ -66,8 +63,7 @@ def save(path: Path, pixels: Pixels) -> None:
 
 def accuracy_by_noise(found: NoisyAccuracy, *, classes: int) -> Pixels:
     """Plot the accuracy of a classifier of noisy samples over t and log-SNR; chance is the dashed line."""
-    figure = matplotlib.figure.Figure(figsize=(5, 3.2), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _figure(5, 3.2)
     axis.plot(found.times, found.accuracy, marker="o", markersize=4)
     axis.axhline(1 / classes, color="grey", linestyle="--", linewidth=1)
     axis.set(xlabel="t", ylabel=f"accuracy of {found.n}", ylim=(0, 1.02))
@@ -80,8 +76,7 @@ def accuracy_by_noise(found: NoisyAccuracy, *, classes: int) -> Pixels:
 
 def scatter(points: HostPoints) -> Pixels:
     """Plot points in the plane."""
-    figure = matplotlib.figure.Figure(figsize=(4, 4), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _figure(4, 4)
     axis.scatter(points[:, 0], points[:, 1], s=2, alpha=0.5, linewidths=0)
     axis.set(aspect="equal")
     return _pixels(figure)
@@ -94,11 +89,10 @@ def reconstructions(x0: HostSamples, x1: HostSamples, again: HostSamples) -> Pix
     """
     if x0.ndim == 4:
         return image_grid(np.concatenate([x0, x1 / 3, again]), columns=len(x0))
-    figure = matplotlib.figure.Figure(figsize=(9, 3.2), layout="constrained")
+    figure, axes = _figure(9, 3.2, columns=3)
     colours = np.arctan2(x0[:, 1], x0[:, 0])
-    for axis, points, name in zip(
-        figure.subplots(1, 3), (x0, x1, again), ("original", "latent", "reconstruction"), strict=True
-    ):
+    panels = {"original": x0, "latent": x1, "reconstruction": again}
+    for axis, (name, points) in zip(axes, panels.items(), strict=True):
         axis.scatter(points[:, 0], points[:, 1], c=colours, cmap="hsv", s=3, linewidths=0)
         axis.set(aspect="equal", title=name)
     return _pixels(figure)
@@ -108,8 +102,7 @@ def elbo_over_time(elbo: Elbo) -> Pixels:
     """Plot L_{t−1} in nats per image over t, with a band of two standard errors, on logarithmic axes."""
     steps = np.asarray(elbo.steps, np.float64)
     mean, k = steps.mean(0), np.arange(2, steps.shape[1] + 2)
-    figure = matplotlib.figure.Figure(figsize=(6.4, 4), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _figure(6.4, 4)
     t = k / k[-1]
     axis.plot(t, mean, linewidth=1)
     if len(steps) > 1:
@@ -121,11 +114,7 @@ def elbo_over_time(elbo: Elbo) -> Pixels:
 
 
 def drift(denoiser: Denoiser, points: HostPoints | Points, times: Float[np.ndarray, "2"]) -> Points:
-    """Return the drift of the reverse process: the mean of its step from time t to s < t, less x_t, over t − s.
-
-    Raises:
-      InputError: if the times are outside [0, 1] or in another order.
-    """
+    """Return the drift of the reverse process, (E[x_s|x_t] − x_t)/(t − s), for times t > s in [0, 1]."""
     check_times(*times)
     return _drift(denoiser, points, times)
 
@@ -146,7 +135,7 @@ def _drift(denoiser: Denoiser, points: Points, times: Float[Array, "2"]) -> Poin
 
 @jax.jit
 def _corrupt(denoiser: Denoiser, points: Points, key: RandomKey, t: Scalar) -> Points:
-    """Return the points at time t, with the same noise for every t."""
+    """The points at time t, with the same noise for every t."""
 
     def one(x0: Float[Array, "2"], key: RandomKey) -> Float[Array, "2"]:
         process: Process = for_sample(denoiser, key, x0.shape).process
@@ -165,24 +154,18 @@ def diffusion_in_the_plane(
 ) -> Pixels:
     """Plot the forward process, the reverse process and its drift in three rows, over several times.
 
-    Args:
-      key: draws the noise.
-      denoiser: the model.
-      data: points of the data set; as many are sampled.
-      sampling: the sampler and its timesteps.
-      times: the columns, moved to the nearest timestep of the sampler.
+    The forward process starts from the points of `data`; as many are sampled. `times` are the columns, moved to the
+    nearest timesteps of the sampler.
 
     Source: Sohl-Dickstein et al. 2015, "Deep Unsupervised Learning using Nonequilibrium Thermodynamics" (figure 1).
     """
     key_noise, key_samples = jax.random.split(key)
     visited = sampling.times(denoiser.process.schedule)
     columns = sorted({int(np.abs(visited - time).argmin()) for time in times}, reverse=True)
-    path = samplers.sample(
-        key_samples, denoiser, sampling.sampler, n=len(data), shape=(2,), timesteps=visited, trajectory=True
-    )
-
-    figure = matplotlib.figure.Figure(figsize=(2.2 * len(columns), 6.8), layout="constrained")
-    axes = figure.subplots(3, len(columns), squeeze=False)
+    options: Any = {"n": len(data), "shape": (2,), "timesteps": visited, "trajectory": True}
+    path = samplers.sample(key_samples, denoiser, sampling.sampler, **options)
+    figure, axes = _figure(2.2 * len(columns), 6.8, rows=3, columns=len(columns))
+    axes = axes.reshape(3, -1)
     for column, index in enumerate(columns):
         t = float(visited[index])
         forward = np.asarray(_corrupt(denoiser, data, key_noise, t))
@@ -202,6 +185,11 @@ def diffusion_in_the_plane(
     for row, name in enumerate(("forward", "reverse", "drift")):
         axes[row, 0].set_ylabel(name)
     return _pixels(figure)
+
+
+def _figure(width: float, height: float, *, rows: int = 1, columns: int = 1) -> tuple[matplotlib.figure.Figure, Any]:
+    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns)
 
 
 def _pixels(figure: matplotlib.figure.Figure) -> Pixels:

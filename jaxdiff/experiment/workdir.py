@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Num
@@ -25,25 +26,13 @@ from jaxdiff.typing import InputError
 _EXAMPLES = "examples.npy"
 _MOST_EXAMPLES = 2048  # enough for a covariance of images; they become a constant of the compiled step
 
-# A resumed run may differ in these: but for rounding they don't change what its steps compute, or they say where to
-# stop (a cosine decay then ends at the new place).
-_FREE = (
-    "data.dir:",
-    "data.on_device:",
-    "train.steps:",
-    "train.steps_per_dispatch:",
-    "train.fsdp:",
-    "every.",
-    "sampling.",
-)
+# A resumed run may differ in these: they change its steps by rounding alone, or say where to stop (a cosine decay then
+# ends at the new place).
+_FREE = ("data.dir:", "data.on_device:", "train.steps", "train.fsdp:", "every.", "sampling.")
 
 
 def prepare(workdir: Path, config: Config) -> None:
-    """Make the folder, and check that it can be written and that any run in it has this config.
-
-    Raises:
-      InputError: if not; it lists the settings that differ.
-    """
+    """Make the folder; raise an InputError if it can't be written or holds a run of another config."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / ".write-test"
@@ -53,9 +42,8 @@ def prepare(workdir: Path, config: Config) -> None:
         raise InputError(f"workdir = {workdir} can't be written ({error.strerror}); choose another folder") from error
     if not (workdir / "config.json").exists():
         return
-    old, _ = read(workdir)
-    found = [line for line in differences(old.to_mapping(), config.to_mapping()) if not line.startswith(_FREE)]
-    if found:
+    lines = differences(read(workdir)[0].to_mapping(), config.to_mapping())
+    if found := [line for line in lines if not line.startswith(_FREE)]:
         listed = "\n  ".join(found)
         raise InputError(
             f"workdir = {workdir} holds a run of another config:\n  {listed}\n"
@@ -66,9 +54,8 @@ def prepare(workdir: Path, config: Config) -> None:
 def write(workdir: Path, config: Config, spec: DataSpec, examples: Num[np.ndarray, "n *shape"] | None = None) -> None:
     """Write the raw examples, if any, and then `config.json`, each whole or not at all."""
     if examples is not None:
-        partial = workdir / f"{_EXAMPLES}.{os.getpid()}"
-        with partial.open("wb") as file:
-            np.save(file, examples)
+        partial = workdir / f"{os.getpid()}.{_EXAMPLES}"
+        np.save(partial, examples)
         partial.rename(workdir / _EXAMPLES)
     text = json.dumps({"config": config.to_mapping(), "data": dataclasses.asdict(spec)}, indent=2)
     partial = workdir / f"config.json.{os.getpid()}"
@@ -77,14 +64,10 @@ def write(workdir: Path, config: Config, spec: DataSpec, examples: Num[np.ndarra
 
 
 def read(workdir: Path) -> tuple[Config, DataSpec]:
-    """Return the config and the data's spec of the run in a folder.
-
-    Raises:
-      InputError: if the folder holds no run, or a config that this version does not know.
-    """
+    """Return the config and the data's spec of the run in a folder, or raise an InputError if it holds none."""
     path = workdir / "config.json"
     if not path.is_file():
-        raise InputError(f"workdir = {workdir} is no run: it has no config.json; give a folder that train.py wrote")
+        raise InputError(f"workdir = {workdir} is not a run: it has no config.json; give a folder that train.py wrote")
     try:
         content = json.loads(path.read_text())
         data = content["data"]
@@ -92,24 +75,23 @@ def read(workdir: Path) -> tuple[Config, DataSpec]:
         return Config.from_mapping(content["config"]), spec
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is damaged or of another version ({error}); restore it from a copy, or train in another folder"
+            f"{path} is damaged, or another version of jaxdiff wrote it ({error}); restore it from a copy, "
+            "or train in another folder"
         ) from error
 
 
 def choose_examples(workdir: Path, config: Config, dataset: Dataset) -> Num[np.ndarray, "n *shape"] | None:
     """Return the raw examples that the process is made from, the same for every run of a data set; None if not needed.
 
-    Raises:
-      InputError: if the folder holds a run with other examples.
+    Raises an InputError if the folder holds a run with other examples.
     """
     if not takes_examples(config.process):
         return None
-    n = len(dataset.x)
-    chosen = np.random.default_rng(0).permutation(n)[:_MOST_EXAMPLES] if n > _MOST_EXAMPLES else slice(None)
-    found, path = dataset.x[chosen], workdir / _EXAMPLES
+    n, path = len(dataset.x), workdir / _EXAMPLES
+    found = dataset.x[np.random.default_rng(0).permutation(n)[:_MOST_EXAMPLES]] if n > _MOST_EXAMPLES else dataset.x
     if path.exists() and (workdir / "config.json").exists():
-        old = read_examples(workdir, config, dataset.spec)
-        if not np.array_equal(old, found):  # type: ignore[arg-type]
+        old: Any = read_examples(workdir, config, dataset.spec)
+        if not np.array_equal(old, found):
             raise InputError(
                 f"{path} holds examples of other data than {config.data.name!r} is here; go on with the data that the "
                 "run was begun with, or choose another folder"
@@ -118,10 +100,9 @@ def choose_examples(workdir: Path, config: Config, dataset: Dataset) -> Num[np.n
 
 
 def read_examples(workdir: Path, config: Config, spec: DataSpec) -> Num[np.ndarray, "n *shape"] | None:
-    """Return the raw examples that the process of a folder's run is made from; None if it needs none.
+    """Return the raw examples that the process of a folder's run is made from, None if it needs none.
 
-    Raises:
-      InputError: if they are missing or damaged.
+    Raises an InputError if they are missing or damaged.
     """
     if not takes_examples(config.process):
         return None
@@ -131,11 +112,9 @@ def read_examples(workdir: Path, config: Config, spec: DataSpec) -> Num[np.ndarr
         raise InputError(f"{path} is missing, and the process of this run is made from it; {hint}")
     try:
         found = np.load(path, allow_pickle=False)
-        expected = np.float32 if spec.levels is None else np.uint8
-        if found.dtype != expected or found.shape[1:] != spec.shape or len(found) < 2:
-            raise ValueError(
-                f"it holds {found.dtype} of shape {found.shape}, not {np.dtype(expected)} (n, *{spec.shape})"
-            )
+        dtype = np.dtype(np.float32 if spec.levels is None else np.uint8)
+        if found.dtype != dtype or found.shape[1:] != spec.shape or len(found) < 2:
+            raise ValueError(f"it holds {found.dtype} of shape {found.shape}, not {dtype} (n, *{spec.shape})")
     except (ValueError, EOFError, OSError) as error:
         raise InputError(f"{path} is damaged ({error}); {hint}") from error
     return found

@@ -9,10 +9,9 @@ For one sample of d numbers and T steps from t = k/T to s = (k − 1)/T,
                                                                                    or a learned one: `losses.step_kl`
     L_0      = −log p(x_0|x_{1/T}),    p = N(x̂_0, σ²_{t|s} I)
 
-At k = 1 the posterior variance is 0, so this term is not a KL but a decoder. For continuous data it is a density. For
-images of n levels it is the mass of the level's bin, of width 2/(n − 1); the bins of the lowest and the highest level
-extend to infinity. Without levels the total bounds a density and may be negative. Each L_{k−1} is estimated from one
-draw of x_t.
+At k = 1 the posterior variance is 0, so L_0 is not a KL but a decoder. For continuous data it is a density, and the
+total may be negative. For images of n levels it is the mass of the level's bin, of width 2/(n − 1); the bins of the
+lowest and the highest level extend to infinity. Each L_{k−1} is estimated from one draw of x_t.
 
 In continuous time, for a schedule that starts with noise σ_0 > 0,
 
@@ -23,15 +22,14 @@ In continuous time, for a schedule that starts with noise σ_0 > 0,
     reconstruction   −E log p(x_0|z_0),  z_0 = α_0 x_0 + σ_0 n
 
 For images of n levels v_k, p(x_0|z_0) has in each coordinate the mass N(z_0; α_0 v_k, σ_0²), normalized over k. For
-continuous data it is the density N(x_0; z_0/α_0, σ_0²/α_0²), the limit of the mass divided by the distance of the
-levels as they become dense. With the exact denoiser of data x_0 ~ N(m, v) and SNR = e^λ the three terms are, per
-coordinate,
+continuous data it is the density N(x_0; z_0/α_0, σ_0²/α_0²), the limit of the mass divided by the distance of ever
+denser levels. With the exact denoiser of data x_0 ~ N(m, v) and SNR = e^λ the three terms are, per coordinate,
 
     ½ SNR_1 (m² + v),    ½ log((1 + v SNR_0)/(1 + v SNR_1)),    ½ log(2πe/SNR_0)
 
-and their sum tends to the entropy as λ_0 → ∞, λ_1 → −∞. The diffusion term is an integral over λ, ½ ∫ |n − n̂|² dλ; it
-depends on the schedule through its ends only, if the network depends on t through λ alone. If σ_0 = 0 there is no such
-bound: the integrand diverges for any network that is not exact.
+and their sum tends to the entropy as λ_0 → ∞, λ_1 → −∞. The diffusion term is ½ ∫ |n − n̂|² dλ: if the network depends
+on t through λ alone, the term depends on the schedule through its ends only. If σ_0 = 0 there is no such bound: the
+integrand diverges for any network that is not exact.
 
 Sources: Sohl-Dickstein et al. 2015, "Deep Unsupervised Learning using Nonequilibrium Thermodynamics"; Ho, Jain & Abbeel
 2020, "Denoising Diffusion Probabilistic Models" (equations 5 and 13; their prior is N(0, I), which adds
@@ -49,8 +47,6 @@ from jax.scipy import special, stats
 from jaxtyping import Array, Float, Key
 
 from jaxdiff import losses
-from jaxdiff.losses import weightings
-from jaxdiff.losses.time_sampling import antithetic
 from jaxdiff.processes import Denoiser, Process, require_gaussian
 from jaxdiff.samplers.ancestral import posterior_variances
 from jaxdiff.samplers.loop import sample_keys
@@ -63,12 +59,9 @@ Nats = Float[Array | np.ndarray, " n"]
 class Elbo(NamedTuple):
     """The terms of the discrete bound for each of n samples, in nats."""
 
-    prior: Nats
-    """L_T."""
-    steps: Float[Array | np.ndarray, "n T-1"]
-    """L_1 … L_{T−1}, the nearest to the data first."""
-    decoder: Nats
-    """L_0."""
+    prior: Nats  # L_T
+    steps: Float[Array | np.ndarray, "n T-1"]  # L_1 … L_{T−1}, the nearest to the data first
+    decoder: Nats  # L_0
 
     def total(self) -> Nats:
         """Return the bound on −log p(x_0)."""
@@ -78,8 +71,7 @@ class Elbo(NamedTuple):
 class ContinuousElbo(NamedTuple):
     """The terms of the continuous bound for each of n samples, in nats.
 
-    The last two are estimates with independent noise for each sample, so the usual standard error of a mean over
-    samples includes that noise.
+    The last two have noise that is independent for each sample: the usual standard error of a mean includes it.
     """
 
     prior: Nats
@@ -99,7 +91,7 @@ def elbo(key: RandomKey, denoiser: Denoiser, x0: Samples, *, levels: int | None 
       denoiser: the model, under a Gaussian process with a discrete schedule.
       x0: clean samples; with `levels`, values −1 + 2k/(levels − 1).
       levels: the number of values of a coordinate; None for continuous data.
-      cond: a pytree whose leaves have leading axis n; None for no condition.
+      cond: a pytree whose leaves have leading axis n.
 
     Raises:
       InputError: if the process is not Gaussian, the schedule is not discrete, or levels < 2.
@@ -143,23 +135,15 @@ def elbo_each(keys: Key[Array, " n"], denoiser: Denoiser, x0: Samples, cond: PyT
 
 
 def continuous_elbo(
-    key: RandomKey,
-    denoiser: Denoiser,
-    x0: Samples,
-    *,
-    levels: int | None = None,
-    draws: int = 64,
-    cond: PyTree = None,
+    key: RandomKey, denoiser: Denoiser, x0: Samples, *, levels: int | None = None, draws: int = 64, cond: PyTree = None
 ) -> ContinuousElbo:
     """Return the three terms of the continuous bound on −log p(x_0), with `draws` network calls per sample.
 
     Args:
       key: draws times and noise; fold_in(key, i) for sample i.
       denoiser: the model, under a Gaussian process with a schedule whose log-SNR is finite at t = 0.
-      x0: clean samples; with `levels`, values −1 + 2k/(levels − 1).
-      levels: the number of values of a coordinate; None for continuous data, whose density is bounded.
+      x0, levels, cond: as for `elbo`.
       draws: times per sample, equally spaced from a random first one (`time_sampling.antithetic`).
-      cond: a pytree whose leaves have leading axis n; None for no condition.
 
     Raises:
       InputError: if the process is not Gaussian, the schedule has no noise at t = 0, levels < 2, or draws < 1.
@@ -172,7 +156,7 @@ def continuous_elbo(
         )
     _check_levels(levels)
     if draws < 1:
-        raise InputError(f"draws = {draws}; the rule is 1 or more")
+        raise InputError(f"draws = {draws}; it must be 1 or more")
     keys = sample_keys(key, jnp.arange(len(x0)))
     return continuous_elbo_each(keys, denoiser, x0, cond, levels=levels, draws=draws)
 
@@ -184,22 +168,20 @@ def continuous_elbo_each(
     """`continuous_elbo` with one key per sample; inputs sharded over devices give a sharded computation."""
     process = denoiser.process
     key_start, key_times, key_noise = jax.vmap(partial(jax.random.split, num=3), out_axes=1)(keys)
-    times = jax.vmap(partial(antithetic, n=draws))(key_times).astype(x0.dtype)
+    times = jax.vmap(partial(losses.time_sampling.antithetic, n=draws))(key_times).astype(x0.dtype)
 
     def draw(index: Array) -> Float[Array, " n"]:
         def one(x0: Sample, t: Time, key: RandomKey, cond: PyTree) -> Scalar:
             key = jax.random.fold_in(key, index)
             # With target v, weight and error are finite at both ends of any schedule.
-            mean = losses.weighted(denoiser, x0, t, key=key, weight=weightings.elbo(), cond=cond, target="v")
+            mean = losses.weighted(denoiser, x0, t, key=key, weight=losses.weightings.elbo(), cond=cond, target="v")
             return mean * x0.size
 
         return jax.vmap(one)(x0, times[:, index], key_noise, cond)
 
-    def ends(x0: Sample, key: RandomKey) -> tuple[Scalar, Scalar]:
-        return prior_term(process.schedule, x0), reconstruction_term(key, process, x0, levels=levels)
-
+    prior = jax.vmap(partial(prior_term, process.schedule))(x0)
     diffusion = jax.lax.map(draw, jnp.arange(draws)).mean(0)
-    prior, reconstruction = jax.vmap(ends)(x0, key_start)
+    reconstruction = jax.vmap(lambda key, x0: reconstruction_term(key, process, x0, levels=levels))(key_start, x0)
     return ContinuousElbo(prior, diffusion, reconstruction)
 
 
@@ -223,8 +205,7 @@ def reconstruction_term(key: RandomKey, process: Process, x0: Sample, *, levels:
 def log_decoder(x0: Sample, mean: Sample, std: Scalar, levels: int | None) -> Sample:
     """Return log p(x_0) of each coordinate under N(mean, std²): a density, or the mass of the level's bin.
 
-    The mass is computed in the lower tail, after mirroring, so that it is exact to rounding as far out as it is
-    representable.
+    The mass is computed in the lower tail, after mirroring: it is exact to rounding wherever it is representable.
     """
     if levels is None:
         return stats.norm.logpdf(x0, mean, std)
@@ -241,4 +222,4 @@ def log_decoder(x0: Sample, mean: Sample, std: Scalar, levels: int | None) -> Sa
 
 def _check_levels(levels: int | None) -> None:
     if levels is not None and levels < 2:
-        raise InputError(f"levels = {levels}; the rule is 2 or more, or None for continuous data")
+        raise InputError(f"levels = {levels}; it must be 2 or more, or None for continuous data")

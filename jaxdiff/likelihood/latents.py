@@ -1,11 +1,11 @@
 """From samples to their latents and back, along the probability-flow ODE (see `jaxdiff.samplers.probability_flow`).
 
-Latents are interpolated on the sphere (Shoemake 1985, "Animating Rotation with Quaternion Curves"); a straight line
-would pass through points of smaller norm than noise has:
+Latents are interpolated on the sphere, since a straight line passes through points of smaller norm than noise has:
 
     slerp(a, b, w) = (sin((1 − w) θ) a + sin(w θ) b)/sin θ,        cos θ = a·b/(|a| |b|)
 
-Source: Song, Meng & Ermon 2021, "Denoising Diffusion Implicit Models" (sections 4.3 and 5.3).
+Sources: Song, Meng & Ermon 2021, "Denoising Diffusion Implicit Models" (sections 4.3 and 5.3); Shoemake 1985,
+"Animating Rotation with Quaternion Curves" (slerp).
 """
 
 from functools import partial
@@ -14,40 +14,30 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.processes import Denoiser
-from jaxdiff.samplers import probability_flow
-from jaxdiff.samplers.probability_flow import Outcome, Solver
+from jaxdiff.samplers.probability_flow import Outcome, Solver, integrate
 from jaxdiff.typing import PyTree, Sample, Samples, Scalar
 
 
 def encode(denoiser: Denoiser, x0: Samples, *, cond: PyTree = None, solver: Solver | None = None) -> Samples:
     """Return the latents x_1 of clean samples x_0, each computed from its own sample alone.
 
-    Args:
-      denoiser: the model, under a Gaussian process.
-      x0: clean samples.
-      cond: a pytree whose leaves have leading axis n; None for no condition.
-      solver: the ODE solver; by default its tolerance is 1e-5.
-
-    Returns:
-      x_1, distributed approximately as N(0, σ_1² I), in the dtype of x0.
+    The latents are distributed approximately as N(0, σ_1² I), and have the dtype of x0. The leaves of `cond` have
+    leading axis n. The default solver has the tolerance 1e-5; if the dtype can't meet it, there is a UserWarning.
 
     Raises:
-      InputError: if the process is not Gaussian.
-      InputError: if the solver gives up, with the time and the tolerance; inside your own `jax.jit` this is a
+      InputError: if the process is not Gaussian, or the solver gives up; inside your own `jax.jit` the latter is a
         jax.errors.JaxRuntimeError.
-
-    Warns:
-      UserWarning: if the dtype can't meet the tolerance.
     """
-    return _integrate(denoiser, x0, cond, t=0.0, s=1.0, solver=solver or Solver())
+    return _integrate(denoiser, x0, cond, solver, t=0.0, s=1.0)
 
 
 def decode(denoiser: Denoiser, x1: Samples, *, cond: PyTree = None, solver: Solver | None = None) -> Samples:
     """Return the samples x_0 of latents x_1: the inverse of `encode`, with the same arguments and errors."""
-    return _integrate(denoiser, x1, cond, t=1.0, s=0.0, solver=solver or Solver())
+    return _integrate(denoiser, x1, cond, solver, t=1.0, s=0.0)
 
 
-def _integrate(denoiser: Denoiser, x: Samples, cond: PyTree, *, t: float, s: float, solver: Solver) -> Samples:
+def _integrate(denoiser: Denoiser, x: Samples, cond: PyTree, solver: Solver | None, *, t: float, s: float) -> Samples:
+    solver = solver or Solver()
     end, outcome = integrate_each(denoiser, x, cond, t=t, s=s, solver=solver)
     solver.check(outcome)
     return end
@@ -58,11 +48,7 @@ def integrate_each(
     denoiser: Denoiser, x: Samples, cond: PyTree, *, t: float, s: float, solver: Solver
 ) -> tuple[Samples, Outcome]:
     """Integrate a batch from time t to time s; inputs sharded over devices give a sharded computation."""
-
-    def one(x: Sample, cond: PyTree) -> tuple[Sample, Outcome]:
-        return probability_flow.integrate(denoiser, x, t=t, s=s, solver=solver, cond=cond)
-
-    return jax.vmap(one)(x, cond)
+    return jax.vmap(lambda x, cond: integrate(denoiser, x, t=t, s=s, solver=solver, cond=cond))(x, cond)
 
 
 def slerp(a: Sample, b: Sample, w: float | Scalar) -> Sample:

@@ -22,9 +22,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff.processes import Denoiser, require_gaussian
-from jaxdiff.samplers import probability_flow
 from jaxdiff.samplers.loop import sample_keys
-from jaxdiff.samplers.probability_flow import Outcome, Solver, radius, velocity
+from jaxdiff.samplers.probability_flow import Outcome, Solver, integrate_state, radius, velocity
 from jaxdiff.typing import InputError, PyTree, RandomKey, Sample, Samples, Scalar
 
 Probe = Literal["rademacher", "gaussian"]
@@ -36,10 +35,8 @@ class Likelihood(NamedTuple):
     log_density: Float[Array, " n"]
     standard_error: Float[Array, " n"]
     """The error of the trace estimate: 0 for the exact trace, NaN for a single probe."""
-    latent: Samples
-    """x_1."""
-    steps: Int[Array, " n"]
-    """The number of solver steps."""
+    latent: Samples  # x_1
+    steps: Int[Array, " n"]  # of the solver
 
 
 def log_likelihood(
@@ -56,29 +53,22 @@ def log_likelihood(
 
     Args:
       denoiser: the model, under a Gaussian process.
-      x0: clean samples of d numbers each.
       key: draws the probes, fold_in(key, i) for sample i; the exact trace needs none.
       probes: the number of Hutchinson probes, or 0 for the exact trace (d products per step, for small d).
       probe: the distribution of the probes; Rademacher has the smaller variance.
-      cond: a pytree whose leaves have leading axis n; None for no condition.
-      solver: the ODE solver; by default its tolerance is 1e-5.
+      cond: a pytree whose leaves have leading axis n.
+      solver: the default has the tolerance 1e-5; if the dtype can't meet the tolerance, there is a UserWarning.
 
     Raises:
-      InputError: if the process is not Gaussian, probes < 0 or given without a key, or the distribution of the probes
-        is unknown.
-      InputError: if the solver gives up, with the time and the tolerance; inside your own `jax.jit` this is a
-        jax.errors.JaxRuntimeError.
-
-    Warns:
-      UserWarning: if the dtype can't meet the tolerance.
+      InputError: if the process is not Gaussian, probes < 0 or given without a key, the distribution of the probes is
+        unknown, or the solver gives up; inside your own `jax.jit` the last is a jax.errors.JaxRuntimeError.
     """
-    require_gaussian(denoiser.process, what="a likelihood", instead="")
     if probes < 0:
-        raise InputError(f"probes = {probes}; the rule is 0 for the exact trace, or a number of probes")
+        raise InputError(f"probes = {probes}; it must be 0 for the exact trace, or a number of probes")
     if probes and key is None:
         raise InputError(f"probes = {probes} need a key, but key is None; give a key, or probes=0 for the exact trace")
     if probe not in get_args(Probe):
-        raise InputError(f"probe = {probe!r}; the rule is one of {', '.join(get_args(Probe))}")
+        raise InputError(f"probe = {probe!r}; it must be one of {', '.join(get_args(Probe))}")
     keys = sample_keys(jax.random.key(0) if key is None else key, jnp.arange(len(x0)))
     solver = solver or Solver()
     found, outcome = log_likelihood_each(keys, denoiser, x0, cond, probes=probes, probe=probe, solver=solver)
@@ -88,27 +78,17 @@ def log_likelihood(
 
 @partial(jax.jit, static_argnames=("probes", "probe", "solver"))
 def log_likelihood_each(
-    keys: Key[Array, " n"],
-    denoiser: Denoiser,
-    x0: Samples,
-    cond: PyTree,
-    *,
-    probes: int,
-    probe: Probe,
-    solver: Solver,
+    keys: Key[Array, " n"], denoiser: Denoiser, x0: Samples, cond: PyTree, *, probes: int, probe: Probe, solver: Solver
 ) -> tuple[Likelihood, Outcome]:
     """`log_likelihood` with one key per sample; inputs sharded over devices give a sharded computation."""
     process = require_gaussian(denoiser.process, what="a likelihood", instead="")
-    schedule, shape, d = process.schedule, x0.shape[1:], math.prod(x0.shape[1:])
+    schedule, d = process.schedule, math.prod(x0.shape[1:])
+    r0, r1 = radius(schedule, 0.0), radius(schedule, 1.0)
 
     def one(x0: Sample, key: RandomKey, cond: PyTree) -> tuple[Likelihood, Outcome]:
-        if not probes:
-            vectors = jnp.eye(d, dtype=x0.dtype)
-        elif probe == "rademacher":
-            vectors = jax.random.rademacher(key, (probes, d), x0.dtype)
-        else:
-            vectors = jax.random.normal(key, (probes, d), x0.dtype)
-        vectors = vectors.reshape(-1, *shape)
+        draw = jax.random.rademacher if probe == "rademacher" else jax.random.normal
+        vectors = draw(key, (probes, d), x0.dtype) if probes else jnp.eye(d, dtype=x0.dtype)
+        vectors = vectors.reshape(-1, *x0.shape)
 
         def slope(phi: Scalar, state: PyTree) -> PyTree:
             y, _ = state
@@ -116,9 +96,8 @@ def log_likelihood_each(
             products = jax.vmap(lambda u: (u * pull(u)[0]).sum())(vectors)
             return v, products if probes else products.sum(keepdims=True)
 
-        start = (x0 / radius(schedule, 0.0), jnp.zeros((max(probes, 1),), x0.dtype))
-        (y, gained), outcome = probability_flow.integrate_state(slope, schedule, start, t=0.0, s=1.0, solver=solver)
-        r0, r1 = radius(schedule, 0.0), radius(schedule, 1.0)
+        start = (x0 / r0, jnp.zeros((max(probes, 1),), x0.dtype))
+        (y, gained), outcome = integrate_state(slope, schedule, start, t=0.0, s=1.0, solver=solver)
         log_density = process.log_prior(r1 * y) + d * (jnp.log(r1) - jnp.log(r0)) + gained
         error = jnp.std(gained, ddof=1) / math.sqrt(probes) if probes else jnp.zeros(())
         return Likelihood(log_density.mean(), error, r1 * y, jnp.asarray(outcome.steps)), outcome

@@ -1,23 +1,20 @@
-"""Training losses, for one sample.
+"""Training losses, for one sample: float32 scalars (float64 under x64).
 
     simple     L = mean over coordinates of (y(x_0, n) − y(x̂_0, n̂))²    at x_t = α_t g_t(x_0) + σ_t n
     weighted   L = w(t) · mean over coordinates of (n − n̂)²             w from `jaxdiff.weightings`
     hybrid     L = simple or weighted + κ T · mean over coordinates of KL(q(x_s|x_t, x_0) ‖ p(x_s|x_t)),  s = t − 1/T
 
 where the target y is any of `jaxdiff.parameterization.KINDS`. y = eps gives L_simple of Ho et al. 2020 (equation 14).
-The error of every target is a multiple of that of every other: with e the error of x̂_0 at fixed x_t, the error of n̂ is
-−(α/σ) e, of the score (α/σ²) e, of v −((α² + σ²)/σ) e and of the velocity (α' − σ'α/σ) e. So simple is another loss for
-every target; weighted is the same loss for all of them, up to rounding. (With a transform the error of g_t(x̂_0) takes
-the place of e. If g has no inverse, that error misses what g discards: the target must be x0, and the weight is then
-one on the error of x̂_0.)
+The errors of all targets are multiples of e, the error of x̂_0 at fixed x_t: that of n̂ is −(α/σ) e, of the score
+(α/σ²) e, of v −((α² + σ²)/σ) e and of the velocity (α' − σ'α/σ) e. So simple is another loss for every target, and
+weighted the same for all of them, up to rounding. (With a transform, e is the error of g_t(x̂_0). If g has no inverse,
+this misses what g discards: the target must be x0, and the weight then applies to the error of x̂_0.)
 
 hybrid teaches the variance of the reverse step (Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic
 Models", section 3.1): p has variance β̃^{1−v} (σ²_{t|s})^v with the network's v, no gradient reaches x̂_0 through the KL,
 and κ is small. With ρ = σ²_{t|s}/β̃ = σ_t²/σ_s² each coordinate has
 
     KL = ½ [(SNR_s − SNR_t) (x_0 − x̂_0)² ρ^{−v} + v log ρ + ρ^{−v} − 1]
-
-All losses are float32 scalars (float64 under x64).
 """
 
 from typing import Any
@@ -39,19 +36,16 @@ def simple(
     """Return the squared error of the denoiser on one noised sample, averaged over coordinates.
 
     Args:
-      denoiser: the model, with the forward process.
       x0: one clean sample.
       t: the time to noise it to, a scalar in (0, 1].
       key: draws the noise and the random parameters of the process.
-      cond: the sample's condition, None for no condition.
-      target: where the error is measured; "eps" gives L_simple. None is "eps", or "x0" if the transform of the process
-        has no inverse.
+      target: y; "eps" gives L_simple. None is "eps", or "x0" if the transform of the process has no inverse.
 
     Raises:
-      InputError: if t is known when the loss is traced and outside [0, 1], if the process can't take this sample (see
-        `jaxdiff.Perturbed`), and if the target is unknown or needs an inverse.
+      InputError: if t is known at tracing and outside [0, 1], the process can't take this sample (see
+        `jaxdiff.Perturbed`), or the target is unknown or needs an inverse.
     """
-    return _error(*_true_and_predicted(denoiser, x0, t, key=key, cond=cond), target=target, t=t)
+    return _error(*_true_and_predicted(denoiser, x0, t, key=key, cond=cond), target, t, None)
 
 
 def weighted(
@@ -66,11 +60,10 @@ def weighted(
 ) -> Scalar:
     """Return the squared error of n̂ on one noised sample, averaged over coordinates, times the weight of t.
 
-    Arguments and errors are those of `simple`. `weight` is from `jaxdiff.weightings`. The target, in which the error is
-    measured before it is converted, changes only rounding and what is infinite at the ends of the path: what the
-    network predicts is best.
+    `weight` is from `jaxdiff.weightings`; other arguments and errors are those of `simple`. The target changes only
+    rounding and infinities at the ends of the path: take what the network predicts.
     """
-    return _error(*_true_and_predicted(denoiser, x0, t, key=key, cond=cond), target=target, t=t, weight=weight)
+    return _error(*_true_and_predicted(denoiser, x0, t, key=key, cond=cond), target, t, weight)
 
 
 def hybrid(
@@ -87,15 +80,10 @@ def hybrid(
     """Return `simple` or, with a weight, `weighted`, plus a share of the ELBO that teaches the network its variance.
 
     Args:
-      denoiser: the model, one that learns its variance, of a Gaussian process with a discrete schedule.
-      x0, key, cond, target: as for `simple`.
-      t: the time to noise it to, a scalar in (0, 1]; the step to 0 has no KL.
+      denoiser: must learn its variance, under a Gaussian process with a discrete schedule, or an InputError is raised.
+      x0, t, key, cond, target: as for `simple`; the step from t = 1/T to 0 has no KL.
       weight: as for `weighted`; None is `simple`.
       share: κ, for the ELBO in nats per coordinate.
-
-    Raises:
-      InputError: if the denoiser predicts no variance, the process is not Gaussian or its schedule not discrete, and as
-        `simple`.
     """
     schedule = require_gaussian(denoiser.process, what="learned_variance", instead="set it to False").schedule
     if schedule.num_timesteps is None:
@@ -104,8 +92,10 @@ def hybrid(
         )
     true, predicted, process = _true_and_predicted(denoiser, x0, t, key=key, cond=cond)
     if predicted.variance_mix is None:
-        raise InputError("the denoiser predicts no variance for this loss to teach; make it with learned_variance=True")
-    loss = _error(true, predicted, process, target=target, t=t, weight=weight)
+        raise InputError(
+            "the denoiser does not predict a variance, which this loss trains; make it with learned_variance=True"
+        )
+    loss = _error(true, predicted, process, target, t, weight)
     fixed = predicted._replace(x0=jax.lax.stop_gradient(predicted.x0))
     s = jnp.maximum(t - 1 / schedule.num_timesteps, 0)
     first = s * schedule.num_timesteps < 0.01  # t − 1/T is rounded
@@ -114,14 +104,10 @@ def hybrid(
 
 
 def cross_entropy(classifier: Any, x0: Sample, label: Int[Array, ""], t: Time, *, key: RandomKey) -> Scalar:
-    """Return −log p(label|x_t, t), in nats, of one noised sample.
+    """Return −log p(label|x_t, t), in nats, of one noised sample; at best the entropy of the label given x_t.
 
-    Its minimum over all classifiers is the entropy of the label given x_t.
-
-    Args:
-      classifier: `(x_t, t, label) -> log p`, with the forward process: `jaxdiff.guidance.NetworkClassifier` or alike.
-      x0, t, key: as for `simple`.
-      label: the label of x0.
+    The classifier is `(x_t, t, label) -> log p` with a `process`, such as `jaxdiff.guidance.NetworkClassifier`; x0, t
+    and key are as for `simple`.
     """
     classifier = for_sample(classifier, key, x0.shape)
     process = classifier.process
@@ -129,10 +115,7 @@ def cross_entropy(classifier: Any, x0: Sample, label: Int[Array, ""], t: Time, *
 
 
 def step_kl(x0: Sample, prediction: Prediction, *, t: Time, s: Time, schedule: Schedule) -> Sample:
-    """Return KL(q(x_s|x_t, x_0) ‖ p(x_s|x_t)) of each coordinate, in nats, for 0 < s <= t.
-
-    p has the variance of q unless one is predicted.
-    """
+    """Return KL(q ‖ p) of each coordinate, in nats, for 0 < s <= t; p has the variance of q unless one is predicted."""
     gap = jnp.exp(schedule.log_snr(s)) - jnp.exp(schedule.log_snr(t))
     error = gap * (x0 - prediction.x0) ** 2
     if prediction.variance_mix is None:
@@ -153,14 +136,9 @@ def _true_and_predicted(
 
 
 def _error(
-    true: Prediction,
-    predicted: Prediction,
-    process: Process,
-    *,
-    target: str | None,
-    t: Time,
-    weight: Weighting | None = None,
+    true: Prediction, predicted: Prediction, process: Process, target: str | None, t: Time, weight: Weighting | None
 ) -> Scalar:
+    """Return the squared error in the target, with the weight of t if there is one."""
     kind = natural(process.transform) if target is None else canonical(target, what="target")
     check(kind, process.transform, what="target")
     wanted, output = (from_prediction(kind, pair, t=t, process=process) for pair in (true, predicted))

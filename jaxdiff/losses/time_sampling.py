@@ -7,11 +7,11 @@
     secant       λ_t = −2 log tan(a u + b), u uniform in [0, 1]            (Ho & Salimans 2022, section 3)
     LossHistory  bins of (0, 1] with p_j ∝ √E[L_j²], weights 1/(T p_j)   (Nichol & Dhariwal 2021, section 3.3)
 
-The first three estimate the same E_t[f(t)], t uniform; each t_i alone is uniform. LossHistory estimates it, too, if f
-is multiplied by its weights. log_normal has no weights: it has the density N(log ς_t; m, s²)·(log ς_t)' in t, ς = σ/α,
-and thus is a weighting of its own, as its authors intend. Under α = 1 − t, σ = t it is the logit-normal distribution.
-secant is one, too: λ has the density of a hyperbolic secant, sech(λ/2)/(2π), cut off at λ_max by b = atan e^{−λ_max/2}
-and at λ_min by a = atan e^{−λ_min/2} − b. Under a cosine schedule, whose angle atan(σ/α) is linear in t, t is uniform.
+The first three estimate E_t[f(t)] for uniform t, as each t_i alone is uniform. So does LossHistory with f multiplied by
+its weights. log_normal has the density N(log ς_t; m, s²)·(log ς_t)' in t, ς = σ/α, and no weights: it acts as a
+weighting, as its authors intend. Under α = 1 − t, σ = t it is the logit-normal distribution. secant acts as one, too:
+λ has the density of a hyperbolic secant, sech(λ/2)/(2π), cut off at λ_max by b = atan e^{−λ_max/2} and at λ_min by
+a = atan e^{−λ_min/2} − b. Under a cosine schedule, whose angle atan(σ/α) is linear in t, t is uniform.
 """
 
 import dataclasses
@@ -49,13 +49,8 @@ def antithetic(key: RandomKey, n: int) -> Float[Array, " n"]:
 def log_normal(
     key: RandomKey, n: int, *, schedule: Schedule, mean: float = -1.2, std: float = 1.2
 ) -> Float[Array, " n"]:
-    """Draw n independent times whose log(σ/α) is normal, clipped to the range of the schedule.
-
-    The early end is the smallest time that `continuous` can give, not 0.
-    """
-    log_ratio = mean + std * jax.random.normal(key, (n,))
-    t = schedule.time(-2 * log_ratio)
-    return jnp.clip(t, jnp.finfo(t.dtype).eps, 1)
+    """Draw n independent times whose log(σ/α) is normal, clipped to [ε, 1] with the machine epsilon ε."""
+    return _clipped(schedule.time(-2 * (mean + std * jax.random.normal(key, (n,)))))
 
 
 def secant(
@@ -63,29 +58,28 @@ def secant(
 ) -> Float[Array, " n"]:
     """Draw n independent times whose log-SNR has the density of a hyperbolic secant between two ends.
 
-    They are clipped as those of `log_normal`.
-
-    Raises:
-      InputError: unless log_snr_min < log_snr_max.
+    They are clipped as in `log_normal`. Raises an `InputError` unless log_snr_min < log_snr_max.
     """
     if not log_snr_min < log_snr_max:
-        raise InputError(f"log_snr_min = {log_snr_min}, log_snr_max = {log_snr_max}; the rule is min < max")
+        raise InputError(f"log_snr_min = {log_snr_min}, log_snr_max = {log_snr_max}; must satisfy min < max")
     b = math.atan(math.exp(-log_snr_max / 2))
     a = math.atan(math.exp(-log_snr_min / 2)) - b
-    t = schedule.time(-2 * jnp.log(jnp.tan(a * jax.random.uniform(key, (n,)) + b)))
+    return _clipped(schedule.time(-2 * jnp.log(jnp.tan(a * jax.random.uniform(key, (n,)) + b))))
+
+
+def _clipped(t: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Clip times to the range of `continuous`, which never gives 0."""
     return jnp.clip(t, jnp.finfo(t.dtype).eps, 1)
 
 
 @pytree(eq=False)
 class LossHistory:
-    """The last losses in each of T equal bins of (0, 1], which decide the times to draw. `init` gives an empty one.
+    """The last losses in each of T equal bins of (0, 1], which decide the times to draw once every bin is full.
 
-        t, weights = history.sample(key, n)
-        losses = …                               # of each example
-        loss = (weights * losses).mean()         # to differentiate
-        history = history.update(t, losses)
-
-    Times are uniform until every bin is full.
+    t, weights = history.sample(key, n)
+    losses = …                               # of each example
+    loss = (weights * losses).mean()         # to differentiate
+    history = history.update(t, losses)
     """
 
     losses: Any  # an array of shape (T, length), or its shape or sharding
@@ -94,27 +88,22 @@ class LossHistory:
 
     @classmethod
     def init(cls, bins: int, length: int = 10, floor: float = 0.001) -> Self:
-        """Return an empty history.
+        """Return an empty history that keeps `length` losses in each of T bins, such as the timesteps of a schedule.
 
-        Args:
-          bins: T, the number of bins: the num_timesteps of a discrete schedule, for example.
-          length: the number of losses to keep in each.
-          floor: the share of draws that stay uniform, so that a bin without loss is still visited.
-
-        Raises:
-          InputError: unless bins >= 1, length >= 1 and 0 < floor <= 1.
+        `floor` is the share of draws that stay uniform, so that bins without loss are still visited. Raises an
+        `InputError` unless bins >= 1, length >= 1 and 0 < floor <= 1.
         """
         for name, value in (("bins", bins), ("length", length)):
             if value < 1:
                 raise InputError(f"{name} = {value}; a history needs at least 1")
         if not 0 < floor <= 1:
-            raise InputError(f"floor = {floor}; the rule is 0 < floor <= 1")
+            raise InputError(f"floor = {floor}; must satisfy 0 < floor <= 1")
         return cls(losses=jnp.zeros((bins, length)), counts=jnp.zeros(bins, int), floor=floor)
 
     def update(self, t: Float[Array, " n"], losses: Float[Array, " n"]) -> Self:
-        """Return the history with the unweighted losses at the times t in place of the oldest ones of their bins."""
+        """Return the history in which the unweighted losses at the times t replace the oldest of their bins."""
         bins, length = self.losses.shape
-        # k/T is the upper end of bin k − 1, whatever its rounding: hence the hundredth.
+        # The hundredth makes k/T, however rounded, the upper end of bin k − 1.
         positions = jnp.clip(jnp.ceil(t * bins - 0.01).astype(int) - 1, 0, bins - 1)
 
         def put(i: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -126,7 +115,7 @@ class LossHistory:
         return dataclasses.replace(self, losses=kept, counts=counts)
 
     def probabilities(self) -> Float[Array, " T"]:
-        """Return the probability of each bin."""
+        """Return the probability that a time is drawn from each bin."""
         bins, length = self.losses.shape
         sizes = jnp.sqrt(jnp.mean(self.losses**2, axis=1))
         total = jnp.sum(sizes)
@@ -137,7 +126,7 @@ class LossHistory:
     def sample(self, key: RandomKey, n: int) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
         """Draw n independent times in (0, 1], uniform within their bins, and weights that make E[w f(t)] the mean of f.
 
-        Bin j ends at (j + 1)/T: if a discrete schedule has this T, `to_steps` gives its times, with the same weights.
+        Bin j ends at (j + 1)/T: for a discrete schedule with this T, `to_steps` gives its times; the weights stay.
         """
         key_bin, key_time = jax.random.split(key)
         p = self.probabilities()
@@ -146,29 +135,21 @@ class LossHistory:
 
 
 def first_history(times: Times, schedule: Schedule) -> LossHistory | None:
-    """Return the history that training at "importance" times starts with, or None for other times, which need none.
-
-    It has a bin for each time of a discrete schedule, and 100 on a continuous one.
-    """
+    """Return an empty history for "importance" times, else None: a bin a time of a discrete schedule, or 100."""
     return LossHistory.init(schedule.num_timesteps or 100) if times == "importance" else None
 
 
 def to_steps(t: Float[Array, " n"], *, num_timesteps: int) -> Float[Array, " n"]:
-    """Round times up to the times k/`num_timesteps` of a discrete schedule."""
+    """Round times up to k/num_timesteps."""
     return jnp.ceil(t * num_timesteps) / num_timesteps
 
 
 def time_sampler(times: Times, schedule: Schedule) -> TimeSampler:
     """Return the sampler of training times for a schedule.
 
-    Args:
-      times: "discrete", "continuous", "antithetic", "log_normal", "secant", or "auto": discrete if the schedule is,
-        else continuous. On a discrete schedule times are rounded up to its own, except "continuous" ones. "importance"
-        is "auto" here; training with it draws from a `LossHistory` instead (see `first_history`).
-      schedule: the noise schedule.
-
-    Raises:
-      InputError: if `times` is unknown, or "discrete" and the schedule is continuous.
+    "auto" is discrete if the schedule is, else continuous. On a discrete schedule times are rounded up to its own,
+    except "continuous" ones. "importance" is "auto" here; training with it draws from `first_history` instead. Raises
+    an `InputError` if `times` is unknown, or "discrete" and the schedule is continuous.
     """
     if times not in get_args(Times):
         raise InputError(f"times = {times!r}; the known ones are {', '.join(get_args(Times))}")

@@ -1,7 +1,7 @@
 """Weights on the squared error, as functions of the log-SNR λ: the same loss for any network and any target.
 
-Let e be the error of x̂_0 at a fixed x_t; that of n̂ is −(α/σ) e. A weight w on the squared error of eps is thus the
-weight SNR·w on that of x_0, SNR = e^λ = α²/σ². The objective is E_t[w(t) ‖n − n̂‖²], t uniform:
+At a fixed x_t the error of n̂ is −(α/σ) times that of x̂_0, so that a weight w on the squared error of eps is the weight
+SNR·w on that of x_0, SNR = e^λ = α²/σ². The objective is E_t[w(t) ‖n − n̂‖²], t uniform:
 
                    on eps                       on x_0
     simple, snr    1                            SNR                   (Ho et al. 2020; Salimans & Ho 2022, "SNR")
@@ -12,14 +12,14 @@ weight SNR·w on that of x_0, SNR = e^λ = α²/σ². The objective is E_t[w(t) 
     elbo of T      T/2 (SNR_s/SNR_t − 1)        T/2 (SNR_s − SNR_t)   (the same, s = t − 1/T)
     sigmoid        −½ λ' S(b − λ)               −½ SNR' S(b − λ)      (Kingma & Gao 2023; Hoogeboom et al. 2024)
 
-with ' for d/dt and S the logistic function. The first four are functions of λ alone, so that E_t over a uniform t
-gives another loss under another schedule. elbo and sigmoid include the density −λ' of λ: ∫ w dt = ∫ S(b − λ)/2 dλ
-depends on the schedule only through its ends. elbo, summed over coordinates, is the integrand of the ELBO's diffusion
-term, in nats; as means over coordinates, losses are in nats per coordinate. sigmoid tends to it as b → ∞.
+with ' for d/dt and S the logistic function. The first four are functions of λ alone, so that the loss changes with the
+schedule. elbo and sigmoid include the density −λ' of λ: ∫ w dt = ∫ S(b − λ)/2 dλ depends on the schedule only through
+its ends. elbo, summed over coordinates, is the integrand of the ELBO's diffusion term, in nats; with the mean over
+coordinates, in nats per coordinate. sigmoid tends to elbo as b → ∞.
 
 At α = 0 the weights truncated_snr, elbo and sigmoid are infinite on eps and on the score, which say nothing about x_0
-there, and finite on x0, v and velocity. At σ = 0 many are infinite, and the error of a noise is meaningless:
-`for_target` makes them 0. That is t = 0, and on a discrete schedule in float32 what rounds to its time 0.
+there, and finite on x0, v and velocity. At σ = 0 many are infinite, and there is no noise to estimate: `for_target`
+makes them 0. This is t = 0, and any time that float32 rounds to it on a discrete schedule.
 
 Sources: Ho et al. 2020, "Denoising Diffusion Probabilistic Models"; Kingma et al. 2021, "Variational Diffusion Models";
 Salimans & Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Models"; Choi et al. 2022, "Perception
@@ -41,7 +41,7 @@ from jaxdiff.typing import InputError, Scalar, Time
 
 
 class Weights(NamedTuple):
-    """One weight, on two squared errors: x0 = SNR·eps. Both are kept because at an end one may be infinite or 0."""
+    """One weight, for the squared errors of eps and of x0, with x0 = SNR·eps. At an end one may be infinite or 0."""
 
     eps: Scalar
     x0: Scalar
@@ -50,35 +50,24 @@ class Weights(NamedTuple):
 Weighting = Callable[[Schedule, Time], Weights]
 
 
+def _of_snr(weigh: Callable[[Scalar], Weights]) -> Weighting:
+    return lambda schedule, t: weigh(_snr(schedule, t))
+
+
 def simple() -> Weighting:
     """Return the weight 1 on eps."""
-
-    def weigh(schedule: Schedule, t: Time) -> Weights:
-        snr = _snr(schedule, t)
-        return Weights(jnp.ones_like(snr), snr)
-
-    return weigh
+    return _of_snr(lambda snr: Weights(jnp.ones_like(snr), snr))
 
 
 def truncated_snr() -> Weighting:
     """Return the weight max(SNR, 1) on x_0, which keeps high noise levels in the loss."""
-
-    def weigh(schedule: Schedule, t: Time) -> Weights:
-        snr = _snr(schedule, t)
-        return Weights(jnp.maximum(1, 1 / snr), jnp.maximum(snr, 1))
-
-    return weigh
+    return _of_snr(lambda snr: Weights(jnp.maximum(1, 1 / snr), jnp.maximum(snr, 1)))
 
 
 def min_snr(gamma: float = 5.0) -> Weighting:
     """Return the weight min(SNR, γ) on x_0, which limits low noise levels; 0 < gamma < inf."""
     _check("min_snr", "gamma", gamma, above=0)
-
-    def weigh(schedule: Schedule, t: Time) -> Weights:
-        snr = _snr(schedule, t)
-        return Weights(jnp.minimum(1, gamma / snr), jnp.minimum(snr, gamma))
-
-    return weigh
+    return _of_snr(lambda snr: Weights(jnp.minimum(1, gamma / snr), jnp.minimum(snr, gamma)))
 
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
@@ -86,20 +75,17 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
     _check("p2", "gamma", gamma, above=0)
     _check("p2", "k", k, above=0)
 
-    def weigh(schedule: Schedule, t: Time) -> Weights:
-        snr = _snr(schedule, t)
+    def weigh(snr: Scalar) -> Weights:
         weight = (k + snr) ** -gamma
         return Weights(weight, weight * snr)
 
-    return weigh
+    return _of_snr(weigh)
 
 
 def elbo(num_timesteps: int | None = None) -> Weighting:
-    """Return the weight of the ELBO's diffusion term, for t uniform in (0, 1] or in {1/T, …, 1}.
+    """Return the weight of the ELBO's diffusion term, for t uniform in (0, 1] or, with T num_timesteps, {1/T, …, 1}.
 
-    Args:
-      num_timesteps: T >= 1 of an ELBO in discrete time. If σ_0 = 0 its first term has the weight 0: it is a decoder's
-        likelihood, not a squared error. None is continuous time.
+    If σ_0 = 0 the first of the T >= 1 terms is a decoder's likelihood, not a squared error, and has the weight 0.
     """
     if num_timesteps is None:
         return _diffusion_term
@@ -111,17 +97,13 @@ def elbo(num_timesteps: int | None = None) -> Weighting:
         eps = jnp.expm1(schedule.log_snr(s) - schedule.log_snr(t))
         x0 = _snr(schedule, s) - _snr(schedule, t)
         noiseless = schedule.sigma(s) == 0
-        return Weights(jnp.where(noiseless, 0, T / 2 * eps), jnp.where(noiseless, 0, T / 2 * x0))
+        return Weights(*(jnp.where(noiseless, 0, T / 2 * weight) for weight in (eps, x0)))
 
     return weigh
 
 
 def sigmoid(bias: float = 2.0) -> Weighting:
-    """Return the weight of the ELBO times S(b − λ), with the −λ' that makes it a weight under uniform t.
-
-    Args:
-      bias: b, the log-SNR above which the weight of the ELBO is cut off; finite.
-    """
+    """Return the weight of the ELBO times S(b − λ), which cuts it off above the log-SNR `bias`, b, a finite number."""
     _check("sigmoid", "bias", bias, above=-math.inf)
 
     def weigh(schedule: Schedule, t: Time) -> Weights:
@@ -144,38 +126,31 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
 
 
 def for_target(target: str, weights: Weights, *, t: Time, schedule: Schedule) -> Scalar:
-    """Return the weight on the squared error of a target, one of `jaxdiff.parameterization.KINDS`.
-
-    It is 0 where σ = 0, as x_t then holds no noise to estimate.
-
-    Raises:
-      InputError: if the target is unknown.
-    """
+    """Return the weight on the squared error of a target, 0 where σ = 0; an unknown target raises an `InputError`."""
     target = canonical(target, what="target")
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    if target == "eps":
-        weight = weights.eps
-    elif target == "x0":
-        weight = weights.x0
+    if target in ("eps", "x0"):
+        weight = getattr(weights, target)
     elif target == "score":
         weight = sigma**2 * weights.eps
     else:
         # The error of v is (α² + σ²)/α times that of n̂ and −(α² + σ²)/σ times that of x̂_0; velocity has ασ' − σα' in
         # place of α² + σ². The one with the larger divisor has a finite weight.
-        factor = alpha**2 + sigma**2
-        if target == "velocity":
-            d_alpha, d_sigma = rates(schedule, t)
-            factor = alpha * d_sigma - sigma * d_alpha
+        factor = _determinant(schedule, t) if target == "velocity" else alpha**2 + sigma**2
         weight = jnp.where(alpha > sigma, alpha**2 * weights.eps, sigma**2 * weights.x0) / factor**2
     return jnp.where(sigma == 0, 0, weight)
 
 
 def _diffusion_term(schedule: Schedule, t: Time) -> Weights:
     """Return −½ λ' = σ'/σ − α'/α, and −½ SNR'."""
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    d_alpha, d_sigma = rates(schedule, t)
-    det = alpha * d_sigma - sigma * d_alpha
+    alpha, sigma, det = schedule.alpha(t), schedule.sigma(t), _determinant(schedule, t)
     return Weights(det / (alpha * sigma), det * alpha / sigma**3)
+
+
+def _determinant(schedule: Schedule, t: Time) -> Scalar:
+    """Return ασ' − σα'."""
+    d_alpha, d_sigma = rates(schedule, t)
+    return schedule.alpha(t) * d_sigma - schedule.sigma(t) * d_alpha
 
 
 def _snr(schedule: Schedule, t: Time) -> Scalar:

@@ -2,10 +2,8 @@
 
 They are `flax.linen` modules with float32 parameters and output, whatever dtype they compute in. `jaxdiff.denoiser`
 takes networks of other libraries just as well. A `NoisyClassifier` returns logits; a `Classifier` is called with clean
-images alone, and is no network for a config.
+images alone, and is not a network for a config.
 """
-
-from collections.abc import Callable
 
 from flax import linen as nn
 
@@ -16,4 +14,4 @@ from jaxdiff.models.unet import UNet
 
 __all__ = ["MLP", "MODELS", "Classifier", "NoisyClassifier", "UNet", "attend"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "unet": UNet, "classifier": NoisyClassifier}
+MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "unet": UNet, "classifier": NoisyClassifier}

@@ -3,22 +3,20 @@ r"""Softmax attention that keeps its scores in cache on a CPU and uses the fused
     out = softmax(q kᵀ/√d) v,   for each head, with the softmax in float32.
 
 The scores of a batch are the largest arrays of an image network (64 images of 784 tokens and 4 heads: 630 MB), and on a
-CPU moving them through memory costs more than the arithmetic. They are therefore computed for a few examples at a time,
-and again for the gradient from the logarithm l of each row's sum (Dao et al. 2022, "FlashAttention", arXiv:2205.14135,
+CPU moving them through memory costs more than the arithmetic. So they are computed for a few examples at a time, and
+again for the gradient, from the logarithm l of each row's sum (Dao et al. 2022, "FlashAttention", arXiv:2205.14135,
 appendix B):
 
     p = exp(q kᵀ/√d − l),   dv = pᵀ g,   s = p ∘ (g vᵀ − Σ g∘out),   dq = s k/√d,   dk = sᵀ q/√d.
 
 `jax.vmap` would turn such a loop back into one large batch. Here a mapped axis joins the axis that is looped over, so
-that mapping single examples compiles to the loop of a batched call.
-
-Mapped over 16 examples of 784 tokens and 4 heads of 16, in float32 on two cores of a Xeon with AVX-512: 49 ms, and
-124 ms with the gradient. The plain form takes 152 ms and 367 ms.
+that mapping single examples compiles to the loop of a batched call. Mapped over 16 examples of 784 tokens and 4 heads
+of 16, in float32 on two cores of a Xeon with AVX-512, it takes 49 ms, and 124 ms with the gradient. The plain form
+takes 152 ms and 367 ms.
 """
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,21 +44,17 @@ def attend(
         inputs = (x.transpose(0, 2, 3, 1).astype(jnp.float32) for x in (q, k, v))
         out = _attend(*inputs).swapaxes(1, 2).astype(q.dtype)
     else:
-        kernel: Literal["cudnn", "xla"] = "cudnn" if _fits_cudnn(shape, q.dtype) else "xla"
-        out = jax.nn.dot_product_attention(q, k, v, implementation=kernel)
+        out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _fits_cudnn(shape, q.dtype) else "xla")
     return out.reshape(shape)
 
 
 def _fits_cudnn(shape: tuple[int, ...], dtype: DTypeLike) -> bool:
-    """Whether cuDNN's flash attention takes such queries, by the strictest of its documented rules.
-
-    Ampere or newer; half precision; a head dimension that is a multiple of 8 and at most 128; an even number of tokens.
-    """
+    """Return whether cuDNN's flash attention takes such queries, by the strictest of its documented rules."""
     device = jax.devices()[0]
     tokens, _, dim = shape[-3:]
     return (
         "cuda" in device.client.platform_version
-        and float(device.compute_capability) >= 8.0
+        and float(device.compute_capability) >= 8.0  # Ampere or newer
         and dtype in (jnp.bfloat16, jnp.float16)
         and dim % 8 == 0
         and dim <= 128
@@ -84,9 +78,8 @@ def _loop(one: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, .
 
     @loop.def_vmap
     def _(size: int, mapped: list[bool], *xs: Array) -> tuple[tuple[Array, ...], tuple[bool, ...]]:
-        every = (
-            x if is_mapped else jnp.broadcast_to(x, (size, *x.shape)) for x, is_mapped in zip(xs, mapped, strict=True)
-        )
+        pairs = zip(xs, mapped, strict=True)
+        every = (x if is_mapped else jnp.broadcast_to(x, (size, *x.shape)) for x, is_mapped in pairs)
         out = loop(*(x.reshape(-1, *x.shape[2:]) for x in every))
         return tuple(y.reshape(size, -1, *y.shape[1:]) for y in out), (True,) * len(out)
 
@@ -95,12 +88,9 @@ def _loop(one: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, .
 
 # One example's arrays are (heads, dim, tokens): XLA multiplies matrices on a CPU up to four times faster if it need not
 # transpose the large one, and writes each result as it comes.
-
-
 def _dot(x: Array, y: Array, over: tuple[int, int]) -> Array:
     """Matrix products for each head, over the given axes of x and y, accumulated in float32."""
-    axes = (((over[0],), (over[1],)), ((0,), (0,)))
-    return lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
+    return lax.dot_general(x, y, ((over[:1], over[1:]), ((0,), (0,))), preferred_element_type=jnp.float32)
 
 
 def _scores(q: Array, k: Array) -> Array:

@@ -1,5 +1,8 @@
 """Layers of the networks."""
 
+from functools import partial
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -8,11 +11,18 @@ from jaxtyping import Array, Float, Int
 from jaxdiff.models.attention import attend
 from jaxdiff.typing import InputError
 
+Images = Float[Array, "n height width channels"]
+Times = Float[Array, " n"]
+
+group_norm = partial(nn.GroupNorm, epsilon=1e-5)
+conv = partial(nn.Conv, kernel_size=(3, 3))
+halve = partial(nn.Conv, kernel_size=(4, 4), strides=(2, 2), padding=1)
+
 
 class LabelEmbedding(nn.Module):
-    """Embed labels 0 … classes − 1 of shape (n,) as (n, dim). The label −1, and None, have a vector of their own.
+    """Embed labels 0 … classes − 1 of shape (n,) as (n, dim). Label −1 and None share one extra vector.
 
-    Out-of-range labels give NaN. With 0 classes the embedding is zero, and a condition is refused.
+    Labels ≥ classes give NaN. With 0 classes the embedding is zero, and a condition is refused.
     """
 
     classes: int
@@ -31,28 +41,21 @@ class LabelEmbedding(nn.Module):
         return nn.Embed(self.classes + 1, self.dim, dtype=self.dtype, name="table")(row)
 
 
-def check_time(dim: int, steps: int) -> None:
-    if dim < 2 or dim % 2:
-        raise InputError(f"time_dim = {dim}; the rule is an even number: half sines, half cosines")
-    if steps < 1:
-        raise InputError(f"time_steps = {steps}; the rule is 1 or more")
-
-
-def time_features(position: Float[Array, " n"], dim: int) -> Float[Array, "n dim"]:
-    """Return sin(position·ω_i), then cos(position·ω_i), with ω_i = 10000^(−2i/dim), i = 0 … dim/2 − 1.
-
-    In float32 whatever the network's dtype: bfloat16 does not resolve the positions near 999.
-    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5.
-    """
-    omega = 10000.0 ** (-2 * jnp.arange(dim // 2, dtype=jnp.float32) / dim)
-    angle = position.astype(jnp.float32)[:, None] * omega[None, :]
-    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+def check_fields(module: Any, *names: str) -> None:
+    """Raise an InputError unless these fields and `time_steps` are 1 or more, and `time_dim` is even."""
+    for name in (*names, "time_steps"):
+        if getattr(module, name) < 1:
+            raise InputError(f"{name} = {getattr(module, name)}; it must be 1 or more")
+    if module.time_dim < 2 or module.time_dim % 2:
+        raise InputError(f"time_dim = {module.time_dim}; it must be an even number: half sines, half cosines")
 
 
 class TimeEmbedding(nn.Module):
     """Embed t in [0, 1] of shape (n,) as (n, dim): features of the position t·steps − 1, dense, SiLU, dense.
 
-    Step k = 1 … steps of a discrete process has t = k/steps, and so the position k − 1.
+    The features are sin(position·ω_i), then cos(position·ω_i), with ω_i = 10000^(−2i/dim), i = 0 … dim/2 − 1. Step
+    k = 1 … steps of a discrete process has t = k/steps, and so the position k − 1.
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5.
     """
 
     dim: int
@@ -60,17 +63,16 @@ class TimeEmbedding(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, t: Float[Array, " n"]) -> Float[Array, "n dim"]:
-        h = time_features(t * self.steps - 1, self.dim).astype(self.dtype)
+    def __call__(self, t: Times) -> Float[Array, "n dim"]:
+        # In float32, as bfloat16 does not resolve the positions near 999.
+        omega = 10000.0 ** (-2 * jnp.arange(self.dim // 2, dtype=jnp.float32) / self.dim)
+        angle = (t * self.steps - 1).astype(jnp.float32)[:, None] * omega[None, :]
+        h = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1).astype(self.dtype)
         h = nn.Dense(self.dim, dtype=self.dtype, name="dense1")(h)
         return nn.Dense(self.dim, dtype=self.dtype, name="dense2")(nn.silu(h))
 
 
-def group_norm(groups: int, dtype: DTypeLike, name: str) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, epsilon=1e-5, dtype=dtype, name=name)
-
-
-def silu(h: Float[Array, "n height width channels"]) -> Float[Array, "n height width channels"]:
+def silu(h: Images) -> Images:
     """Apply SiLU; to a batch of one without its leading axis.
 
     Under a `jax.vmap` of single examples XLA would otherwise reshape between this product and a convolution, and on a
@@ -79,23 +81,14 @@ def silu(h: Float[Array, "n height width channels"]) -> Float[Array, "n height w
     return nn.silu(h[0])[None] if len(h) == 1 else nn.silu(h)
 
 
-def conv(features: int, dtype: DTypeLike, name: str) -> nn.Conv:
-    return nn.Conv(features, (3, 3), dtype=dtype, name=name)
-
-
-def halve(features: int, dtype: DTypeLike, name: str) -> nn.Conv:
-    """Return a 4×4 convolution of stride 2 and padding 1."""
-    return nn.Conv(features, (4, 4), strides=(2, 2), padding=1, dtype=dtype, name=name)
-
-
-def to_patches(x: Float[Array, "n height width channels"], size: int) -> Float[Array, "n rows columns depth"]:
+def to_patches(x: Images, size: int) -> Float[Array, "n rows columns depth"]:
     """Space to depth: each square of size×size pixels becomes one pixel with all their channels."""
     n, height, width, channels = x.shape
     x = x.reshape(n, height // size, size, width // size, size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, height // size, width // size, -1)
 
 
-def from_patches(x: Float[Array, "n rows columns depth"], size: int) -> Float[Array, "n height width channels"]:
+def from_patches(x: Float[Array, "n rows columns depth"], size: int) -> Images:
     """Depth to space, the inverse of `to_patches`."""
     n, rows, columns, depth = x.shape
     x = x.reshape(n, rows, columns, size, size, depth // size**2)
@@ -113,7 +106,7 @@ class Double(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n height width channels"]) -> Float[Array, "n 2*height 2*width channels"]:
+    def __call__(self, x: Images) -> Float[Array, "n 2*height 2*width channels"]:
         _, height, width, c = x.shape
         init = nn.initializers.variance_scaling(4.0, "fan_in", "truncated_normal")
         kernel = self.param("kernel", init, (4, 4, c, c))
@@ -140,15 +133,12 @@ class ResidualBlock(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n height width channels"], time: Float[Array, "n dim"]
-    ) -> Float[Array, "n height width features"]:
-        h = silu(group_norm(self.groups, self.dtype, "norm1")(x))
-        h = conv(self.features, self.dtype, "conv1")(h)
-        shift = nn.Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))
-        h = h + shift[:, None, None, :]
-        h = silu(group_norm(self.groups, self.dtype, "norm2")(h))
-        h = conv(self.features, self.dtype, "conv2")(h)
+    def __call__(self, x: Images, time: Float[Array, "n dim"]) -> Float[Array, "n height width features"]:
+        h = silu(group_norm(self.groups, dtype=self.dtype, name="norm1")(x))
+        h = conv(self.features, dtype=self.dtype, name="conv1")(h)
+        h = h + nn.Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))[:, None, None, :]
+        h = silu(group_norm(self.groups, dtype=self.dtype, name="norm2")(h))
+        h = conv(self.features, dtype=self.dtype, name="conv2")(h)
         # A 1×1 convolution is a dense layer; XLA's gradient of it is several times faster on a CPU.
         return h + nn.Dense(self.features, dtype=self.dtype, name="skip")(x)
 
@@ -161,9 +151,9 @@ class SelfAttention(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n height width channels"]) -> Float[Array, "n height width channels"]:
+    def __call__(self, x: Images) -> Images:
         n, height, width, channels = x.shape
-        h = group_norm(self.groups, self.dtype, "norm")(x).reshape(n, height * width, channels)
+        h = group_norm(self.groups, dtype=self.dtype, name="norm")(x).reshape(n, height * width, channels)
         h = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         h = h.reshape(n, height * width, 3, self.heads, channels // self.heads)
         h = attend(h[:, :, 0], h[:, :, 1], h[:, :, 2]).reshape(n, height * width, channels)

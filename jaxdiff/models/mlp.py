@@ -4,8 +4,7 @@ With e the embedding of t (`TimeEmbedding`) and φ = SiLU:
 
     h = W x;   h ← h + B φ(A φ(h) + U φ(e)),  depth times;   output = V φ(h)
 
-These are the residual blocks of the U-Net without their normalization, which would remove the length of a vector of two
-numbers.
+These are the U-Net's residual blocks without normalization, which would remove the length of a vector of two numbers.
 """
 
 import flax.linen as nn
@@ -13,27 +12,27 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.models.layers import LabelEmbedding, TimeEmbedding, check_time
+from jaxdiff.models.layers import LabelEmbedding, TimeEmbedding, Times, check_fields
 from jaxdiff.typing import InputError, PyTree
 
 
 class MLP(nn.Module):
-    """A network on vectors: `model.apply(variables, x, t)` for x (n, dim).
+    """A network on vectors: `model.apply(variables, x, t, cond)` returns the prediction, in float32.
 
-    Kernels start with LeCun's normal initializer (variance 1/fan-in), biases and the last layer at zero, so that an
-    untrained network predicts zero.
+    `cond` holds labels of shape (n,), −1 for none; or it is None. Kernels start with LeCun's normal initializer
+    (variance 1/fan-in), biases and the last layer at zero, so that an untrained network predicts zero.
 
     Fields:
-      width: of the hidden layers.
+      width: width of the hidden layers.
       depth: number of residual blocks.
       time_dim: size of the time embedding.
-      time_steps: t in [0, 1] is embedded as the position t·time_steps − 1.
-      classes: number of labels, whose embedding is added to that of the time; 0 for a network without.
-      outputs: predicted numbers for each number of x, concatenated on the last axis.
-      dtype: of the computation, except in the last layer. Parameters and output are float32.
+      time_steps: scale of the time embedding, which takes t in [0, 1] as the position t·time_steps − 1.
+      classes: number of labels, 0 for an unconditional network. The label embedding is added to that of the time.
+      outputs: number of outputs per coordinate of x, concatenated on the last axis.
+      dtype: dtype of all layers but the last, which is float32, as are the parameters.
 
     Raises:
-      InputError: if a field is out of its range.
+      InputError: if a field is out of its range, x are not vectors, or there is a condition but no classes.
     """
 
     width: int = 128
@@ -46,23 +45,10 @@ class MLP(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("width", "depth", "outputs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}; the rule is 1 or more")
-        check_time(self.time_dim, self.time_steps)
+        check_fields(self, "width", "depth", "outputs")
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n dim"], t: Float[Array, " n"], cond: PyTree = None
-    ) -> Float[Array, "n predicted"]:
-        """Return the prediction for noisy vectors x at times t in [0, 1], in float32.
-
-        Args:
-          cond: labels of shape (n,), −1 for none; or None.
-
-        Raises:
-          InputError: if there is a condition but no classes, or x are no vectors.
-        """
+    def __call__(self, x: Float[Array, "n dim"], t: Times, cond: PyTree = None) -> Float[Array, "n predicted"]:
         if x.ndim != 2:
             raise InputError(f"an mlp takes vectors, but an example here has shape {x.shape[1:]}; use a unet")
         time = TimeEmbedding(self.time_dim, self.time_steps, self.dtype, name="time")(t)
@@ -71,7 +57,6 @@ class MLP(nn.Module):
         for i in range(self.depth):
             branch = nn.Dense(self.width, dtype=self.dtype, name=f"block{i}_dense1")(nn.silu(h))
             shift = nn.Dense(self.width, dtype=self.dtype, name=f"block{i}_time")(nn.silu(time))
-            branch = nn.silu(branch + shift)
-            h = h + nn.Dense(self.width, dtype=self.dtype, name=f"block{i}_dense2")(branch)
+            h = h + nn.Dense(self.width, dtype=self.dtype, name=f"block{i}_dense2")(nn.silu(branch + shift))
         head = nn.Dense(self.outputs * x.shape[-1], dtype=jnp.float32, kernel_init=nn.initializers.zeros, name="head")
         return head(nn.silu(h))

@@ -14,9 +14,5 @@ __all__ = [
     "Process",
     "TransformCondition",
     "Wrapper",
-    "for_sample",
-    "noise",
-    "parameterization",
-    "require_gaussian",
-    "transforms",
 ]
+__all__ += ["for_sample", "noise", "parameterization", "require_gaussian", "transforms"]

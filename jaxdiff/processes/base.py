@@ -3,14 +3,11 @@
     x_t = α_t g_t(x_0) + σ_t n_t,    n_t = h_t(ε),  ε ~ N(0, I)
 
 with a schedule for α and σ, a transform g and a noise distribution h. Gaussian diffusion (Ho et al. 2020, "Denoising
-Diffusion Probabilistic Models", equation 4) is the process in which g and h do nothing. The prior, from which sampling
-starts at t = 1, is
+Diffusion Probabilistic Models", equation 4) is the process in which g and h do nothing. Sampling starts at t = 1 from
+the prior:
 
     Gaussian     σ_1 n. The mean α_1 x_0 is neglected, as in DDPM (α_1 = 6e-3 for the linear schedule).
     Perturbed    α_1 g_1(x̃_0) + σ_1 n, with x̃_0 = 0 or drawn from a distribution fitted to data.
-
-Random parameters of g, such as an angle or a mask, belong to one sample. `for_sample` draws them into the process;
-use `jaxdiff.processes.for_sample`, which does the same for a denoiser.
 """
 
 import abc
@@ -25,34 +22,39 @@ from jaxdiff.processes.noise import NORMAL, NoiseDistribution, Normal, check_sta
 from jaxdiff.processes.prior import FittedNormal
 from jaxdiff.processes.transforms.base import IDENTITY, Identity, Transform
 from jaxdiff.schedules import Schedule
-from jaxdiff.typing import InputError, PyTree, RandomKey, Sample, Scalar, Shape, Time, is_traced, pytree, static
+from jaxdiff.typing import (
+    InputError,
+    PyTree,
+    RandomKey,
+    Sample,
+    Scalar,
+    Shape,
+    Time,
+    check_component,
+    is_traced,
+    pytree,
+    static,
+)
 
 
 class TransformCondition(NamedTuple):
-    """The condition of a network that is conditioned on the transform of its sample."""
+    """The condition of a network that is given its sample's transform, with parameters such as `transform.angle`."""
 
     transform: Transform
-    """The transform with this sample's parameters, such as `transform.angle`."""
     cond: PyTree
-    """Any further condition."""
 
 
 class Process(abc.ABC):
-    """A forward process, for one sample. The subclasses are `Gaussian` and `Perturbed`."""
+    """A forward process, for one sample: `Gaussian` or `Perturbed`, which describes the fields."""
 
     schedule: Schedule
-    """Gives α and σ."""
     transform: Transform
-    """g: `transform(x_0, t)`."""
     noise: NoiseDistribution
-    """h: the distribution of the noise."""
     start: FittedNormal | None
-    """The distribution of the clean sample x̃_0 in the prior; None for x̃_0 = 0."""
     condition_on_transform: bool
-    """Whether networks are given the transform of their sample, in a `TransformCondition`."""
 
     def sample_noise(self, key: RandomKey, shape: Shape, t: Time = 1.0) -> Sample:
-        """Return standardized noise at time t, of mean 0 and variance 1, in the default float dtype."""
+        """Draw noise at time t, of mean 0 and variance 1, in the default float dtype."""
         return self.noise(key, shape, t)
 
     def quantile_map(self, noise: Sample, t: Time, s: Time) -> Sample:
@@ -75,9 +77,9 @@ class Process(abc.ABC):
     def sample_prior(self, key: RandomKey, shape: Shape) -> Sample:
         """Draw x_1, where sampling starts."""
 
-    @abc.abstractmethod
     def for_sample(self, key: RandomKey, shape: Shape) -> "Process":
-        """Draw the random parameters of one sample; returns the process itself if it has none."""
+        """Return the process with the random parameters of one sample drawn; itself if it has none."""
+        return self
 
 
 @pytree(kw_only=False)
@@ -85,19 +87,17 @@ class Gaussian(Process):
     """x_t = α_t x_0 + σ_t n with white Gaussian noise n."""
 
     schedule: Schedule
-
     transform: ClassVar[Transform] = IDENTITY  # type: ignore[misc]
     noise: ClassVar[NoiseDistribution] = NORMAL  # type: ignore[misc]
     start: ClassVar[None] = None  # type: ignore[misc]
     condition_on_transform: ClassVar[bool] = False  # type: ignore[misc]
 
+    def __post_init__(self) -> None:
+        check_component("schedule", self.schedule, Schedule, "jaxdiff.schedules.Cosine()")
+
     def sample_prior(self, key: RandomKey, shape: Shape) -> Sample:
         """Draw σ_1 n."""
         return self.schedule.sigma(1.0) * self.sample_noise(key, shape)
-
-    def for_sample(self, key: RandomKey, shape: Shape) -> "Gaussian":
-        """Return the process itself."""
-        return self
 
     def log_prior(self, x1: Sample) -> Scalar:
         """Return the log-density of the prior at x_1, in nats."""
@@ -107,23 +107,20 @@ class Gaussian(Process):
 
 @pytree(kw_only=False, eq=False)
 class Perturbed(Process):
-    """x_t = α_t g_t(x_0) + σ_t n_t with any transform g and any distribution of the noise.
-
-    A network may predict any parameterization if g has an inverse at every t, and only x0 if it has none. With eps, v,
-    score and velocity, g_t(x_0) takes the place of x_0; velocity holds g_t fixed.
+    """x_t = α_t g_t(x_0) + σ_t n_t with any transform g and any noise distribution h.
 
     Args:
-      schedule: gives α and σ. If the transform, rather than the noise, is to be undone, use one that keeps α at 1 with
-        little noise, such as `VE(sigma_max=0.3)`.
+      schedule: gives α and σ. To undo the transform rather than the noise, use one that keeps α at 1 with little
+        noise, such as `VE(sigma_max=0.3)`.
       transform: g, one of `jaxdiff.transforms` or your own (docs/perturbations.md).
       noise: h, one of `jaxdiff.noise` or your own.
-      start: the distribution of x̃_0 in the prior, `FittedNormal.fit(data)`. None, x̃_0 = 0, is right if
+      start: the distribution of x̃_0 in the prior, `FittedNormal.fit(data)`. None, for x̃_0 = 0, is right if
         α_1 g_1(x_0) does not depend on x_0 or is hidden by the noise (discrete noise never hides it).
-      condition_on_transform: whether networks are given the transform; their condition is then a `TransformCondition`.
+      condition_on_transform: whether networks are conditioned on the transform, by a `TransformCondition`.
 
     Raises:
-      InputError: if the noise is not standardized; when a sample is drawn or a loss computed, if the transform changes
-        the shape or is not the identity at t = 0. Values that `jax.jit` traces are not checked.
+      InputError: if the noise is not standardized, or, when a sample is drawn or a loss computed, if the transform
+        changes the shape or is not the identity at t = 0. Values that `jax.jit` traces are not checked.
     """
 
     schedule: Schedule
@@ -133,13 +130,9 @@ class Perturbed(Process):
     condition_on_transform: bool = static(default=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.transform, type) or not isinstance(self.transform, Transform):  # a class has the methods too
-            raise InputError(
-                f"transform = {self.transform!r}; the rule is a value of jaxdiff.transforms, such as Blur(4.0)"
-            )
-        if isinstance(self.noise, type) or not isinstance(self.noise, NoiseDistribution):
-            name = getattr(self.noise, "__name__", repr(self.noise))
-            raise InputError(f"noise = {name}; the rule is a value of jaxdiff.noise, such as Laplace()")
+        check_component("schedule", self.schedule, Schedule, "jaxdiff.schedules.Cosine()")
+        check_component("transform", self.transform, Transform, "jaxdiff.transforms.Blur(4.0)")
+        check_component("noise", self.noise, NoiseDistribution, "jaxdiff.noise.Laplace()")
         if not is_traced(self.noise):
             check_standardized(self.noise)
 
@@ -149,7 +142,7 @@ class Perturbed(Process):
         return self.corrupt(x0, self.sample_noise(key, shape), 1.0)
 
     def for_sample(self, key: RandomKey, shape: Shape) -> "Perturbed":
-        """Draw the parameters of the transform, and check that it fits samples of this shape."""
+        """Check the transform, and return the process with its random parameters drawn; itself if it has none."""
         transform = self.transform.sample_params(key, shape)
         _check_transform(self.transform, shape)
         if transform is self.transform:
@@ -167,8 +160,8 @@ def _check_transform(transform: Transform, shape: Shape) -> None:
     found = jax.eval_shape(lambda: transform.sample_params(jax.random.key(1), shape)(jnp.zeros(shape), 1.0))
     if found.shape != shape:
         raise InputError(
-            f"transform = {name} returns shape {found.shape} for a sample of shape {shape}; the rule is the same shape "
-            "at every t: pad what is cut off, or use samples of the larger shape"
+            f"transform = {name} returns shape {found.shape} for a sample of shape {shape}; it must keep the shape at "
+            "every t: pad its output"
         )
     if is_traced(transform):
         return
@@ -177,8 +170,8 @@ def _check_transform(transform: Transform, shape: Shape) -> None:
         error = float(jnp.abs(transform.sample_params(jax.random.key(1), shape)(x, 0.0) - x).max())
     if not error < 1e-3:
         raise InputError(
-            f"transform = {name} changes a sample by {error:.3g} at t = 0; the rule is g_0(x) = x, as "
-            "sampling ends there: let its effect grow from nothing with t"
+            f"transform = {name} changes a sample by {error:.3g} at t = 0, where it must be the identity, "
+            "since sampling ends there: make its effect zero at t = 0"
         )
 
 
@@ -188,20 +181,14 @@ def require_gaussian(
     what: str = "this sampler",
     instead: str = "use the sampler deterministic, interpolated, renoise, ddim or ddpm",
 ) -> Gaussian:
-    """Return the process as a Gaussian one; a `Perturbed` process without transform and with normal noise is one.
-
-    Args:
-      process: any process.
-      what: what needs a Gaussian process, for the message.
-      instead: what the user can do, for the message; empty if only another process helps.
+    """Return the process as a `Gaussian`; a `Perturbed` with no transform, normal noise and no start is one, too.
 
     Raises:
-      InputError: for any other process, whose probability-flow ODE, score and likelihood are not known.
+      InputError: for any other process. It says that `what` needs a Gaussian one and suggests `instead`, unless empty.
     """
     if isinstance(process, Gaussian):
         return process
-    plain = isinstance(process.transform, Identity) and isinstance(process.noise, Normal) and process.start is None
-    if plain:
+    if isinstance(process.transform, Identity) and isinstance(process.noise, Normal) and process.start is None:
         return Gaussian(process.schedule)
     parts = f"{type(process.transform).__name__}, {type(process.noise).__name__}"
     raise InputError(

@@ -2,8 +2,8 @@
 
     (x_t, t, cond) -> Prediction(x0, noise)
 
-A denoiser owns its process. Random parameters of the process, such as an angle or a mask, belong to one sample:
-`for_sample` draws them into a copy of the denoiser, and nothing else does.
+A denoiser owns its process. Random parameters of the process, such as an angle or a mask, belong to one sample; only
+`for_sample` draws them, into a copy of the denoiser.
 """
 
 import dataclasses
@@ -14,28 +14,18 @@ import jax
 from jaxdiff.processes.base import Process
 from jaxdiff.typing import Prediction, PyTree, RandomKey, Sample, Shape, Time, pytree
 
-_PARAMS = 3  # folded into a sample's key to draw the parameters of its transform
-
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A model of the data under a process.
+    """A model of the data under its `process`, a `jaxdiff.processes.Process`.
 
-    Derive from this class to get `with_process`, which needs a dataclass with a field `process`. To pass a denoiser
-    through `jax.jit`, make it a pytree (`jaxdiff.typing.pytree`).
+    A dataclass with a field `process` inherits `with_process`; a `jaxdiff.typing.pytree` passes through `jax.jit`.
     """
 
     process: Any
-    """The process that it denoises, a `jaxdiff.processes.Process`."""
 
     def __call__(self, x_t: Sample, t: Time, cond: PyTree = None, /) -> Prediction:
-        """Estimate the clean sample and the noise of one noisy sample.
-
-        Args:
-          x_t: one noisy sample.
-          t: its time, a scalar in [0, 1]; 0 is data.
-          cond: the condition, any pytree; None for no condition.
-        """
+        """Estimate the clean sample and the noise of one noisy sample at time t in [0, 1], given any condition."""
 
     def with_process(self, process: Process) -> Self:
         """Return this denoiser under another process of the same kind."""
@@ -49,17 +39,15 @@ class Wrapper(Denoiser):
 
     @property
     def process(self) -> Process:
-        """The process of the inner denoiser."""
         return self.inner.process
 
     def with_process(self, process: Process) -> Self:
-        """Return this denoiser with the inner one under another process."""
         return dataclasses.replace(self, inner=self.inner.with_process(process))  # type: ignore[type-var]
 
 
 @pytree(eq=False)
 class Conditioned(Wrapper):
-    """A denoiser with a fixed condition; the one it is called with is ignored."""
+    """A denoiser with a fixed condition, which ignores the one it is called with."""
 
     inner: Denoiser
     cond: PyTree
@@ -69,15 +57,9 @@ class Conditioned(Wrapper):
 
 
 def for_sample(denoiser: Any, key: RandomKey, shape: Shape) -> Any:
-    """Return the denoiser (or noisy classifier) with the random parameters of one sample drawn.
+    """Return the denoiser (or noisy classifier) with the random parameters of one sample drawn; itself if it has none.
 
-    Args:
-      denoiser: has `process` and `with_process`; returned as it is if nothing in its process is random.
-      key: the key of the sample, as for its noise: fold_in(key, 3) draws the parameters.
-      shape: of the sample.
-
-    Raises:
-      InputError: if the process can't take samples of this shape.
+    `key` may also draw the sample's noise: 3 is folded in here. A shape that the process can't take is an InputError.
     """
-    process = denoiser.process.for_sample(jax.random.fold_in(key, _PARAMS), shape)
+    process = denoiser.process.for_sample(jax.random.fold_in(key, 3), shape)
     return denoiser if process is denoiser.process else denoiser.with_process(process)

@@ -10,15 +10,14 @@ With x = α g(x_0) + σ n, where g is the identity in Gaussian diffusion, α' = 
 
 All but x0 determine g(x_0), from which the inverse of g gives x_0. So if g has no usable inverse, only x0 works.
 
-At the ends of the path a conversion divides by zero where x does not determine the result. There the missing half is
-set to its expectation under centred data:
+At the ends of the path x may determine one half of the pair only. The other is then its expectation for centred data:
 
     α = 0 (pure noise)    eps and score determine n̂ only; x̂_0 = 0
     σ = 0 (pure data)     x0 and score determine x̂_0 only; n̂ = 0. So does velocity if σ' is infinite.
 
 v and velocity otherwise determine both halves at both ends. The score at σ = 0 and the velocity at infinite σ' are
-themselves infinite; a target omits their noise term there. Near an end the division multiplies the network's error by
-1/α or 1/σ: choose a parameterization that suits the schedule (v or velocity where α_1 = 0).
+infinite; targets omit their noise term there. Near an end, division by α or σ enlarges the network's error: choose a
+parameterization that suits the schedule (v or velocity where α_1 = 0).
 """
 
 from typing import Literal, get_args
@@ -36,34 +35,15 @@ _SPELLINGS = {"epsilon": "eps", "noise": "eps", "sample": "x0", "x_0": "x0", "v_
 
 
 def canonical(kind: str, *, what: str = "predicts") -> Kind:
-    """Return the name used here for a parameterization, given that or the spelling of another library.
-
-    Args:
-      kind: one of `KINDS`, or "epsilon", "sample", "v_prediction", "flow".
-      what: the name of the argument, for the message.
-
-    Raises:
-      InputError: if `kind` is unknown.
-    """
+    """Return the name in `KINDS` for a kind in any library's spelling, or raise an InputError about `what`."""
     found = _SPELLINGS.get(kind, kind)
     if found not in KINDS:
-        raise InputError(f"{what} = {kind!r}; the rule is one of {', '.join(KINDS)}")
+        raise InputError(f"{what} = {kind!r}; it must be one of {', '.join(KINDS)}")
     return found  # type: ignore[return-value]
 
 
 def to_prediction(kind: Kind, output: Sample, x_t: Sample, *, t: Time, process: Process) -> Prediction:
-    """Convert a network's output for one sample into (x̂_0, n̂).
-
-    Args:
-      kind: what `output` estimates.
-      output: the network's output.
-      x_t: the noisy sample.
-      t: its time, a scalar in [0, 1].
-      process: gives α, σ and g.
-
-    Raises:
-      InputError: if `kind` is unknown, or g needs an inverse that it lacks.
-    """
+    """Convert a network's output of this kind for one sample x_t into (x̂_0, n̂); raises as `check`."""
     schedule, transform = process.schedule, process.transform
     check(kind, transform)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -86,13 +66,7 @@ def to_prediction(kind: Kind, output: Sample, x_t: Sample, *, t: Time, process: 
 
 
 def from_prediction(kind: Kind, prediction: Prediction, *, t: Time, process: Process) -> Sample:
-    """Convert a pair (x_0, n) at time t into the output of kind `kind` that stands for it.
-
-    It is the inverse of `to_prediction`; the true pair gives the training target.
-
-    Raises:
-      InputError: if `kind` is unknown, or g needs an inverse that it lacks.
-    """
+    """Convert (x_0, n) into a network's output of this kind, or the true pair into its target; raises as `check`."""
     schedule, transform = process.schedule, process.transform
     check(kind, transform)
     x0, noise = prediction.x0, prediction.noise
@@ -110,19 +84,14 @@ def from_prediction(kind: Kind, prediction: Prediction, *, t: Time, process: Pro
 
 
 def natural(transform: Transform) -> Kind:
-    """Return the default parameterization: eps, or x0 if g has no usable inverse."""
+    """Return the default parameterization for a transform: eps, or x0 if it has no usable inverse."""
     return "eps" if transform.invertible else "x0"
 
 
 def check(kind: str, transform: Transform, *, what: str = "kind") -> None:
-    """Check that `kind` is known and can be used with this transform.
-
-    Raises:
-      InputError: naming the argument `what`, if not.
-    """
+    """Raise an InputError about the argument `what` unless `kind` is known and can be used with this transform."""
     if kind not in KINDS:
-        canonical(kind, what=what)
-        raise InputError(f"{what} = {kind!r}; write {canonical(kind)!r}")
+        raise InputError(f"{what} = {kind!r}; write {canonical(kind, what=what)!r}")
     if kind != "x0" and not transform.invertible:
         raise InputError(
             f"{what} = {kind!r} estimates g_t(x_0), but transform = {type(transform).__name__} has no usable inverse "

@@ -1,7 +1,4 @@
-"""Tables of distributions of scipy.stats, standardized to mean 0 and variance 1, as functions of ε ~ N(0, 1).
-
-In float64 NumPy: nothing is computed on a device.
-"""
+"""Tables, in float64 NumPy, of standardized distributions of scipy.stats as functions of ε ~ N(0, 1)."""
 
 import math
 from typing import Any
@@ -16,12 +13,7 @@ NODES = np.linspace(-REACH, REACH, 8193)  # 1/512 apart
 
 
 def quantiles(distribution: Any) -> Float[np.ndarray, " nodes"]:
-    """Return the quantiles of a frozen continuous distribution at the nodes.
-
-    Raises:
-      InputError: if it is discrete, has no finite variance or more than 1% of it beyond the table, or has quantiles
-        that do not increase.
-    """
+    """Return the quantiles of a frozen distribution at the nodes, or raise an InputError if they don't describe it."""
     stats = scipy_stats()
     name = f"distribution = {getattr(distribution.dist, 'name', distribution)!s}"
     if isinstance(distribution.dist, stats.rv_discrete):
@@ -29,7 +21,7 @@ def quantiles(distribution: Any) -> Float[np.ndarray, " nodes"]:
     mean, variance = map(float, distribution.stats("mv"))
     if not (math.isfinite(mean) and math.isfinite(variance) and variance > 0):
         raise InputError(
-            f"{name} has mean {mean} and variance {variance}; the rule is a finite variance: use another one, such as "
+            f"{name} has mean {mean} and variance {variance}; the variance must be finite: use another one, such as "
             "scipy.stats.t(5), or cut off the tails (scipy.stats.truncate)"
         )
     below, above = distribution.ppf(stats.norm.cdf(NODES)), distribution.isf(stats.norm.sf(NODES))
@@ -49,10 +41,7 @@ def quantiles(distribution: Any) -> Float[np.ndarray, " nodes"]:
 
 
 def steps(distribution: Any) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " m"]]:
-    """Return thresholds and values of a frozen distribution of integers.
-
-    Between thresholds[i − 1] and thresholds[i] of ε the value is values[i]; Φ(threshold) = F(integer).
-    """
+    """Return thresholds and values of a distribution of integers: values[i] between thresholds[i − 1] and [i] of ε."""
     normal = scipy_stats().norm
     counts = np.arange(int(distribution.ppf(1e-15)), int(distribution.isf(1e-15)) + 1)  # as far as ε = ±8
     below, above = distribution.cdf(counts[:-1]), distribution.sf(counts[:-1])

@@ -1,27 +1,19 @@
 """The probability-flow ODE with as many steps from t to s as a tolerance needs."""
 
-import dataclasses
-
 import diffrax
-import jax
 
 from jaxdiff.processes import Denoiser
 from jaxdiff.samplers import probability_flow
-from jaxdiff.samplers.base import Stateless
+from jaxdiff.samplers.base import Stateless, static_dataclass
 from jaxdiff.samplers.probability_flow import Solver
-from jaxdiff.schedules import check_times
 from jaxdiff.typing import RandomKey, Sample, Time
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@static_dataclass
 class Adaptive(Stateless):
-    """The probability-flow ODE by a solver of diffrax that chooses its steps: sample with `steps=1`.
+    """The probability-flow ODE by a diffrax solver that chooses its own steps: sample with `steps=1`.
 
-    Args:
-      rtol, atol: the relative and absolute error that one of its steps may make.
-      method: any solver of diffrax with an error estimate; None for the fifth-order pair of Tsitouras.
-      max_steps: the number of its steps after which it gives up.
+    The fields are those of `probability_flow.Solver`; the method None is diffrax.Tsit5().
     """
 
     rtol: float = 1e-5
@@ -34,14 +26,11 @@ class Adaptive(Stateless):
 
     @property
     def solver(self) -> Solver:
-        """The solver and its tolerance."""
+        """The solver with these fields."""
         method = diffrax.Tsit5() if self.method is None else self.method
         return Solver(method=method, rtol=self.rtol, atol=self.atol, max_steps=self.max_steps)
 
-    def step(
-        self, key: RandomKey, x_t: Sample, state: None, *, t: Time, s: Time, denoiser: Denoiser
-    ) -> tuple[Sample, None]:
-        check_times(t, s)
+    def advance(self, key: RandomKey, x_t: Sample, *, t: Time, s: Time, denoiser: Denoiser) -> Sample:
         x_s, outcome = probability_flow.integrate(denoiser, x_t, t=t, s=s, solver=self.solver)
         self.solver.check(outcome)
-        return x_s, None
+        return x_s

@@ -20,25 +20,23 @@ The step to t = 0 adds no noise: it returns the mean. Where α_t = 0, α_{t|s} i
 
 The residual rule of Bansal et al. 2022, x_s = x_t − D(x̂_0, t) + D(x̂_0, s) with D(x, t) = α_t g_t(x) + σ_t n̂, is the
 deterministic step: n̂ inferred from x̂_0 is (x_t − α_t g_t(x̂_0))/σ_t, so that D(x̂_0, t) = x_t. It needs no inverse of
-g. If h is constant in t, n̂ is unchanged and h needs no inverse either.
+g, nor of h if h is constant in t.
 
-All rows keep the mean and the variance of the noise, given n̂ with these. Renoise keeps its distribution, as does any ρ
-if the noise is normal, and ρ = 0 if n̂ is the noise itself.
+If n̂ has the mean and the variance of the noise, the rows with δ² = τ² keep both. Renoise keeps the distribution of the
+noise, as does any ρ if the noise is normal, and ρ = 0 if n̂ is the noise itself.
 
 Sources: Song, Meng & Ermon 2021, "Denoising Diffusion Implicit Models" (equations 12 and 16); Ho et al. 2020
 (equation 7 and section 3.2); Nichol & Dhariwal 2021 (equation 15); Bansal et al. 2022, "Cold Diffusion: Inverting
 Arbitrary Image Transforms Without Noise" (algorithm 2).
 """
 
-import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jaxdiff.processes import Denoiser, Process
-from jaxdiff.samplers.base import Stateless
-from jaxdiff.schedules import Schedule, check_times
+from jaxdiff.samplers.base import Stateless, static_dataclass
+from jaxdiff.schedules import Schedule
 from jaxdiff.typing import InputError, Prediction, RandomKey, Sample, Scalar, Time
 
 
@@ -60,8 +58,7 @@ def reverse_step(
     return mean + jnp.where(s > 0, jnp.sqrt(added), 0) * z
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@static_dataclass
 class DDIM(Stateless):
     """DDIM: deterministic at η = 0, the ancestral sampler at η = 1 (Song, Meng & Ermon 2021)."""
 
@@ -69,20 +66,16 @@ class DDIM(Stateless):
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
-            raise InputError(f"eta = {self.eta}; the rule is 0 <= eta <= 1")
+            raise InputError(f"eta = {self.eta}; must satisfy 0 <= eta <= 1")
 
-    def step(
-        self, key: RandomKey, x_t: Sample, state: None, *, t: Time, s: Time, denoiser: Denoiser
-    ) -> tuple[Sample, None]:
-        check_times(t, s)
-        return _ancestral(key, x_t, denoiser(x_t, t), denoiser.process, t=t, s=s, eta=self.eta, v=0.0), None
+    def advance(self, key: RandomKey, x_t: Sample, *, t: Time, s: Time, denoiser: Denoiser) -> Sample:
+        return _ancestral(key, denoiser(x_t, t), denoiser.process, t=t, s=s, eta=self.eta, v=0.0)
 
 
 _VARIANCES = {"small": 0.0, "large": 1.0}
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@static_dataclass
 class DDPM(Stateless):
     """The ancestral sampler of Ho et al. 2020, for any timesteps.
 
@@ -98,73 +91,53 @@ class DDPM(Stateless):
         if not (v in ("learned", *_VARIANCES) if isinstance(v, str) else 0 <= v <= 1):
             raise InputError(f"variance = {v!r}; give 'small', 'large', 'learned' or a number in [0, 1]")
 
-    def step(
-        self, key: RandomKey, x_t: Sample, state: None, *, t: Time, s: Time, denoiser: Denoiser
-    ) -> tuple[Sample, None]:
-        check_times(t, s)
+    def advance(self, key: RandomKey, x_t: Sample, *, t: Time, s: Time, denoiser: Denoiser) -> Sample:
         prediction = denoiser(x_t, t)
-        v: Any = _VARIANCES.get(self.variance) if isinstance(self.variance, str) else self.variance
-        v = prediction.variance_mix if v is None else v
+        learned: Any = prediction.variance_mix
+        v = _VARIANCES.get(self.variance, learned) if isinstance(self.variance, str) else self.variance
         if v is None:
             raise InputError(
                 "variance = 'learned', but this network does not predict it; "
                 "train one with learned_variance, or use 'small', 'large' or a number in [0, 1]"
             )
-        return _ancestral(key, x_t, prediction, denoiser.process, t=t, s=s, eta=1.0, v=v), None
+        return _ancestral(key, prediction, denoiser.process, t=t, s=s, eta=1.0, v=v)
 
 
 def _ancestral(
-    key: RandomKey,
-    x_t: Sample,
-    prediction: Prediction,
-    process: Process,
-    *,
-    t: Time,
-    s: Time,
-    eta: float,
-    v: float | Sample,
+    key: RandomKey, prediction: Prediction, process: Process, *, t: Time, s: Time, eta: float, v: float | Sample
 ) -> Sample:
-    """δ² = η² β̃, τ² = η² β̃^{1−v} (σ²_{t|s})^v."""
+    """Return x_s for δ² = η² β̃, τ² = η² β̃^{1−v} (σ²_{t|s})^v."""
     transition, posterior = posterior_variances(process.schedule, t, s)
     removed, added = eta**2 * posterior, eta**2 * posterior ** (1 - v) * transition**v
-    z = process.sample_noise(key, x_t.shape, s)
+    z = process.sample_noise(key, prediction.x0.shape, s)
     return reverse_step(prediction, process, t=t, s=s, removed=removed, added=added, z=z)
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@static_dataclass
 class Interpolated(Stateless):
-    """Keep √(1 − ρ²) of the estimated noise and add ρ of fresh noise.
+    """Keep √(1 − ρ²) of the estimated noise and add ρ of fresh noise, for ρ from 0 (`Deterministic`) to 1 (`Renoise`).
 
-    It keeps the mean and the variance of the noise, but its distribution only if that is normal; otherwise the sum is
-    nearer to normal.
-
-    Args:
-      rho: ρ from 0 (`Deterministic`) to 1 (`Renoise`).
+    The sum has the mean and the variance of the noise, but is nearer to normal unless the noise is normal.
     """
 
     rho: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.rho <= 1:
-            raise InputError(f"rho = {self.rho}; the rule is 0 <= rho <= 1")
+            raise InputError(f"rho = {self.rho}; must satisfy 0 <= rho <= 1")
 
-    def step(
-        self, key: RandomKey, x_t: Sample, state: None, *, t: Time, s: Time, denoiser: Denoiser
-    ) -> tuple[Sample, None]:
-        check_times(t, s)
+    def advance(self, key: RandomKey, x_t: Sample, *, t: Time, s: Time, denoiser: Denoiser) -> Sample:
         process = denoiser.process
         prediction, z = denoiser(x_t, t), process.sample_noise(key, x_t.shape, s)
         sigma = process.schedule.sigma(s)
-        if self.rho == 1:  # nothing of n̂ is kept, so that time-dependent noise needs no inverse
+        if self.rho == 1:  # no n̂ is kept, so that time-dependent noise needs no inverse
             mean = process.schedule.alpha(s) * process.transform(prediction.x0, s)
-            return mean + jnp.where(s > 0, sigma, 0) * z, None
+            return mean + jnp.where(s > 0, sigma, 0) * z
         variance = (self.rho * sigma) ** 2
-        return reverse_step(prediction, process, t=t, s=s, removed=variance, added=variance, z=z), None
+        return reverse_step(prediction, process, t=t, s=s, removed=variance, added=variance, z=z)
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@static_dataclass
 class Renoise(Stateless):
     """Add fresh noise of time s to the estimate x̂_0; n̂ is not used.
 
@@ -172,14 +145,11 @@ class Renoise(Stateless):
     mean, so that the samples are too narrow for any number of steps, and a few steps leave means between modes.
     """
 
-    def step(
-        self, key: RandomKey, x_t: Sample, state: None, *, t: Time, s: Time, denoiser: Denoiser
-    ) -> tuple[Sample, None]:
-        return Interpolated(1.0).step(key, x_t, state, t=t, s=s, denoiser=denoiser)
+    def advance(self, key: RandomKey, x_t: Sample, *, t: Time, s: Time, denoiser: Denoiser) -> Sample:
+        return Interpolated(1.0).advance(key, x_t, t=t, s=s, denoiser=denoiser)
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@static_dataclass
 class Deterministic(Stateless):
     """Map the estimates x̂_0 and n̂ to time s and add nothing: deterministic, for any process.
 
@@ -187,7 +157,5 @@ class Deterministic(Stateless):
     on the start that is drawn: see `jaxdiff.Perturbed`.
     """
 
-    def step(
-        self, key: RandomKey, x_t: Sample, state: None, *, t: Time, s: Time, denoiser: Denoiser
-    ) -> tuple[Sample, None]:
-        return Interpolated(0.0).step(key, x_t, state, t=t, s=s, denoiser=denoiser)
+    def advance(self, key: RandomKey, x_t: Sample, *, t: Time, s: Time, denoiser: Denoiser) -> Sample:
+        return Interpolated(0.0).advance(key, x_t, t=t, s=s, denoiser=denoiser)

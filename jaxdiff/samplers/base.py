@@ -1,9 +1,13 @@
 """The interface of a sampler: one step of one sample from t to s < t."""
 
-from typing import Any, Protocol, runtime_checkable
+import dataclasses
+from typing import Any, Protocol, dataclass_transform, runtime_checkable
+
+import jax
 
 from jaxdiff.processes import Denoiser
-from jaxdiff.typing import RandomKey, Sample, Time
+from jaxdiff.schedules import check_times
+from jaxdiff.typing import RandomKey, Sample, T, Time
 
 
 @runtime_checkable
@@ -11,24 +15,36 @@ class Sampler(Protocol):
     """One step of one sample from t to s < t. A hashable value: equal samplers share a compilation."""
 
     def init(self, x: Sample) -> Any:
-        """Return the state that the sampler keeps between steps (None if it keeps none), for a start at x."""
+        """Return the state that the sampler keeps between steps, for a start at x; None if it keeps none."""
 
     def step(
         self, key: RandomKey, x_t: Sample, state: Any, *, t: Time, s: Time, denoiser: Denoiser
     ) -> tuple[Sample, Any]:
         """Return x_s and the new state.
 
-        Args:
-          denoiser: called as `denoiser(x_t, t)`; it holds the condition, and the process with the sample's parameters.
-
-        Raises:
-          InputError: if the times are known and outside [0, 1], or s is not below t; if the sampler can't reverse the
-            process.
+        `denoiser(x_t, t)` holds the condition, and the process with the sample's parameters. Raises an `InputError` if
+        known times leave [0, 1] or s is not below t, or if the sampler can't reverse the process.
         """
 
 
+@dataclass_transform(frozen_default=True)
+def static_dataclass(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass that `jax.jit` treats as a constant, compared by value."""
+    return jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))
+
+
 class Stateless:
-    """Base class of samplers that keep nothing between steps."""
+    """Base class of samplers that keep nothing between steps: a subclass defines `advance`."""
 
     def init(self, x: Sample) -> None:
         """Return None."""
+
+    def step(
+        self, key: RandomKey, x_t: Sample, state: None, *, t: Time, s: Time, denoiser: Denoiser
+    ) -> tuple[Sample, None]:
+        check_times(t, s)
+        return self.advance(key, x_t, t=t, s=s, denoiser=denoiser), None
+
+    def advance(self, key: RandomKey, x_t: Sample, *, t: Time, s: Time, denoiser: Denoiser) -> Sample:
+        """Return x_s; the times are checked."""
+        raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Many samples: batch after batch of one compiled size, spread over the devices, in pieces of a few steps."""
+"""Draw many samples: in batches of one compiled size, spread over the devices, a few steps at a time."""
 
 import dataclasses
 import itertools
@@ -24,21 +24,21 @@ from jaxdiff.samplers.base import Sampler
 from jaxdiff.samplers.loop import Carry, Keys, begin, check_rows, check_start, sample_keys, stepper
 from jaxdiff.samplers.names import make
 from jaxdiff.schedules import Schedule
-from jaxdiff.typing import HostSamples, InputError, PyTree, RandomKey, Sample, Samples, Shape
+from jaxdiff.typing import HostSamples, InputError, PyTree, RandomKey, Samples, Shape
 
 Clip = Literal["static", "dynamic", "none"]
-_PIECES = 20  # at most so many pieces of its steps make a batch
+_PIECES = 20  # the most pieces that the steps of a batch are cut into
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How samples are drawn. In a config, the samples made while training and the defaults of `sample.py`."""
+    """How samples are drawn: in a config, while training, and by default in `sample.py`."""
 
     sampler: str | Sampler = "ddim"
     steps: int = 50
-    """The number of steps; if `timesteps` lists the times, they count."""
+    """The number of steps; not used if `timesteps` lists the times."""
     timesteps: str | tuple[float, ...] = "uniform"
-    """The name of a rule, or the times themselves (see `jaxdiff.timesteps`)."""
+    """The name of a rule of `jaxdiff.timesteps`, or the times themselves."""
     n: int = 64
     """The number of images; points in the plane are always drawn in thousands."""
     batch: int = 64
@@ -51,18 +51,14 @@ class Sampling:
         make(self.sampler)
         for name in ("steps", "n", "batch"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}; the rule is 1 or more")
+                raise InputError(f"{name} = {getattr(self, name)}; it must be 1 or more")
         if isinstance(self.timesteps, str):
             timesteps_.check_name(self.timesteps)
         if self.clip not in get_args(Clip):
             raise InputError(f"clip = {self.clip!r}; the known ones are {', '.join(get_args(Clip))}")
 
     def times(self, schedule: Schedule) -> Float[np.ndarray, " times"]:
-        """Return the falling times to visit.
-
-        Raises:
-          InputError: if the schedule can't be visited so: see `jaxdiff.timesteps.make`.
-        """
+        """Return the falling times to visit; raises as `jaxdiff.timesteps.make`."""
         return timesteps_.make(self.timesteps, self.steps if isinstance(self.timesteps, str) else None, schedule)
 
 
@@ -77,40 +73,32 @@ def sample_in_batches(
     start: HostSamples | None = None,
     mesh: Mesh | None = None,
 ) -> HostSamples:
-    """`jaxdiff.sample` for any n, in the memory that `sampling.batch` samples take.
+    """`jaxdiff.sample` for any n, in the memory that `sampling.batch` samples take, with the same errors.
+
+    The samples are float32 on the host, the same on every process.
 
     Args:
       sampling: its `clip` and its own n are not used here.
       cond, start: as for `jaxdiff.sample`; NumPy arrays.
       mesh: the devices; None for all. The denoiser's weights may be sharded over it.
-
-    Returns:
-      float32 on the host, the same on every process.
-
-    Raises:
-      InputError: as `jaxdiff.sample`.
     """
     shape, mesh = tuple(shape), mesh or all_devices()
-    times: Any = sampling.times(denoiser.process.schedule)
+    times = sampling.times(denoiser.process.schedule)
     check_rows(n, shape, cond, start)
     check_start(times, start)
     steps = len(times) - 1
     edges = np.linspace(0, steps, min(_PIECES, steps) + 1).astype(np.int32)
-    times = jnp.asarray(times, jnp.result_type(float))
-    static = {"sampler": make(sampling.sampler), "shape": shape}
-    size = _size(n, sampling.batch, mesh)
-    with _bar(sampling.progress, -(-n // size) * steps, unit="step") as bar:
+    visited = jnp.asarray(times, jnp.result_type(float))
+    sharding = NamedSharding(mesh, P(mesh.axis_names))
+    static: dict[str, Any] = {"sampler": make(sampling.sampler), "shape": shape, "sharding": sharding}
+    begin_all, continue_all = xla.outermost(_begin, *static), xla.outermost(_continue, *static)
+    with _bar(sampling.progress, -(-n // _size(n, sampling.batch, mesh)) * steps, unit="step") as bar:
 
         def draw(indices: Integer[Array, " size"], rows: tuple[PyTree, Any]) -> Samples:
-            sharding = indices.sharding
             keys = _spread_keys(key, indices, sharding)
-            begin_all = xla.outermost(_begin, "sampler", "shape", "sharding")
-            continue_all = xla.outermost(_continue, "sampler", "shape", "sharding")
-            carry = begin_all(keys, denoiser, rows[1], sharding=sharding, **static)
+            carry = begin_all(keys, denoiser, rows[1], **static)
             for first, last in itertools.pairwise(edges):
-                carry = continue_all(
-                    (keys, rows[0]), denoiser, times, carry, (first, last), sharding=sharding, **static
-                )
+                carry = continue_all((keys, rows[0]), denoiser, visited, carry, (first, last), **static)
                 jax.block_until_ready(carry)  # so that Python handles signals between pieces
                 if bar is not None:
                     bar.update(int(last - first))
@@ -120,20 +108,11 @@ def sample_in_batches(
 
 
 def _begin(
-    keys: Keys,
-    denoiser: Denoiser,
-    start: Samples | None,
-    *,
-    sampler: Sampler,
-    shape: Shape,
-    sharding: NamedSharding,
+    keys: Keys, denoiser: Denoiser, start: Samples | None, *, sampler: Sampler, shape: Shape, sharding: NamedSharding
 ) -> PyTree:
-    """x_1 and the sampler's first state of every sample."""
-
-    def one(key: RandomKey, start: Sample | None) -> Carry:
-        return begin(key, denoiser, start, sampler, shape)
-
-    return jax.lax.with_sharding_constraint(jax.vmap(one)(keys, start), sharding)
+    """Return x_1 and the sampler's first state of every sample."""
+    first = jax.vmap(lambda key, start: begin(key, denoiser, start, sampler, shape))(keys, start)
+    return jax.lax.with_sharding_constraint(first, sharding)
 
 
 def _continue(
@@ -147,7 +126,7 @@ def _continue(
     shape: Shape,
     sharding: NamedSharding,
 ) -> PyTree:
-    """x and the sampler's state of every sample after the steps first … last − 1."""
+    """Return x and the sampler's state of every sample after the steps first … last − 1 of the span."""
 
     def one(key: RandomKey, cond: PyTree, carry: Carry) -> Carry:
         return jax.lax.fori_loop(*span, stepper(key, denoiser, cond, times, sampler, shape), carry)
@@ -167,27 +146,24 @@ def in_batches(
 ) -> PyTree:
     """Apply a function to n examples, in batches of one size that are spread over the devices.
 
+    Returns NumPy arrays with leading axis n, the same on every process. Raises an `InputError` if n or batch is below
+    1, or a solver gives up on an ODE.
+
     Args:
       function: maps a batch of indices in 0 … n − 1, and the rows at them, to a pytree of arrays with the same leading
-        axis. The last batch is filled up with the last example, and the results of that are dropped.
+        axis. The last batch is padded with the last example, and the results of the padding are dropped.
       batch: how many at a time; rounded up to a multiple of the devices.
       rows: a pytree of NumPy arrays with leading axis n.
       check: called with the results of each batch, on the host, to raise what can't be raised from devices.
       mesh: the devices; None for all.
-
-    Returns:
-      The pytree as NumPy arrays with leading axis n, the same on every process.
-
-    Raises:
-      InputError: if n or batch < 1, or a solver gives up on an ODE.
     """
     if n < 1 or batch < 1:
         raise InputError(f"n = {n}, batch = {batch}; both must be at least 1")
     mesh = mesh or all_devices()
-    size, over_devices = _size(n, batch, mesh), NamedSharding(mesh, P(mesh.axis_names))
+    size, sharding = _size(n, batch, mesh), NamedSharding(mesh, P(mesh.axis_names))
 
     def spread(array: np.ndarray) -> Array:
-        return jax.make_array_from_callback(array.shape, over_devices, lambda part: array[part])
+        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
     parts = []
     with _bar(progress, n, unit="it") as bar:
@@ -204,11 +180,12 @@ def in_batches(
 
 
 def _bar(progress: bool, total: int, *, unit: str) -> Any:
-    """A progress bar where there is a terminal, or a context of None."""
+    """Return a progress bar, shown on terminals only, or a context of None."""
     return tqdm(total=total, unit=unit, disable=None, dynamic_ncols=True) if progress else nullcontext()
 
 
 def _size(n: int, batch: int, mesh: Mesh) -> int:
+    """Return the size of a batch: at most `batch`, rounded up to a multiple of the devices."""
     return -(-min(n, batch) // mesh.size) * mesh.size
 
 

@@ -1,7 +1,7 @@
 """The sampling loop, written for one sample, mapped over keys and compiled once per shape.
 
-`sample` scans over the steps: it can be differentiated and can return the trajectory. `jaxdiff.samplers.batching` runs
-the same steps in pieces.
+`sample` scans over the steps: it is differentiable and can return the trajectory. `jaxdiff.samplers.batching` runs the
+same steps in pieces.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,8 @@ from jaxdiff.samplers.timesteps import Timesteps
 from jaxdiff.typing import InputError, PyTree, RandomKey, Sample, Samples, Shape
 
 Keys = Key[Array, " n"]
-Times = Float[np.ndarray, " times"]
-Carry = tuple[Sample, Any]
-"""x_t and the state of the sampler."""
+Times = Float[np.ndarray | Array, " times"]
+Carry = tuple[Sample, Any]  # x_t and the state of the sampler
 
 
 def sample(
@@ -41,29 +40,25 @@ def sample(
 ) -> Float[Array, "n ..."]:
     """Draw n samples.
 
-    Sample i depends on `fold_in(key, i)` alone: it is the same in any batch and on any number of devices, to the
-    rounding of the compiled batch size.
+    Sample i depends on `fold_in(key, i)` alone: it is the same in any batch and on any number of devices, up to the
+    rounding that differs between compiled batch sizes.
 
     Args:
-      key: a typed key.
-      denoiser: the model; it owns its process.
-      sampler: a name with options, such as "ddim:eta=0.5", or a sampler (see `jaxdiff.samplers`).
-      n: the number of samples.
+      sampler: a sampler, or a name with options such as "ddim:eta=0.5" (see `jaxdiff.samplers`).
       shape: the shape of one sample.
       steps: the number of steps; leave it out if `timesteps` lists the times.
-      timesteps: the name of a rule (see `jaxdiff.timesteps`), or the falling times themselves, the first of which must
-        be 1 unless `start` is given.
-      cond: a pytree whose leaves have leading axis n, one condition a sample; None for none.
-      start: x at the first of the times; None draws it from the prior. If the process has random parameters, it must be
-        made with those of sample i: see `jaxdiff.Run.image_to_image`.
+      timesteps: the name of a rule of `jaxdiff.timesteps`, or the falling times themselves. These must start at 1
+        unless `start` is given.
+      cond: one condition per sample, a pytree whose leaves have leading axis n; None if unconditional.
+      start: x at the first of the times; None draws it from the prior. If the process has random parameters, x_i must
+        be made with those of sample i: see `jaxdiff.Run.image_to_image`.
       trajectory: whether to return every x on the way.
 
     Returns:
       float32 (float64 under x64) of shape (n, *shape); with `trajectory`, (n, steps + 1, *shape), the start first.
 
     Raises:
-      InputError: if an argument is invalid, the process can't take samples of this shape, or the sampler can't reverse
-        the process.
+      InputError: if an argument is invalid, or the process does not fit the shape or the sampler.
     """
     if n < 1:
         raise InputError(f"n = {n}; ask for at least 1 sample")
@@ -74,26 +69,21 @@ def sample(
     check_rows(n, tuple(shape), cond, start)
     denoiser.process.for_sample(key, tuple(shape))  # raises if the process can't take this shape
     times = timesteps_.make(timesteps, steps, denoiser.process.schedule)
+    check_start(times, start)
+    keys, shape = sample_keys(key, np.arange(n)), tuple(shape)
     return sample_each(
-        sample_keys(key, np.arange(n)),
-        denoiser,
-        make(sampler),
-        times=times,
-        shape=shape,
-        cond=cond,
-        start=start,
-        trajectory=trajectory,
+        keys, denoiser, make(sampler), times=times, shape=shape, cond=cond, start=start, trajectory=trajectory
     )
 
 
 def check_rows(n: int, shape: Shape, cond: PyTree, start: Any) -> None:
-    """Raise an `InputError` unless there are n conditions, if any, and n starts of a shape, if any."""
+    """Raise an `InputError` if conditions are given but not n of them, or starts but not n of this shape."""
     for path, leaf in jax.tree.leaves_with_path(cond):
         if jnp.shape(leaf)[:1] != (n,):
             name = f"cond{jax.tree_util.keystr(path)}"
-            raise InputError(f"{name} has shape {jnp.shape(leaf)}; give one condition a sample: leading axis n = {n}")
+            raise InputError(f"{name} has shape {jnp.shape(leaf)}; give one condition per sample: leading axis n = {n}")
     if start is not None and start.shape != (n, *shape):
-        raise InputError(f"start has shape {start.shape}; the rule is one x a sample: {(n, *shape)}")
+        raise InputError(f"start has shape {start.shape}; give one x per sample: {(n, *shape)}")
 
 
 def check_start(times: Times, start: Any) -> None:
@@ -109,35 +99,17 @@ def sample_keys(key: RandomKey, indices: Integer[np.ndarray | Array, " n"]) -> K
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(indices))
 
 
-def sample_each(
-    keys: Keys,
-    denoiser: Denoiser,
-    sampler: Sampler,
-    *,
-    times: Times,
-    shape: Shape,
-    cond: PyTree = None,
-    start: Samples | None = None,
-    trajectory: bool = False,
-) -> Float[Array, "n ..."]:
-    """`sample` with one key a sample and the times given: keys sharded over devices make a sharded computation."""
-    check_start(times, start)
-    visited = jnp.asarray(times, jnp.result_type(float))
-    static = {"sampler": sampler, "shape": tuple(shape), "trajectory": trajectory}
-    return _sample(keys, denoiser, visited, cond, start, **static)
-
-
 def begin(key: RandomKey, denoiser: Denoiser, start: Sample | None, sampler: Sampler, shape: Shape) -> Carry:
-    """Return x_1 of the sample with this key, or the given start, and the sampler's first state."""
+    """Return the start, drawn from the prior at this key if None, and the sampler's first state."""
     if start is None:
         start = for_sample(denoiser, key, shape).process.sample_prior(jax.random.split(key)[0], shape)
     return start, sampler.init(start)
 
 
 def stepper(
-    key: RandomKey, denoiser: Denoiser, cond: PyTree, times: Float[Array, " times"], sampler: Sampler, shape: Shape
+    key: RandomKey, denoiser: Denoiser, cond: PyTree, times: Times, sampler: Sampler, shape: Shape
 ) -> Callable[[Any, Carry], Carry]:
-    """Return the function (i, carry) -> carry that makes step i of the sample with this key."""
+    """Return the function (i, carry) -> carry that takes step i of the sample with this key."""
     key_steps = jax.random.split(key)[1]
     conditioned = Conditioned(inner=for_sample(denoiser, key, shape), cond=cond)
 
@@ -149,17 +121,19 @@ def stepper(
 
 
 @partial(jax.jit, static_argnames=("sampler", "shape", "trajectory"))
-def _sample(
+def sample_each(
     keys: Keys,
     denoiser: Denoiser,
-    times: Float[Array, " times"],
-    cond: PyTree,
-    start: Samples | None,
-    *,
     sampler: Sampler,
+    *,
+    times: Times,
     shape: Shape,
-    trajectory: bool,
+    cond: PyTree = None,
+    start: Samples | None = None,
+    trajectory: bool = False,
 ) -> Float[Array, "n ..."]:
+    """`sample` from one key a sample and given times. If the keys are sharded over devices, so is the computation."""
+
     def one(key: RandomKey, cond: PyTree, start: Sample | None) -> Float[Array, "..."]:
         step = stepper(key, denoiser, cond, times, sampler, shape)
 

@@ -5,7 +5,7 @@ With ℓ = log(α/σ) = λ/2 and h = ℓ_s − ℓ_t, the probability-flow ODE h
     x_s = (σ_s/σ_t) x_t + σ_s ∫_{ℓ_t}^{ℓ_s} e^ℓ x̂_0(ℓ) dℓ
 
 in which x̂_0 is replaced by the polynomial in ℓ through its values at the last times. With the divided differences
-D¹, D² of x̂_0 there, x̂_0(ℓ) ≈ D + D¹ (ℓ − ℓ_t) + D² (ℓ − ℓ_t)², and the integrals of the powers
+D¹, D² of x̂_0 there, x̂_0(ℓ) ≈ D + D¹ (ℓ − ℓ_t) + D² (ℓ − ℓ_t)², and the powers integrate to
 
     I_0 = α_s (1 − e^{−h}),    I_1 = α_s h − I_0,    I_2 = α_s h² − 2 I_1
 
@@ -13,39 +13,37 @@ D¹, D² of x̂_0 there, x̂_0(ℓ) ≈ D + D¹ (ℓ − ℓ_t) + D² (ℓ − �
     order 2    … + ½ h I_0 D¹                       "2M": for I_1, from which it differs by O(h³), as published
     order 3    … + I_1 D¹ + I_2 D²
 
-The stochastic form solves the reverse SDE of which every ℓ adds noise, 2M:
+The stochastic form solves the reverse SDE instead, for 2M:
 
     x_s = (σ_s/σ_t) e^{−h} x_t + α_s (1 − e^{−2h}) (D + ½ h D¹) + σ_s √(1 − e^{−2h}) z
 
-UniPC of second order, with B_2(h) of its paper, predicts x_s as 2M does. The next network call, at that prediction,
-gives the estimate of x̂_0 with which the step is taken once more, from where it began: I_0 D + I_1 D¹ + I_2 D² with the
-polynomial through both its ends and the start of the step before. The next step begins there. So it is of third order
-at a call a step. The last step, and every x_s that is seen on the way, is a prediction.
+UniPC of second order, with B_2(h) of its paper, predicts x_s as 2M does. The network call of the next step, at that
+prediction, gives an estimate of x̂_0 there. With it the step is repeated from its start as I_0 D + I_1 D¹ + I_2 D², for
+the polynomial through both its ends and the start of the step before; the next step begins at the corrected x_s. This
+is of third order with one call per step. The last x_s, and every x_s of a trajectory, is a prediction.
 
-Steps for which h is infinite (α_t = 0, or σ_s = 0) are of order 1, and the first steps of the order that the
-estimates so far allow. The third order is derived here: the published code has half of I_2, with which it is of order
-2.
+A step for which h is infinite (α_t = 0, or σ_s = 0) is of order 1. The first steps have the order that their number of
+estimates allows. The third order is derived here: the published code has half of I_2, which makes it of order 2.
 
 Sources: Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models" (equation 9
-and algorithm 2); the stochastic form is that of the code published with it. Zhao et al. 2023, "UniPC: A Unified
+and algorithm 2); the stochastic form is in the code published with it. Zhao et al. 2023, "UniPC: A Unified
 Predictor-Corrector Framework for Fast Sampling of Diffusion Models" (algorithms 1 and 2; the first correction, for
 which there are two estimates, has their ρ = ½).
 """
 
-import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.processes import Denoiser, require_gaussian
+from jaxdiff.samplers.base import static_dataclass
 from jaxdiff.schedules import Schedule, check_times
-from jaxdiff.typing import InputError, RandomKey, Sample, Scalar, Time
+from jaxdiff.typing import InputError, RandomKey, Sample, Samples, Scalar, Time
 
 
 class History(NamedTuple):
-    """The estimates of x̂_0 at the last times, the newest first, and ℓ at those times."""
+    """The last estimates of x̂_0, the newest first, and ℓ at their times."""
 
     x0: Float[Array, "past *shape"]
     half_log_snr: Float[Array, " past"]
@@ -55,22 +53,16 @@ class History(NamedTuple):
     def empty(cls, past: int, x: Sample) -> "History":
         return cls(jnp.zeros((past, *x.shape), x.dtype), jnp.zeros((past,), x.dtype), jnp.zeros((), jnp.int32))
 
-    def with_newest(
-        self, x0: Sample, half_log_snr: Scalar
-    ) -> tuple[Float[Array, "more *shape"], Float[Array, " more"]]:
-        """Return the estimates of x̂_0 and ℓ with one more of each, the newest, in front."""
-        times = jnp.concatenate([half_log_snr[None], self.half_log_snr])
-        return jnp.concatenate([x0[None], self.x0]), times
+    def with_newest(self, x0: Sample, log_snr: Scalar) -> tuple[Float[Array, "more *shape"], Float[Array, " more"]]:
+        """Return the estimates of x̂_0 and their ℓ with a new one in front."""
+        return jnp.concatenate([x0[None], self.x0]), jnp.concatenate([log_snr[None] / 2, self.half_log_snr])
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@static_dataclass
 class DPMSolver:
-    """DPM-Solver++ multistep, one network call a step: second order ("2M") or third ("3M").
+    """DPM-Solver++ multistep, one network call per step: order 1 (DDIM), 2 ("2M") or 3 ("3M").
 
-    Args:
-      order: 1 (DDIM), 2 or 3.
-      stochastic: the SDE form, of order 2 at most; it draws noise at each step.
+    The `stochastic` form solves the SDE, with noise in each step; its order is at most 2.
     """
 
     order: int = 2
@@ -80,7 +72,7 @@ class DPMSolver:
         orders = (1, 2) if self.stochastic else (1, 2, 3)
         if self.order not in orders:
             form = " for the SDE form" if self.stochastic else ""
-            raise InputError(f"order = {self.order}; the rule is one of {orders}{form}")
+            raise InputError(f"order = {self.order}; it must be one of {orders}{form}")
 
     def init(self, x: Sample) -> History:
         """Return an empty history."""
@@ -92,7 +84,7 @@ class DPMSolver:
         check_times(t, s)
         process = require_gaussian(denoiser.process)
         schedule, x0 = process.schedule, denoiser(x_t, t).x0
-        x0s, times = state.with_newest(x0, schedule.log_snr(t) / 2)
+        x0s, times = state.with_newest(x0, schedule.log_snr(t))
         slope, curvature = _differences(x0s, times, state.known)
         if self.stochastic:
             h, finite = _width(schedule, t, s)
@@ -107,20 +99,19 @@ class DPMSolver:
 
 
 class Unfinished(NamedTuple):
-    """The last step, yet to be corrected: where and when it began, and the estimates up to its start."""
+    """The last step, not yet corrected: its start x at t, and the estimates up to there."""
 
     x: Sample
     t: Scalar
     past: History
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@static_dataclass
 class UniPC:
-    """UniPC of second order (a predictor of that order, corrected to the third), one network call a step."""
+    """Second-order UniPC: a corrector raises each step to third order; one network call per step."""
 
     def init(self, x: Sample) -> Unfinished:
-        """Return a step with an empty history, which is not corrected."""
+        """Return an empty history, after which nothing is corrected."""
         return Unfinished(x, jnp.ones((), x.dtype), History.empty(2, x))
 
     def step(
@@ -128,7 +119,7 @@ class UniPC:
     ) -> tuple[Sample, Unfinished]:
         check_times(t, s)
         schedule, known = require_gaussian(denoiser.process).schedule, state.past.known
-        x0s, times = state.past.with_newest(denoiser(x_t, t).x0, schedule.log_snr(t) / 2)
+        x0s, times = state.past.with_newest(denoiser(x_t, t).x0, schedule.log_snr(t))
         slope, curvature = _differences(x0s, times, known)
         at_start = slope - 2 * curvature * jnp.where(known > 0, times[0] - times[1], 0.0)
         corrected = _advance(state.x, (x0s[1], at_start, curvature), schedule, t=state.t, s=t, published=known == 1)
@@ -139,21 +130,15 @@ class UniPC:
 
 
 def _width(schedule: Schedule, t: Time, s: Time) -> tuple[Scalar, Bool[Array, ""]]:
-    """h, or 1 if it is infinite, and whether it is finite."""
+    """Return h, or 1 if it is infinite, and whether it is finite."""
     h = (schedule.log_snr(s) - schedule.log_snr(t)) / 2
     return jnp.where(jnp.isfinite(h), h, 1.0), jnp.isfinite(h)
 
 
 def _advance(
-    x: Sample,
-    polynomial: tuple[Sample, ...],  # D, D¹ and D² at t
-    schedule: Schedule,
-    *,
-    t: Time,
-    s: Time,
-    published: Bool[Array, ""] | bool,  # whether to take ½ h I_0 for I_1
+    x: Sample, polynomial: tuple[Sample, ...], schedule: Schedule, *, t: Time, s: Time, published: bool | Array
 ) -> Sample:
-    """x_s from x_t."""
+    """Return x_s from x at t and (D, D¹, D²) there; `published` takes ½ h I_0 for I_1."""
     h, finite = _width(schedule, t, s)
     # Over α_s: I_0 is 1 − e^{−h}, the share of the way from x_t to x̂_0, and 1 where h is infinite.
     first = jnp.where(finite, -jnp.expm1(-h), 1.0)
@@ -164,16 +149,14 @@ def _advance(
     return ratio * x + schedule.alpha(s) * (first * value + second * slope + third * curvature)
 
 
-def _remember(x0s: Float[Array, "known *shape"], times: Float[Array, " known"], known: Int[Array, ""]) -> History:
-    """All but the oldest; nothing at α_t = 0, where there is no ℓ to remember."""
+def _remember(x0s: Samples, times: Array, known: Int[Array, ""]) -> History:
+    """Return the history without the oldest estimate; an empty one at α_t = 0, where ℓ is infinite."""
     exists, past = jnp.isfinite(times[0]), len(x0s) - 1
     return History(x0s[:past], jnp.where(exists, times, 0)[:past], jnp.where(exists, jnp.minimum(known + 1, past), 0))
 
 
-def _differences(
-    x0s: Float[Array, "known *shape"], times: Float[Array, " known"], past: Int[Array, ""]
-) -> tuple[Sample, Sample]:
-    """Slope and curvature at the newest time of the polynomial through it and the last `past` before."""
+def _differences(x0s: Samples, times: Array, past: Int[Array, ""]) -> tuple[Sample, Sample]:
+    """Return slope and curvature, at the newest time, of the polynomial through it and the last `past` before it."""
     zero = jnp.zeros_like(x0s[0])
     if len(x0s) == 1:
         return zero, zero

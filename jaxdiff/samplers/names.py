@@ -10,6 +10,7 @@ from jaxdiff.samplers.base import Sampler
 from jaxdiff.samplers.multistep import DPMSolver, UniPC
 from jaxdiff.samplers.ode import RK4, Euler, Heun, Midpoint
 from jaxdiff.samplers.sde import EDM, Langevin, PredictorCorrector, ReverseSDE
+from jaxdiff.typing import InputError
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ddim": DDIM,
@@ -37,9 +38,8 @@ SAMPLERS |= {f"dpmpp_{kind}": SAMPLERS[f"dpm++{kind}"] for kind in ("2m", "3m", 
 
 
 def make(sampler: str | Sampler) -> Sampler:
-    """Return a sampler from its name and options, as on a command line: "ddim:eta=0.5"; a sampler is returned as is.
-
-    Raises:
-      InputError: if the name or an option is unknown, or the sampler refuses a value.
-    """
-    return registry.make("sampler", sampler, SAMPLERS)
+    """Return a sampler as is, or make it from a name with options, "ddim:eta=0.5"; raises an `InputError` if wrong."""
+    made = registry.make("sampler", sampler, SAMPLERS)
+    if isinstance(made, type) or not isinstance(made, Sampler):  # a class has the methods too
+        raise InputError(f"sampler = {made!r}; it must be a Sampler, such as jaxdiff.samplers.DDIM()")
+    return made

@@ -3,16 +3,16 @@
     d(x/α) = d(σ/α) n̂(x, t)        and, the same ODE,        d(x/σ) = d(α/σ) x̂_0(x, t)
 
 Euler's method on either is deterministic DDIM, x_s = α_s x̂_0 + σ_s n̂; a better solver is a better sampler. A
-Runge–Kutta method with nodes c_i, weights b_i and stages a_ij evaluates the slope k_i at times t_i between t and s, at
-which α/σ (or σ/α) has gone the share c_i of its way, and goes to each from x_t with an average k̄ of the slopes so far:
+Runge–Kutta method with nodes c_i, weights b_i and stages a_ij evaluates slopes k_i at times t_i between t and s, where
+α/σ (or σ/α) has gone the share c_i of its way. It goes to each t_i and to s from x_t, with an average k̄ of the slopes:
 
-    slope x̂_0    x̄_0 = k̄,                       n̄ = (x_t − α_t x̄_0)/σ_t,    x = α x̄_0 + σ n̄ at t_i, and at s
+    slope x̂_0    x̄_0 = k̄,                       n̄ = (x_t − α_t x̄_0)/σ_t,    x = α x̄_0 + σ n̄ at t_i or s
     slope n̂      x̄_0 = (x_t − σ_t k̄)/α_t,       n̄ = k̄,                      likewise
 
-The second (Karras et al. 2022, where α = 1) corrects Euler's step by more, by the factor (σ_t/α_t)/(σ_s/α_s). That is
-near 1 for timesteps close in σ/α; for a few times uniform in t it is 10³ in the first step of a cosine schedule, which
-it ruins. So the first is the default. Where α_t = 0 the second does not exist, and at s = 0 no network was trained: all
-are Euler's step there.
+The second (Karras et al. 2022, where α = 1) corrects Euler's step by more than the first, by the factor
+(σ_t/α_t)/(σ_s/α_s). This is near 1 for timesteps close in σ/α, but 10³ in the first of a few steps uniform in t on a
+cosine schedule, which it ruins: the first is the default. Every method takes Euler's step where α_t = 0, since the
+second form does not exist there, and to s = 0, where no network was trained.
 
 Sources: Song, Meng & Ermon 2021, "Denoising Diffusion Implicit Models" (equation 14); Karras et al. 2022, "Elucidating
 the Design Space of Diffusion-Based Generative Models" (algorithm 1); Lu et al. 2022, "DPM-Solver++: Fast Solver for
@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from jaxdiff.processes import Denoiser, require_gaussian
 from jaxdiff.samplers.base import Stateless
-from jaxdiff.schedules import Schedule, check_times
+from jaxdiff.schedules import Schedule
 from jaxdiff.typing import InputError, Prediction, RandomKey, Sample, Time
 
 Slope = Literal["x0", "noise"]
@@ -36,23 +36,20 @@ Row = tuple[float, ...]
 
 @dataclasses.dataclass(frozen=True)
 class RungeKutta(Stateless):
-    """An explicit Runge–Kutta method on the probability-flow ODE, a network call a stage (one in the last step).
+    """An explicit Runge–Kutta method on the probability-flow ODE: one network call per stage, one in the last step.
 
-    A subclass is a tableau, and nothing else:
+    A subclass defines a Butcher tableau:
 
         class Ralston(RungeKutta):
             stages = ((2 / 3,),)
             weights = (1 / 4, 3 / 4)
 
     Args:
-      slope: the form that is solved. "x0" averages x̂_0, which is stable for any timesteps; "noise" averages n̂, as
-        Karras et al. 2022 do with theirs.
+      slope: what is averaged: "x0", which is stable for any timesteps, or "noise", as in Karras et al. 2022.
     """
 
-    stages: ClassVar[tuple[Row, ...]]
-    """a_ij of the second stage and those after it. The sum of a row is its node c_i."""
-    weights: ClassVar[Row]
-    """b_i."""
+    stages: ClassVar[tuple[Row, ...]]  # a_ij from the second stage on; the sum of a row is its node c_i
+    weights: ClassVar[Row]  # b_i
 
     slope: Slope = "x0"
 
@@ -64,15 +61,12 @@ class RungeKutta(Stateless):
         if self.slope not in get_args(Slope):
             raise InputError(f"slope = {self.slope!r}; the known ones are {', '.join(get_args(Slope))}")
 
-    def step(
-        self, key: RandomKey, x_t: Sample, state: None, *, t: Time, s: Time, denoiser: Denoiser
-    ) -> tuple[Sample, None]:
-        check_times(t, s)
+    def advance(self, key: RandomKey, x_t: Sample, *, t: Time, s: Time, denoiser: Denoiser) -> Sample:
         process = require_gaussian(denoiser.process)
         schedule, first = process.schedule, denoiser(x_t, t)
         euler = process.corrupt(first.x0, first.noise, s)
         if not self.stages:
-            return euler, None
+            return euler
 
         def move(slopes: list[Prediction], row: Row, to: Time) -> Sample:
             share = [a / sum(row) for a in row]
@@ -91,13 +85,13 @@ class RungeKutta(Stateless):
                 slopes.append(denoiser(move(slopes, row, to), to))
             return move(slopes, self.weights, s)
 
-        # A branch on scalars that no vmap maps: only one of the two is run.
+        # The predicate is not vmapped, so that only one branch runs.
         exists = (s > 0) & ((self.slope == "x0") | (schedule.alpha(t) > 0))
-        return jax.lax.cond(exists, runge_kutta, lambda: euler), None
+        return jax.lax.cond(exists, runge_kutta, lambda: euler)
 
 
 def between(schedule: Schedule, t: Time, s: Time, share: float, slope: Slope) -> Time:
-    """Return the time at which α/σ (slope "x0") or σ/α ("noise") is a share of the way from t to s."""
+    """Return the time at which α/σ (slope "x0") or σ/α ("noise") has made this share of its change from t to s."""
     if share == 1:
         return s
     sign = 1 if slope == "x0" else -1
@@ -113,21 +107,21 @@ class Euler(RungeKutta):
 
 
 class Midpoint(RungeKutta):
-    """The midpoint method on the probability-flow ODE: second order, two network calls a step."""
+    """The midpoint method on the probability-flow ODE: second order, two network calls per step."""
 
     stages = ((0.5,),)
     weights = (0.0, 1.0)
 
 
 class Heun(RungeKutta):
-    """Heun's method on the probability-flow ODE: second order, two network calls a step."""
+    """Heun's method on the probability-flow ODE: second order, two network calls per step."""
 
     stages = ((1.0,),)
     weights = (0.5, 0.5)
 
 
 class RK4(RungeKutta):
-    """The classical Runge–Kutta method on the probability-flow ODE: fourth order, four network calls a step."""
+    """The classical Runge–Kutta method on the probability-flow ODE: fourth order, four network calls per step."""
 
     stages = ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0))
     weights = (1 / 6, 1 / 3, 1 / 3, 1 / 6)

@@ -1,4 +1,4 @@
-"""The probability-flow ODE solved to a tolerance, in either direction, by any solver of diffrax.
+"""The probability-flow ODE, solved to a tolerance in either direction by any solver of diffrax.
 
     d(x/α) = d(σ/α) n̂(x, t)
 
@@ -7,7 +7,7 @@ is, for y = x/r with r² = α² + σ² and the angle φ = atan2(σ, α) in [0, �
     dy/dφ = cos φ n̂ − sin φ x̂_0
 
 which is finite at both ends of every schedule: α_1 = 0 is φ = π/2, and σ_0 = 0 is φ = 0. (The right-hand side is v of
-Salimans & Ho 2022.) From t = 0 to t = 1 it maps data to latents, and back it makes samples.
+Salimans & Ho 2022.) From t = 0 to 1 it maps data to latents; from 1 to 0 it makes samples.
 
 Sources: Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations" (section 4.3);
 Salimans & Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Models" (appendix D); Kidger 2022, "On
@@ -37,13 +37,7 @@ from jaxdiff.typing import InputError, PyTree, Sample, Scalar, Time
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Solver:
-    """A solver of the ODE and its tolerance.
-
-    Args:
-      method: any solver of diffrax with an error estimate; the fifth-order pair of Tsitouras by default.
-      rtol, atol: the relative and absolute error that a step may make.
-      max_steps: the number of steps after which it gives up.
-    """
+    """A diffrax solver with an error estimate, the errors a step may make, and the steps after which it gives up."""
 
     method: diffrax.AbstractAdaptiveSolver = dataclasses.field(default_factory=diffrax.Tsit5)
     rtol: float = 1e-5
@@ -56,13 +50,10 @@ class Solver:
         if not isinstance(self.method, diffrax.AbstractAdaptiveSolver):
             raise InputError(f"method = {self.method!r} estimates no error; take one of diffrax that does: Tsit5()")
         if self.max_steps < 1:
-            raise InputError(f"max_steps = {self.max_steps}; the rule is 1 or more")
+            raise InputError(f"max_steps = {self.max_steps}; it must be 1 or more")
 
     def check_dtype(self, dtype: Any) -> None:
-        """Warn if no step in this dtype can meet the tolerance, which is rtol + atol where y is about 1.
-
-        A test shows for a normal mixture in float32 that a smaller tolerance does not make latents more exact.
-        """
+        """Warn if no step in this dtype can meet the tolerance, which is rtol + atol where y is about 1."""
         least = 4 * float(jnp.finfo(dtype).eps)
         if self.rtol + self.atol < least:
             name = jnp.dtype(dtype).name
@@ -74,13 +65,13 @@ class Solver:
             )
 
     def check(self, outcome: "Outcome") -> None:
-        """Raise an `InputError` if the solver gave up: at once, or when the program runs that is being traced."""
+        """Raise an `InputError` if the solver gave up: at once, or under tracing when the compiled program runs."""
         if isinstance(outcome.solved, jax.core.Tracer):
             io_callback(self._refuse, None, outcome.solved, outcome.t)
         else:
             self._refuse(np.asarray(outcome.solved), np.asarray(outcome.t))
 
-    def _refuse(self, solved: Bool[Array | np.ndarray, "*n"], t: Float[Array | np.ndarray, "*n"]) -> None:
+    def _refuse(self, solved: Any, t: Any) -> None:
         if not np.all(solved):
             first = float(np.asarray(t)[~np.asarray(solved)].flat[0])
             raise InputError(
@@ -92,7 +83,7 @@ class Solver:
 class Outcome(NamedTuple):
     """Whether the solver reached the end; pass it to `Solver.check`.
 
-    A callback that raises on one of several devices leaves the others waiting for it: there, return it to the host.
+    On several devices return it to the host first: a callback that raises on one leaves the others waiting for it.
     """
 
     solved: Bool[Array | np.ndarray, "*n"]
@@ -102,7 +93,7 @@ class Outcome(NamedTuple):
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn the failure of a compiled program by `Solver.check` back into its `InputError`."""
+    """Turn the error of a compiled program in which `Solver.check` raised back into its `InputError`."""
     log = logging.getLogger("jax._src.callback")  # where JAX logs it, with a traceback
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -123,7 +114,7 @@ def angle(schedule: Schedule, t: Time) -> Scalar:
 
 
 def time(schedule: Schedule, phi: Scalar) -> Scalar:
-    """Return the t of an angle. π/2 may be rounded up to a negative cosine and a tangent far from infinite."""
+    """Return the t of an angle; the cosine of a rounded π/2 may be negative, and is then taken as 0."""
     return schedule.time(2 * (jnp.log(jnp.maximum(jnp.cos(phi), 0)) - jnp.log(jnp.sin(phi))))
 
 
@@ -141,19 +132,9 @@ def velocity(denoiser: Denoiser, phi: Scalar, y: Sample, cond: PyTree = None) ->
 
 
 def integrate_state(
-    slope: Callable[[Any, PyTree], PyTree],  # of φ, a scalar array, and the state
-    schedule: Schedule,
-    state: PyTree,
-    *,
-    t: Time,
-    s: Time,
-    solver: Solver,
+    slope: Callable[[Any, PyTree], PyTree], schedule: Schedule, state: PyTree, *, t: Time, s: Time, solver: Solver
 ) -> tuple[PyTree, Outcome]:
-    """Integrate dstate/dφ = slope(φ, state) from time t to time s.
-
-    Warns:
-      UserWarning: if the dtype can't meet the tolerance.
-    """
+    """Integrate dstate/dφ = slope(φ, state) from time t to time s; warns if the dtype can't meet the tolerance."""
     dtype = jnp.result_type(*jax.tree.leaves(state))
     solver.check_dtype(dtype)
     solution: Any = diffrax.diffeqsolve(
@@ -178,13 +159,9 @@ def integrate_state(
 def integrate(
     denoiser: Denoiser, x: Sample, *, t: Time, s: Time, solver: Solver, cond: PyTree = None
 ) -> tuple[Sample, Outcome]:
-    """Integrate the ODE for one sample from time t to time s, either of which may be the earlier.
+    """Integrate the ODE for one sample from time t to time s, in either direction; warns as `integrate_state`.
 
-    Raises:
-      InputError: if the process is not Gaussian, or a known time is outside [0, 1].
-
-    Warns:
-      UserWarning: if the dtype can't meet the tolerance.
+    Raises an `InputError` if the process is not Gaussian, or a known time is outside [0, 1].
     """
     schedule = require_gaussian(denoiser.process, what="the probability-flow ODE").schedule
     check_times(t)

@@ -1,32 +1,25 @@
-"""RePaint: every step made several times, so that an inpainted part fits the known one.
+"""RePaint: repeat every step, so that an inpainted part fits the known one.
 
 After each step from t to s the sample is noised back to t, x_t ~ q(x_t|x_s), and the step is made again. It is for the
-denoisers of `jaxdiff.inpainting`: the unknown part sees the known one only through the noise of x_t, and so fits it
-loosely after a single step.
+denoisers of `jaxdiff.inpainting`: in a single step the unknown part fits the known one only loosely.
 
-Source: Lugmayr et al. 2022, "RePaint: Inpainting using Denoising Diffusion Probabilistic Models" (algorithm 1, which
-puts the noised known part into x_s; in distribution that is the same).
+Source: Lugmayr et al. 2022, "RePaint: Inpainting using Denoising Diffusion Probabilistic Models" (algorithm 1).
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
 
 from jaxdiff.processes import Denoiser, require_gaussian
 from jaxdiff.samplers.ancestral import posterior_variances
-from jaxdiff.samplers.base import Sampler, Stateless
+from jaxdiff.samplers.base import Sampler, Stateless, static_dataclass
 from jaxdiff.typing import InputError, RandomKey, Sample, Time
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@static_dataclass
 class RePaint(Stateless):
-    """Make every step several times; between them the sample is noised back (Lugmayr et al. 2022).
+    """Make every step several times; between them the sample is noised back (Lugmayr et al. 2022, jump length 1).
 
-    Args:
-      sampler: one that keeps no state between steps, such as `DDPM`, `DDIM` or `Heun`.
-      times: how often each step is made, r in the source with a jump length of 1; that many network calls a step.
+    The sampler must keep no state, such as `DDPM`, `DDIM` or `Heun`; `times`, r in the source, multiplies its calls.
     """
 
     sampler: Sampler
@@ -34,22 +27,16 @@ class RePaint(Stateless):
 
     def __post_init__(self) -> None:
         if self.times < 1:
-            raise InputError(f"times = {self.times}; the rule is 1 or more")
+            raise InputError(f"times = {self.times}; it must be 1 or more")
 
     def init(self, x: Sample) -> None:
-        """Return None.
-
-        Raises:
-          InputError: if the sampler keeps a state, which going back makes useless.
-        """
+        """Return None, or raise an `InputError` if the sampler keeps a state, which going back makes useless."""
         if self.sampler.init(x) is not None:
             raise InputError(
                 f"sampler = {self.sampler!r} remembers earlier steps; resample with one that doesn't, such as ddpm"
             )
 
-    def step(
-        self, key: RandomKey, x_t: Sample, state: None, *, t: Time, s: Time, denoiser: Denoiser
-    ) -> tuple[Sample, None]:
+    def advance(self, key: RandomKey, x_t: Sample, *, t: Time, s: Time, denoiser: Denoiser) -> Sample:
         process = require_gaussian(denoiser.process, what="resampling", instead="set resample to 1")
         schedule = process.schedule
         transition, _ = posterior_variances(schedule, t, s)
@@ -66,7 +53,7 @@ class RePaint(Stateless):
         key_first, key_more = jax.random.split(key)
         x_s = step(key_first, x_t)
         if self.times == 1:
-            return x_s, None
+            return x_s
         more = jax.random.split(key_more, self.times - 1)
-        # Not from the data, which the last step reaches: there is nothing left to fit.
-        return jax.lax.cond(s > 0, lambda: jax.lax.scan(again, x_s, more)[0], lambda: x_s), None
+        # The last step reaches the data: nothing is left to fit.
+        return jax.lax.cond(s > 0, lambda: jax.lax.scan(again, x_s, more)[0], lambda: x_s)

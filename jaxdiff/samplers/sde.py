@@ -4,20 +4,20 @@ The forward process is the solution of dx = f x dt + g dw with
 
     f = d log α/dt,    g² = dσ²/dt − 2 f σ²
 
-and with the score s = −n̂/σ the reverse one, by Euler and Maruyama from t to s < t, is
+and, with the score s = −n̂/σ, an Euler–Maruyama step of the reverse process from t to s < t is
 
     x_s = x_t − (f x_t − g² s(x_t, t)) (t − s) + g √(t − s) z
 
-A corrector moves x at a fixed time t by Langevin steps towards its distribution there,
+A corrector moves x at a fixed time t towards its distribution there by Langevin steps,
 
     x ← x + ε s(x, t) + √(2ε) z,        ε = (r σ_t)²
 
-Predictor–corrector (Song et al. 2021) follows each step by such corrections; annealed Langevin dynamics (Song & Ermon
-2019, for α = 1) has no predictor: x is only rescaled to the new α. Both are exact only as r → 0, with more steps to
-match. At s = 0 there is no score and no correction.
+Predictor–corrector (Song et al. 2021) makes such corrections after each step. Annealed Langevin dynamics (Song & Ermon
+2019, for α = 1) has no predictor: it only rescales x to the new α. Both are exact only as r → 0 with ever more steps.
+At s = 0 there is no score and no correction.
 
-EDM's stochastic sampler (Karras et al. 2022, algorithm 2) takes x from σ/α back to (1 + γ) σ/α with fresh noise before
-each step of Heun's method from there.
+EDM's stochastic sampler (Karras et al. 2022, algorithm 2) adds fresh noise before each step, raising σ/α to
+(1 + γ) σ/α, and takes the step of Heun's method from there.
 
 Sources: Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations" (equations 6 and
 29, algorithms 2 to 5; their step is 2 (r |z|/|s|)², which for a score of white noise is 2 (r σ)²); Song & Ermon 2019,
@@ -25,31 +25,25 @@ Sources: Song et al. 2021, "Score-Based Generative Modeling through Stochastic D
 Space of Diffusion-Based Generative Models".
 """
 
-import dataclasses
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
 
 from jaxdiff.processes import Denoiser, require_gaussian
 from jaxdiff.samplers.ancestral import DDIM
-from jaxdiff.samplers.base import Sampler, Stateless
+from jaxdiff.samplers.base import Sampler, Stateless, static_dataclass
 from jaxdiff.samplers.ode import Heun
 from jaxdiff.schedules import check_times, rates
 from jaxdiff.typing import InputError, RandomKey, Sample, Time
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@static_dataclass
 class ReverseSDE(Stateless):
-    """Euler–Maruyama on the reverse SDE of Song et al. 2021: a slow reference, one network call a step."""
+    """Euler–Maruyama on the reverse SDE of Song et al. 2021: a slow reference, one network call per step."""
 
-    def step(
-        self, key: RandomKey, x_t: Sample, state: None, *, t: Time, s: Time, denoiser: Denoiser
-    ) -> tuple[Sample, None]:
-        check_times(t, s)
+    def advance(self, key: RandomKey, x_t: Sample, *, t: Time, s: Time, denoiser: Denoiser) -> Sample:
         process = require_gaussian(denoiser.process)
         schedule, prediction = process.schedule, denoiser(x_t, t)
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -58,28 +52,27 @@ class ReverseSDE(Stateless):
         g2 = 2 * sigma * (d_sigma - f * sigma)
         z = process.sample_noise(key, x_t.shape)
         x_s = x_t - (f * x_t + g2 * prediction.noise / sigma) * (t - s) + jnp.sqrt(g2 * (t - s)) * z
-        # At α_t = 0, f is infinite: there x_t is noise alone. The last step adds no noise: it returns the estimate.
+        # At α_t = 0, f is infinite and x_t noise alone. The last step returns the estimate and adds no noise.
         x_s = jnp.where(alpha > 0, x_s, process.corrupt(prediction.x0, z, s))
-        return jnp.where(s > 0, x_s, schedule.alpha(s) * prediction.x0), None
+        return jnp.where(s > 0, x_s, schedule.alpha(s) * prediction.x0)
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@static_dataclass
 class PredictorCorrector:
     """Predictor–corrector of Song et al. 2021: after each step of a sampler, Langevin steps at the time reached.
 
-    Args:
-      corrections: Langevin steps after each step, a network call each.
-      snr: r in the step size ε = (r σ_s)².
-      predictor: any other sampler; ancestral sampling by default.
+    The predictor is any other sampler. Each of the `corrections` is a network call; `snr` is r in ε = (r σ_s)².
     """
 
     corrections: int = 1
     snr: float = 0.16
-    predictor: Sampler = DDIM(eta=1.0)  # noqa: RUF009 (frozen)
+    predictor: Sampler = DDIM(eta=1.0)
 
     def __post_init__(self) -> None:
-        _check_corrections(self.corrections, self.snr)
+        if self.corrections < 1:
+            raise InputError(f"corrections = {self.corrections}; take at least 1 Langevin step, or another sampler")
+        if not self.snr > 0:
+            raise InputError(f"snr = {self.snr}; the step size (snr·σ)² must be above 0")
 
     def init(self, x: Sample) -> Any:
         """Return the state of the predictor."""
@@ -89,70 +82,56 @@ class PredictorCorrector:
         self, key: RandomKey, x_t: Sample, state: Any, *, t: Time, s: Time, denoiser: Denoiser
     ) -> tuple[Sample, Any]:
         check_times(t, s)
-        require_gaussian(denoiser.process)
+        process = require_gaussian(denoiser.process)
         key_predict, key_correct = jax.random.split(key)
         x_s, state = self.predictor.step(key_predict, x_t, state, t=t, s=s, denoiser=denoiser)
+
+        def correct(x: Sample, key: RandomKey) -> tuple[Sample, None]:
+            sigma = process.schedule.sigma(s)
+            size = self.snr**2 * sigma
+            z = process.sample_noise(key, x.shape)
+            return x - size * denoiser(x, s).noise + jnp.sqrt(2 * size * sigma) * z, None
+
         keys = jax.random.split(key_correct, self.corrections)
-        return _correct(keys, x_s, s, denoiser, self.snr), state
+        return jax.lax.cond(s > 0, lambda: jax.lax.scan(correct, x_s, keys)[0], lambda: x_s), state
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@static_dataclass
 class Langevin(Stateless):
     """Annealed Langevin dynamics of Song & Ermon 2019: Langevin steps alone, at each of the timesteps.
 
-    It is made for variance-exploding schedules. The step to t = 0 returns x̂_0.
-
-    Args:
-      corrections, snr: as for `PredictorCorrector`.
+    It suits variance-exploding schedules. The step to t = 0 returns x̂_0. The fields are as for `PredictorCorrector`.
     """
 
     corrections: int = 5
     snr: float = 0.16
 
     def __post_init__(self) -> None:
-        _check_corrections(self.corrections, self.snr)
+        PredictorCorrector(self.corrections, self.snr)  # validates the fields
 
-    def step(
-        self, key: RandomKey, x_t: Sample, state: None, *, t: Time, s: Time, denoiser: Denoiser
-    ) -> tuple[Sample, None]:
-        check_times(t, s)
-        schedule = require_gaussian(denoiser.process).schedule
+    def advance(self, key: RandomKey, x_t: Sample, *, t: Time, s: Time, denoiser: Denoiser) -> Sample:
+        corrector = PredictorCorrector(self.corrections, self.snr, predictor=_Rescale())
+        return corrector.step(key, x_t, None, t=t, s=s, denoiser=denoiser)[0]
+
+
+@static_dataclass
+class _Rescale(Stateless):
+    """Rescale x to the new α, and return x̂_0 at s = 0."""
+
+    def advance(self, key: RandomKey, x_t: Sample, *, t: Time, s: Time, denoiser: Denoiser) -> Sample:
+        schedule = denoiser.process.schedule
         ratio = jnp.where(schedule.alpha(t) > 0, schedule.alpha(s) / schedule.alpha(t), 1.0)
-        x_s = jax.lax.cond(s > 0, lambda: ratio * x_t, lambda: schedule.alpha(s) * denoiser(x_t, t).x0)
-        keys = jax.random.split(jax.random.split(key)[1], self.corrections)
-        return _correct(keys, x_s, s, denoiser, self.snr), None
+        return jax.lax.cond(s > 0, lambda: ratio * x_t, lambda: schedule.alpha(s) * denoiser(x_t, t).x0)
 
 
-def _correct(keys: Key[Array, " n"], x_s: Sample, s: Time, denoiser: Denoiser, snr: float) -> Sample:
-    """A Langevin step at time s for each key."""
-    process = denoiser.process
-
-    def correct(x: Sample, key: RandomKey) -> tuple[Sample, None]:
-        sigma = process.schedule.sigma(s)
-        size = snr**2 * sigma
-        z = process.sample_noise(key, x.shape)
-        return x - size * denoiser(x, s).noise + jnp.sqrt(2 * size * sigma) * z, None
-
-    return jax.lax.cond(s > 0, lambda: jax.lax.scan(correct, x_s, keys)[0], lambda: x_s)
-
-
-def _check_corrections(corrections: int, snr: float) -> None:
-    if corrections < 1:
-        raise InputError(f"corrections = {corrections}; take at least 1 Langevin step, or another sampler")
-    if not snr > 0:
-        raise InputError(f"snr = {snr}; the step size (snr·σ)² must be above 0")
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@static_dataclass
 class EDM(Stateless):
-    """The stochastic sampler of Karras et al. 2022 (algorithm 2): two network calls a step (one in the last).
+    """The stochastic sampler of Karras et al. 2022 (algorithm 2): two network calls per step (one in the last).
 
     Args:
-      gamma: the share by which σ/α is raised before each step: min(S_churn/N, √2 − 1) there, for N steps.
-      low, high: where it is raised: S_tmin <= σ/α <= S_tmax.
-      noise: the standard deviation of the noise that raises it, S_noise.
+      gamma: the factor 1 + gamma raises σ/α before each step; min(S_churn/N, √2 − 1) in the source, for N steps.
+      low, high: S_tmin and S_tmax: σ/α is raised where low <= σ/α <= high.
+      noise: S_noise, the standard deviation of the added noise.
     """
 
     gamma: float = 0.4
@@ -164,20 +143,17 @@ class EDM(Stateless):
         if self.gamma < 0 or self.noise < 0:
             raise InputError(f"gamma = {self.gamma}, noise = {self.noise}; both must be at least 0")
         if not 0 <= self.low <= self.high:
-            raise InputError(f"low = {self.low}, high = {self.high}; the rule is 0 <= low <= high")
+            raise InputError(f"low = {self.low}, high = {self.high}; must satisfy 0 <= low <= high")
 
-    def step(
-        self, key: RandomKey, x_t: Sample, state: None, *, t: Time, s: Time, denoiser: Denoiser
-    ) -> tuple[Sample, None]:
-        check_times(t, s)
+    def advance(self, key: RandomKey, x_t: Sample, *, t: Time, s: Time, denoiser: Denoiser) -> Sample:
         process = require_gaussian(denoiser.process)
         schedule = process.schedule
         alpha, ratio = schedule.alpha(t), jnp.exp(-schedule.log_snr(t) / 2)
         raised = ratio * (1 + self.gamma)
-        # Not above the noise of t = 1, the most that the model was trained with.
+        # No more noise than at t = 1: the model was trained with no more.
         within = (ratio >= self.low) & (ratio <= self.high) & (raised < jnp.exp(-schedule.log_snr(1.0) / 2))
         earlier = jnp.where(within, schedule.time(-2 * jnp.log(raised)), t)
         z = self.noise * process.sample_noise(key, x_t.shape)
         back = x_t / jnp.where(alpha > 0, alpha, 1) + jnp.sqrt(jnp.where(within, raised**2 - ratio**2, 0)) * z
         x = jnp.where(within, schedule.alpha(earlier) * back, x_t)
-        return Heun().step(key, x, None, t=earlier, s=s, denoiser=denoiser)
+        return Heun().advance(key, x, t=earlier, s=s, denoiser=denoiser)

@@ -5,11 +5,11 @@
     log_snr     λ at equal spacing     (Lu et al. 2022, "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic …")
     karras      (σ/α)^{1/ρ} at equal spacing, ρ = 7     (Karras et al. 2022, equation 5)
 
-The last two space t_0 … t_{N−1} between t = 1 and a last time before the data, 1/T on a discrete schedule and 1e-3 on a
-continuous one; a last step goes to 0, where λ may be infinite. If it is so at t = 1 (α_1 = 0), they start from 0.999.
+The last two space t_0 … t_{N−1} between t = 1 and a last time before the data: 1/T on a discrete schedule, 1e-3 on a
+continuous one. A last step goes to 0, where λ may be infinite. If λ_1 is infinite (α_1 = 0), they start from 0.999.
 
-On a discrete schedule of T timesteps each of these times is moved to the nearest k/T, distinct and with the ends kept.
-Times given as a list are taken as they are: a discrete schedule interpolates between its own.
+On a discrete schedule of T timesteps each rule's times are moved to the nearest distinct k/T, with the ends kept. Times
+given as a list are not moved: a discrete schedule interpolates between its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from jaxdiff.typing import InputError
 
 Timesteps = str | Sequence[float] | Float[np.ndarray, " times"]
 
-_EDGE = 1e-3  # the distance from an end of the path, where λ may be infinite, on a continuous schedule
+_EDGE = 1e-3  # the distance kept from an end of the path where λ may be infinite
 
 
 def uniform(steps: int, schedule: Schedule) -> Float[np.ndarray, " {steps}+1"]:
@@ -38,26 +38,24 @@ def quadratic(steps: int, schedule: Schedule) -> Float[np.ndarray, " {steps}+1"]
 
 def log_snr(steps: int, schedule: Schedule) -> Float[np.ndarray, " {steps}+1"]:
     """Return falling times at which the log-SNR has equal spacing, and 0."""
-    first, last = _ends(schedule)
-    return _at(np.linspace(first, last, steps), schedule)
+    return _at(np.linspace(*_ends(schedule), steps), schedule)
 
 
 def karras(steps: int, schedule: Schedule, rho: float = 7.0) -> Float[np.ndarray, " {steps}+1"]:
     """Return falling times at which (σ/α)^{1/ρ} has equal spacing, and 0."""
-    first, last = _ends(schedule)
-    roots = np.linspace(np.exp(-first / (2 * rho)), np.exp(-last / (2 * rho)), steps)
-    return _at(-2 * rho * np.log(roots), schedule)
+    first, last = (np.exp(-end / (2 * rho)) for end in _ends(schedule))
+    return _at(-2 * rho * np.log(np.linspace(first, last, steps)), schedule)
 
 
 def _ends(schedule: Schedule) -> tuple[float, float]:
-    """The log-SNR at the noisy and at the clean end of the spacing."""
+    """Return the log-SNR at the noisy and at the clean end of the spacing."""
     last = 1 / schedule.num_timesteps if schedule.num_timesteps else _EDGE
     noisiest = float(schedule.log_snr(1.0))
     return noisiest if np.isfinite(noisiest) else float(schedule.log_snr(1 - _EDGE)), float(schedule.log_snr(last))
 
 
 def _at(log_snrs: Float[np.ndarray, " steps"], schedule: Schedule) -> Float[np.ndarray, " {len(log_snrs)}+1"]:
-    """The times of these log-SNRs, with the ends at 1 and 0."""
+    """Return the times of these log-SNRs and 0, the first of them set to 1."""
     times = np.append(np.asarray(schedule.time(jnp.asarray(log_snrs, float)), np.float64), 0.0)
     times[0] = 1.0
     return times
@@ -72,16 +70,11 @@ TIMESTEPS: dict[str, Callable[[int, Schedule], Float[np.ndarray, " times"]]] = {
 
 
 def make(timesteps: Timesteps, steps: int | None, schedule: Schedule) -> Float[np.ndarray, " times"]:
-    """Return the falling times t_0 > … > t_N of a sampler, in float64.
-
-    Args:
-      timesteps: the name of a rule (a key of `TIMESTEPS`), or the times themselves.
-      steps: N; for given times, None or their number less one.
-      schedule: if it is discrete, every rule visits its own timesteps.
+    """Return the falling times t_0 > … > t_N of a sampler, in float64: those of a rule in `TIMESTEPS`, or given ones.
 
     Raises:
-      InputError: if the rule is unknown; if steps < 1 or more than a discrete schedule has; if given times do not
-        fall strictly, or leave [0, 1].
+      InputError: if the rule is unknown; if N = steps is below 1 or more than a discrete schedule has; if given times
+        do not fall strictly, leave [0, 1], or are not steps + 1 (`steps` may be None).
     """
     if isinstance(timesteps, str):
         steps = check(timesteps, steps, schedule)
@@ -106,11 +99,7 @@ def check_name(timesteps: str) -> None:
 
 
 def check(timesteps: str, steps: int | None, schedule: Schedule) -> int:
-    """Return the number of steps if the rule can make so many for the schedule; computes nothing.
-
-    Raises:
-      InputError: as `make`.
-    """
+    """Return the number of steps, or raise as `make` if the rule can't make so many for the schedule."""
     check_name(timesteps)
     if steps is None or steps < 1:
         raise InputError(f"steps = {steps}; a sampler needs at least 1 step")
@@ -123,7 +112,7 @@ def check(timesteps: str, steps: int | None, schedule: Schedule) -> int:
 
 
 def _snap(times: Float[np.ndarray, " n"], num_timesteps: int) -> Float[np.ndarray, " n"]:
-    """The nearest distinct k/num_timesteps: rounded, then pushed apart from the data's end, where times crowd."""
+    """Return the nearest distinct k/num_timesteps: round, then push apart from the data's end, where times crowd."""
     k = np.round(times * num_timesteps).astype(int)
     for i in range(len(k) - 2, -1, -1):
         k[i] = max(k[i], k[i + 1] + 1)

@@ -3,12 +3,11 @@
     λ_t = log(α_t²/σ_t²)      log-SNR, strictly falling in t; t = 0 is data (σ_0 = 0, λ_0 = ∞ unless noted below)
     variance preserving       α² + σ² = 1, so that log α = −½ softplus(−λ) and σ² = −expm1(2 log α)
 
-A discrete schedule of T steps (`Linear`, `Cosine`, `Discrete`) has step k = 0…T at t = k/T with α = √ᾱ_k and ᾱ_0 = 1.
-Between steps log α is interpolated linearly, which makes it a continuous schedule too: exact at every step, with a
-log-SNR, its inverse and a (one-sided) derivative everywhere.
+A discrete schedule (`Linear`, `Cosine`, `Discrete`) has step k = 0…T at t = k/T with α = √ᾱ_k and ᾱ_0 = 1. Linear
+interpolation of log α makes it continuous too: exact at steps, with an inverse and one-sided derivatives everywhere.
 
-Every schedule is a pytree and passes through `jax.jit`; only the arrays of `Learned` are leaves, the numbers of the
-others are part of the program. It computes in the dtype of `t` (float32 for a Python number, float64 under x64).
+Every schedule is a pytree and passes through `jax.jit`. The arrays of `Learned` are its leaves; all other numbers are
+compiled in. Results have the dtype of `t` (float32 for a Python number, float64 under x64).
 
 The log-SNR at both ends, with the defaults (T = 1000):
 
@@ -22,14 +21,13 @@ The log-SNR at both ends, with the defaults (T = 1000):
     learned             13.3     −5               `log_snr_max`, `log_snr_min`, or learned
 
 λ_0 = ∞ means σ_0 = 0: the last sampling step ends on clean data, training never draws t = 0 (`time_sampling`), dλ/dt is
-infinite at 0, and timesteps uniform in λ must stop at a t > 0. If λ_0 is finite, the data at t = 0 have noise of
-σ_0 = 4.5e-5 (truncated cosine), 2e-3 (EDM) or 1.3e-3 (learned), which a likelihood must account for.
+infinite at 0, and timesteps uniform in λ must stop at a t > 0. If λ_0 is finite, likelihoods must account for the noise
+left at t = 0: σ_0 is 4.5e-5 (truncated cosine), 2e-3 (EDM) or 1.3e-3 (learned).
 
 λ_1 = −∞ means α_1 = 0, where eps and the score do not determine x_0: predict v or velocity, or use a schedule with
-α_1 > 0. A finite λ_1 leaves a fraction e^{λ_1/2} of the data, relative to the noise, in x_1, which samplers neglect:
-6e-3 for the linear schedule, but 0.08 for the learned one, whose −5 is meant for a bound that accounts for it; lower it
-for sampling. The sigmoid falls from −8 to −20, and the cosine from −13, within the last thousandth of t: a sampler
-crosses that in its first step.
+α_1 > 0. If λ_1 is finite, samplers neglect the data left in x_1, relative to the noise e^{λ_1/2}: 6e-3 for the linear
+schedule but 0.08 for the learned one. Its −5 is meant for a bound that accounts for it; lower it for sampling. Within
+the last thousandth of t, which a sampler crosses in its first step, λ falls from −8 (sigmoid) or −13 (cosine) to −20.
 
 Sources: Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (linear); Nichol & Dhariwal 2021, "Improved
 Denoising Diffusion Probabilistic Models" (cosine); Song et al. 2021, "Score-Based Generative Modeling through
@@ -47,26 +45,8 @@ from jaxdiff.schedules.continuous import EDM, VE, VP, Flow, Sigmoid, TruncatedCo
 from jaxdiff.schedules.discrete import Cosine, Discrete, Linear
 from jaxdiff.schedules.learned import Learned
 
-__all__ = [
-    "EDM",
-    "SCHEDULES",
-    "VE",
-    "VP",
-    "Cosine",
-    "Discrete",
-    "Flow",
-    "Learned",
-    "Linear",
-    "Schedule",
-    "Sigmoid",
-    "Times",
-    "TruncatedCosine",
-    "Values",
-    "VariancePreserving",
-    "check_times",
-    "log_snr_rate",
-    "rates",
-]
+__all__ = ["SCHEDULES", "Schedule", "Times", "Values", "VariancePreserving", "check_times", "log_snr_rate", "rates"]
+__all__ += ["EDM", "VE", "VP", "Cosine", "Discrete", "Flow", "Learned", "Linear", "Sigmoid", "TruncatedCosine"]
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "linear": Linear,

@@ -1,11 +1,7 @@
-"""The interface of a schedule, and what all schedules share.
+"""The interface of a schedule, its derivatives, and the formulas that schedules share."""
 
-Rates are computed by forward-mode differentiation, exact to rounding. If variance is preserved,
-
-    log α = −½ softplus(−λ),  σ² = −expm1(2 log α)
-"""
-
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -35,16 +31,18 @@ class Schedule(Protocol):
 
 
 def rates(schedule: Schedule, t: Times) -> tuple[Values, Values]:
-    """Return (dα/dt, dσ/dt) at t. dσ/dt is +∞ where σ leaves 0 like a square root."""
-    t = as_float(t)
-    one = jnp.ones_like(t)
-    return jax.jvp(schedule.alpha, (t,), (one,))[1], jax.jvp(schedule.sigma, (t,), (one,))[1]
+    """Return (dα/dt, dσ/dt) at t, exact to rounding. dσ/dt is +∞ where σ leaves 0 like a square root."""
+    return _derivative(schedule.alpha, t), _derivative(schedule.sigma, t)
 
 
 def log_snr_rate(schedule: Schedule, t: Times) -> Values:
     """Return dλ/dt < 0 at t; −∞ where λ is infinite. At a step of a discrete schedule, the derivative from below."""
+    return _derivative(schedule.log_snr, t)
+
+
+def _derivative(f: Callable[[Times], Values], t: Times) -> Values:
     t = as_float(t)
-    return jax.jvp(schedule.log_snr, (t,), (jnp.ones_like(t),))[1]
+    return jax.jvp(f, (t,), (jnp.ones_like(t),))[1]
 
 
 def as_float(t: Times) -> Values:
@@ -52,17 +50,13 @@ def as_float(t: Times) -> Values:
 
 
 def check_times(t: Times, s: Times | None = None) -> None:
-    """Check that times are in [0, 1] and that s < t. Traced times pass: they have no values yet.
-
-    Raises:
-      InputError: if not.
-    """
+    """Raise an InputError unless all times are in [0, 1] and s < t. Traced times pass: they have no values yet."""
     known = {name: np.asarray(time) for name, time in (("t", t), ("s", s)) if time is not None and not is_traced(time)}
     for name, value in known.items():
         if not np.all((value >= 0) & (value <= 1)):
-            raise InputError(f"{name} = {value}; the rule is 0 <= {name} <= 1, where 0 is data and 1 is noise")
+            raise InputError(f"{name} = {value}; must satisfy 0 <= {name} <= 1, where 0 is data and 1 is noise")
     if len(known) == 2 and not np.all(known["s"] < known["t"]):
-        raise InputError(f"t = {known['t']}, s = {known['s']}; the rule is s < t, as a step goes towards 0: swap them")
+        raise InputError(f"t = {known['t']}, s = {known['s']}; must satisfy s < t, as a step goes towards 0: swap them")
 
 
 @jax.custom_jvp
@@ -75,13 +69,19 @@ one_minus_exp.defjvps(lambda dx, _, x: -jnp.exp(x) * dx)
 
 
 def log_alpha_of(log_snr: Times) -> Values:
-    """Return log α of a variance-preserving path from its log-SNR; accurate at both ends."""
+    """Return log α = −½ softplus(−λ) of a variance-preserving path; accurate at both ends."""
     return -0.5 * jax.nn.softplus(-as_float(log_snr))
+
+
+def interpolate(t: Times, first: Any, last: Any) -> Values:
+    """Return (1 − t) first + t last, exact at both ends."""
+    t = as_float(t)
+    return (1 - t) * first + t * last
 
 
 @runtime_checkable
 class VariancePreserving(Schedule, Protocol):
-    """A schedule with α² + σ² = 1. Subclasses define log α and `time`."""
+    """A schedule with σ² = 1 − α² = −expm1(2 log α). Subclasses define log α and `time`."""
 
     def log_alpha(self, t: Times) -> Values: ...
 

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.schedules.base import Schedule, Times, Values, VariancePreserving, as_float, log_alpha_of, one_minus_exp
+from jaxdiff.schedules.base import Schedule, Times, Values, VariancePreserving, as_float, interpolate, one_minus_exp
 from jaxdiff.typing import InputError, pytree, static
 
 
@@ -20,10 +20,9 @@ class VP(VariancePreserving):
     beta_max: float = static(default=20.0)
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_min < self.beta_max:
-            raise InputError(
-                f"beta_min = {self.beta_min}, beta_max = {self.beta_max}; the rule is 0 < beta_min < beta_max"
-            )
+        low, high = self.beta_min, self.beta_max
+        if not 0 < low < high:
+            raise InputError(f"beta_min = {low}, beta_max = {high}; must satisfy 0 < beta_min < beta_max")
 
     def log_alpha(self, t: Times) -> Values:
         t = as_float(t)
@@ -31,53 +30,44 @@ class VP(VariancePreserving):
 
     def time(self, log_snr: Times) -> Values:
         a, b = (self.beta_max - self.beta_min) / 4, self.beta_min / 2
-        c = jnp.minimum(-log_alpha_of(log_snr), a + b)  # its value at t = 1, as an infinite c gives inf/inf
+        c = jnp.minimum(0.5 * jax.nn.softplus(-as_float(log_snr)), a + b)  # −log α; an infinite one would give inf/inf
         return jnp.clip(2 * c / (b + jnp.sqrt(b**2 + 4 * a * c)), 0, 1)
 
 
 @pytree
 class TruncatedCosine(VariancePreserving):
-    """α = cos φ, σ = sin φ with the angle φ linear in t, between the angles of two log-SNRs, λ = −2 log tan φ.
+    """α = cos φ, σ = sin φ, λ = −2 log tan φ with φ linear in t (Ho & Salimans 2022, section 3).
 
-    The untruncated cosine has λ = ±∞ at its ends; the affine map of the angle meets `log_snr_max` at t = 0 and
-    `log_snr_min` at t = 1 exactly and stays smooth (Ho & Salimans 2022, section 3). So σ_0 = e^{−log_snr_max/2},
-    4.5e-5 by default: too small to see, large enough to divide by.
+    λ is `log_snr_max` at t = 0 and `log_snr_min` at t = 1, exactly; untruncated, it would be ±∞. So σ_0 =
+    e^{−log_snr_max/2}, 4.5e-5 by default: too small to see, large enough to divide by.
     """
 
     log_snr_max: float = static(default=20.0)
     log_snr_min: float = static(default=-20.0)
 
     def __post_init__(self) -> None:
-        if not self.log_snr_min < self.log_snr_max:
-            raise InputError(
-                f"log_snr_min = {self.log_snr_min}, log_snr_max = {self.log_snr_max}; "
-                "the rule is log_snr_min < log_snr_max"
-            )
+        low, high = self.log_snr_min, self.log_snr_max
+        if not low < high:
+            raise InputError(f"log_snr_min = {low}, log_snr_max = {high}; must satisfy log_snr_min < log_snr_max")
 
-    def _angle(self, t: Times) -> Values:
-        """φ, affine in t."""
-        t = as_float(t)
-        return (1 - t) * math.atan(math.exp(-self.log_snr_max / 2)) + t * math.atan(math.exp(-self.log_snr_min / 2))
-
-    def _complement(self, t: Times) -> Values:
-        """π/2 − φ, without cancellation."""
-        t = as_float(t)
-        return (1 - t) * math.atan(math.exp(self.log_snr_max / 2)) + t * math.atan(math.exp(self.log_snr_min / 2))
+    def _angles(self, sign: int) -> list[float]:
+        """φ at t = 0 and t = 1 for sign −1; π/2 − φ, without cancellation, for sign 1."""
+        return [math.atan(math.exp(sign * end / 2)) for end in (self.log_snr_max, self.log_snr_min)]
 
     def log_alpha(self, t: Times) -> Values:
         return jnp.log(self.alpha(t))
 
     def alpha(self, t: Times) -> Values:
-        return jnp.sin(self._complement(t))
+        return jnp.sin(interpolate(t, *self._angles(1)))
 
     def sigma(self, t: Times) -> Values:
-        return jnp.sin(self._angle(t))
+        return jnp.sin(interpolate(t, *self._angles(-1)))
 
     def log_snr(self, t: Times) -> Values:
         return 2 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
 
     def time(self, log_snr: Times) -> Values:
-        first, last = math.atan(math.exp(-self.log_snr_max / 2)), math.atan(math.exp(-self.log_snr_min / 2))
+        first, last = self._angles(-1)
         angle = jnp.arctan(jnp.exp(-0.5 * as_float(log_snr)))
         return jnp.clip((angle - first) / (last - first), 0, 1)
 
@@ -90,9 +80,9 @@ class Sigmoid(VariancePreserving):
 
         ᾱ = (S(e) − S(u))/(S(e) − S(s)),      u = s + w r,    r from 0 to 1
 
-    which is 1 at r = 0 and 0 at r = 1. Published code clips ᾱ at 1e-9, which leaves λ constant there. Here r = c t with
-    the c < 1 (1 − c = 7e-9 by default) for which λ is `log_snr_min` at t = 1, so that α_1 > 0 and λ falls to the end.
-    Both ᾱ and 1 − ᾱ are computed as products, without cancellation (q = u − s, p = e − u):
+    Published code clips ᾱ at 1e-9, which makes λ constant near r = 1. Here r = c t, where c < 1 makes λ equal to
+    `log_snr_min` at t = 1 (1 − c = 7e-9 by default), so that α_1 > 0 and λ falls all the way. Both ᾱ and 1 − ᾱ are
+    computed as products, without cancellation (q = u − s, p = e − u):
 
         ᾱ = S(−u)(1 − e^{−p})/(S(−s)(1 − e^{−w})),   1 − ᾱ = S(u)(1 − e^{−q})/(S(e)(1 − e^{−w}))
         q = log(1 + (A − B)/(e^λ + B)),              A = S(e)/S(s),  B = S(−e)/S(−s)
@@ -104,37 +94,30 @@ class Sigmoid(VariancePreserving):
     log_snr_min: float = static(default=-20.0)
 
     def __post_init__(self) -> None:
+        ends = f"start = {self.start}, end = {self.end}; must satisfy"
         if not self.start < self.end:
-            raise InputError(f"start = {self.start}, end = {self.end}; the rule is start < end")
+            raise InputError(f"{ends} start < end")
         if not self.tau > 0 or max(abs(self.start), abs(self.end)) > 80 * self.tau:
-            raise InputError(
-                f"tau = {self.tau} with start = {self.start}, end = {self.end}; the rule is tau > 0 with start/tau and "
-                "end/tau within ±80, where float32 still holds their sigmoids"
-            )
+            within = "start/tau and end/tau within ±80, where float32 still holds their sigmoids"
+            raise InputError(f"tau = {self.tau} with {ends} tau > 0 with {within}")
         if not -80 <= self.log_snr_min <= 80:
-            raise InputError(f"log_snr_min = {self.log_snr_min}; the rule is −80 <= log_snr_min <= 80")
+            raise InputError(f"log_snr_min = {self.log_snr_min}; must satisfy −80 <= log_snr_min <= 80")
 
-    def _odds(self) -> tuple[float, float]:
-        """A > 1 and B < 1."""
+    def _constants(self) -> tuple[float, float, float, float]:
+        """A > 1, B < 1, and q and p at t = 1; p is q with the ends swapped."""
         s, e = self.start / self.tau, self.end / self.tau
-        return _sigmoid(e) / _sigmoid(s), _sigmoid(-e) / _sigmoid(-s)
-
-    def _reach(self) -> tuple[float, float]:
-        """q and p at t = 1; p is q with the ends swapped."""
-        a, b = self._odds()
+        a, b = _sigmoid(e) / _sigmoid(s), _sigmoid(-e) / _sigmoid(-s)
         odds = math.exp(self.log_snr_min)
-        return math.log1p((a - b) / (odds + b)), math.log1p((1 / b - 1 / a) / (1 / odds + 1 / a))
+        return a, b, math.log1p((a - b) / (odds + b)), math.log1p((1 / b - 1 / a) / (1 / odds + 1 / a))
 
     def _parts(self, t: Times) -> tuple[Values, Values]:
         """ᾱ and 1 − ᾱ."""
-        t = as_float(t)
-        s, e = self.start / self.tau, self.end / self.tau
-        w, (q_last, p_last) = e - s, self._reach()
-        q, p = q_last * t, w * (1 - t) + p_last * t
-        whole = -math.expm1(-w)
+        s, e, (_, _, q_last, p_last) = self.start / self.tau, self.end / self.tau, self._constants()
+        q, p = q_last * as_float(t), interpolate(t, e - s, p_last)
+        whole = -math.expm1(s - e)
         content = jax.nn.sigmoid(-s - q) * one_minus_exp(-p) / (_sigmoid(-s) * whole)
         noise = jax.nn.sigmoid(s + q) * one_minus_exp(-q) / (_sigmoid(e) * whole)
-        return jnp.where(noise < 0.5, 1 - noise, content), noise  # so that ᾱ_0 is 1, and not 1 to rounding
+        return jnp.where(noise < 0.5, 1 - noise, content), noise  # ᾱ_0 is exactly 1
 
     def log_alpha(self, t: Times) -> Values:
         return 0.5 * jnp.log(self._parts(t)[0])
@@ -150,49 +133,53 @@ class Sigmoid(VariancePreserving):
         return jnp.log(content) - jnp.log(noise)
 
     def time(self, log_snr: Times) -> Values:
-        a, b = self._odds()
+        a, b, q_last, _ = self._constants()
         odds = jnp.exp(jnp.maximum(as_float(log_snr), self.log_snr_min))
-        return jnp.clip(jnp.log1p((a - b) / (odds + b)) / self._reach()[0], 0, 1)
+        return jnp.clip(jnp.log1p((a - b) / (odds + b)) / q_last, 0, 1)
+
+
+class _Exploding(Schedule):
+    """α = 1; `sigma_min` < `sigma_max`."""
+
+    sigma_min: float
+    sigma_max: float
+
+    def __post_init__(self) -> None:
+        low, high = self.sigma_min, self.sigma_max
+        if not 0 < low < high:
+            raise InputError(f"sigma_min = {low}, sigma_max = {high}; must satisfy 0 < sigma_min < sigma_max")
+
+    def alpha(self, t: Times) -> Values:
+        return jnp.ones_like(as_float(t))
 
 
 @pytree
-class VE(Schedule):
+class VE(_Exploding):
     """α = 1, σ_t² = σ_min² (r^{2t} − 1) with r = σ_max/σ_min: variance exploding.
 
-    This is the variance that the SDE of Song et al. 2021 (equation 30) adds from 0 to t, so that σ_0 = 0. Their own
-    kernel has σ_min at t = 0, and so a discontinuity.
+    The SDE of Song et al. 2021 (equation 30) adds this variance from 0 to t; their own kernel jumps to σ_min at t = 0.
     """
 
     sigma_min: float = static(default=0.01)
     sigma_max: float = static(default=50.0)
 
-    def __post_init__(self) -> None:
-        _check_sigmas(self.sigma_min, self.sigma_max)
-
-    def _log_ratio(self) -> float:
-        return math.log(self.sigma_max / self.sigma_min)
-
-    def alpha(self, t: Times) -> Values:
-        return jnp.ones_like(as_float(t))
-
     def sigma(self, t: Times) -> Values:
-        return self.sigma_min * jnp.sqrt(jnp.expm1(2 * as_float(t) * self._log_ratio()))
+        return self.sigma_min * jnp.sqrt(jnp.expm1(2 * as_float(t) * math.log(self.sigma_max / self.sigma_min)))
 
     def log_snr(self, t: Times) -> Values:
         return -2 * jnp.log(self.sigma(t))
 
     def time(self, log_snr: Times) -> Values:
-        variance = jnp.exp(-as_float(log_snr))
-        return jnp.clip(jnp.log1p(variance / self.sigma_min**2) / (2 * self._log_ratio()), 0, 1)
+        growth = jnp.log1p(jnp.exp(-as_float(log_snr)) / self.sigma_min**2)
+        return jnp.clip(growth / (2 * math.log(self.sigma_max / self.sigma_min)), 0, 1)
 
 
 @pytree
-class EDM(Schedule):
+class EDM(_Exploding):
     """α = 1, σ_t = (σ_min^{1/ρ} + t (σ_max^{1/ρ} − σ_min^{1/ρ}))^ρ (Karras et al. 2022, equation 5).
 
-    The equation's i/(N − 1) is 1 − t, so that uniform timesteps are the paper's. σ_0 = σ_min; the paper's sampler adds
-    one step to σ = 0. By default σ_0 = 0.002, a quarter of a grey level of 8 bits over
-    [−1, 1]: too small to see, large enough to divide by.
+    With the equation's i/(N − 1) = 1 − t, uniform timesteps are the paper's; its sampler adds one step to σ = 0. By
+    default σ_0 = 0.002, a quarter of a grey level of 8 bits over [−1, 1]: too small to see, large enough to divide by.
     """
 
     sigma_min: float = static(default=0.002)
@@ -200,26 +187,19 @@ class EDM(Schedule):
     rho: float = static(default=7.0)
 
     def __post_init__(self) -> None:
-        _check_sigmas(self.sigma_min, self.sigma_max)
+        super().__post_init__()
         if not self.rho > 0:
-            raise InputError(f"rho = {self.rho}; the rule is rho > 0")
+            raise InputError(f"rho = {self.rho}; must satisfy rho > 0")
 
     def _roots(self) -> tuple[float, float]:
         """σ^{1/ρ} at both ends."""
         return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
 
-    def _root(self, t: Times) -> Values:
-        t, (first, last) = as_float(t), self._roots()
-        return (1 - t) * first + t * last
-
-    def alpha(self, t: Times) -> Values:
-        return jnp.ones_like(as_float(t))
-
     def sigma(self, t: Times) -> Values:
-        return self._root(t) ** self.rho
+        return interpolate(t, *self._roots()) ** self.rho
 
     def log_snr(self, t: Times) -> Values:
-        return -2 * self.rho * jnp.log(self._root(t))
+        return -2 * self.rho * jnp.log(interpolate(t, *self._roots()))
 
     def time(self, log_snr: Times) -> Values:
         first, last = self._roots()
@@ -246,8 +226,3 @@ class Flow(Schedule):
 
 def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
-
-
-def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
-    if not 0 < sigma_min < sigma_max:
-        raise InputError(f"sigma_min = {sigma_min}, sigma_max = {sigma_max}; the rule is 0 < sigma_min < sigma_max")

@@ -4,12 +4,12 @@
     g(t) = κ t + (1 − κ)(γ̃(t) − γ̃(0))/(γ̃(1) − γ̃(0)),     κ = 1/128
     λ_t  = (1 − g) λ_0 + g λ_1,     α² = S(λ),  σ² = S(−λ)
 
-with S the sigmoid. The paper's γ̃ is l1(t) + l3(S(l2(l1(t)))) with positive weights, normalized by the same quotient,
-which cancels the scale and the bias of l1; both are left out, and l2 reads t. The linear share κ is ours: without it
-large weights make λ constant to rounding, and with it the slope is at least κ(λ_0 − λ_1) for any parameters.
+S is the sigmoid. The paper's γ̃ is l1(t) + l3(S(l2(l1(t)))) with positive weights. The quotient cancels the scale and
+the bias of l1, so both are left out and l2 reads t. The linear share κ is ours: it keeps the slope at κ(λ_0 − λ_1) or
+more for any parameters, where large weights would otherwise make λ constant to rounding.
 
 The quotient is computed as G/(G + Ḡ) with G = γ̃(t) − γ̃(0) and Ḡ = γ̃(1) − γ̃(t). One of them is 0 at each end, so that
-λ_0 and λ_1 are met exactly. Neither cancels: S(u) − S(v) = S(u) S(−v)(1 − e^{v−u}).
+λ_0 and λ_1 are exact there. Neither cancels: S(u) − S(v) = S(u) S(−v)(1 − e^{v−u}).
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.schedules.base import Times, Values, VariancePreserving, as_float, one_minus_exp
+from jaxdiff.schedules.base import Times, Values, VariancePreserving, as_float, interpolate, log_alpha_of, one_minus_exp
 from jaxdiff.typing import InputError, RandomKey, Scalar, pytree, static
 
 LINE = 1 / 128  # κ, a power of 2, so that κ + (1 − κ) is 1
@@ -25,10 +25,10 @@ LINE = 1 / 128  # κ, a power of 2, so that κ + (1 − κ) is 1
 
 @pytree(eq=False)
 class Learned(VariancePreserving):
-    """The log-SNR is a monotone network, made by `init`. Its arrays are the parameters, any real numbers.
+    """A schedule whose log-SNR is a monotone network, made by `init`. Its arrays may hold any real numbers.
 
-    `ends` moves the end points: λ_0 = log_snr_max + f(ends[0]), λ_1 = log_snr_min − f(ends[1]), where f(x) = x for
-    x > 0 and x/(1 − x/a) below, a = 7/16 of the range, so that the ends never meet. None keeps both constant.
+    `ends` moves the end points: λ_0 = log_snr_max + f(ends[0]) and λ_1 = log_snr_min − f(ends[1]), where f(x) = x for
+    x > 0 and x/(1 − x/a) below, with a = 7/16 of the range, so that they never meet. None keeps both constant.
     """
 
     slopes: Any  # arrays of shape (n,), or what JAX puts in their place (axes, shapes, shardings)
@@ -39,9 +39,9 @@ class Learned(VariancePreserving):
     log_snr_min: float = static()
 
     def __post_init__(self) -> None:
-        first, last = self.log_snr_max, self.log_snr_min
-        if not last < first:
-            raise InputError(f"log_snr_min = {last}, log_snr_max = {first}; the rule is log_snr_min < log_snr_max")
+        low, high = self.log_snr_min, self.log_snr_max
+        if not low < high:
+            raise InputError(f"log_snr_min = {low}, log_snr_max = {high}; must satisfy log_snr_min < log_snr_max")
 
     @classmethod
     def init(
@@ -53,17 +53,11 @@ class Learned(VariancePreserving):
         hidden: int = 1024,
         learn_ends: bool = False,
     ) -> "Learned":
-        """Return a schedule whose log-SNR falls nearly linearly at first, from `log_snr_max` to `log_snr_min`.
+        """Return a schedule of `hidden` sigmoids whose log-SNR is, before training, nearly linear in t.
 
-        Args:
-          key: draws the initial parameters, in float32; a fixed key by default.
-          log_snr_max: λ_0. This default and that of `log_snr_min` are the paper's.
-          log_snr_min: λ_1.
-          hidden: n, the number of sigmoids.
-          learn_ends: whether λ_0 and λ_1 are parameters too, initialized to these values.
-
-        Raises:
-          InputError: if log_snr_min >= log_snr_max or hidden < 1.
+        `key` draws the parameters, in float32; the default is a fixed key. λ_0 = `log_snr_max` and λ_1 = `log_snr_min`
+        are the paper's by default; `learn_ends` makes parameters of them. Raises an InputError unless λ_1 < λ_0 and
+        hidden >= 1.
         """
         if hidden < 1:
             raise InputError(f"hidden = {hidden}; the network needs at least 1 sigmoid")
@@ -80,21 +74,18 @@ class Learned(VariancePreserving):
             log_snr_min=log_snr_min,
         )
 
-    def log_snr_ends(self) -> tuple[Scalar, Scalar]:
-        """Return (λ_0, λ_1) in the default float dtype."""
-        return self._ends(as_float(0.0))
-
-    def position(self, t: Times) -> Values:
-        """Return where λ_t lies between `log_snr_max` (0) and `log_snr_min` (1), the time that a network is given."""
-        return (self.log_snr_max - self.log_snr(t)) / (self.log_snr_max - self.log_snr_min)
-
-    def _ends(self, like: Values) -> tuple[Scalar, Scalar]:
-        first, last = jnp.asarray(self.log_snr_max, like.dtype), jnp.asarray(self.log_snr_min, like.dtype)
+    def log_snr_ends(self, dtype: Any = float) -> tuple[Scalar, Scalar]:
+        """Return (λ_0, λ_1)."""
+        first, last = jnp.asarray(self.log_snr_max, dtype), jnp.asarray(self.log_snr_min, dtype)
         if self.ends is None:
             return first, last
-        ends, room = jnp.asarray(self.ends, like.dtype), 7 / 16 * (self.log_snr_max - self.log_snr_min)
+        ends, room = jnp.asarray(self.ends, dtype), 7 / 16 * (self.log_snr_max - self.log_snr_min)
         moved = ends / (1 + jax.nn.relu(-ends) / room)  # rounded alike in every compilation, unlike an exponential
         return first + moved[0], last - moved[1]
+
+    def position(self, t: Times) -> Values:
+        """Return the time that a network is given: 0 where λ_t is `log_snr_max`, 1 where it is `log_snr_min`."""
+        return (self.log_snr_max - self.log_snr(t)) / (self.log_snr_max - self.log_snr_min)
 
     def _fall(self, t: Scalar) -> Scalar:
         """g at one t."""
@@ -108,29 +99,27 @@ class Learned(VariancePreserving):
 
     def log_snr(self, t: Times) -> Values:
         t = as_float(t)
-        first, last = self._ends(t)
         g = jax.vmap(self._fall)(t.reshape(-1)).reshape(t.shape)
-        return (1 - g) * first + g * last
+        return interpolate(g, *self.log_snr_ends(t.dtype))
 
     def log_alpha(self, t: Times) -> Values:
-        return -0.5 * jax.nn.softplus(-self.log_snr(t))
+        return log_alpha_of(self.log_snr(t))
 
     def sigma(self, t: Times) -> Values:
-        return jnp.exp(-0.5 * jax.nn.softplus(self.log_snr(t)))
+        return jnp.exp(log_alpha_of(-self.log_snr(t)))
 
     def time(self, log_snr: Times) -> Values:
-        """Invert by bisection to the last bit of 1, then Newton's method; differentiated as an implicit function."""
+        """Invert by bisection, then Newton's method; differentiated as an implicit function."""
         target = as_float(log_snr)
-        first, last = self._ends(target)
+        first, last = self.log_snr_ends(target.dtype)
         inside = jax.vmap(self._root)(jnp.clip(target, last, first).reshape(-1)).reshape(target.shape)
         return jnp.where(target >= first, 0, jnp.where(target <= last, 1, inside))
 
     def _root(self, target: Scalar) -> Scalar:
-        def gap(t: Scalar) -> Scalar:
-            return self.log_snr(t) - target
-
         half = jnp.full_like(target, 0.5)
-        return jax.lax.custom_root(gap, half, _solve, lambda slope, y: y / slope(jnp.ones_like(y)))
+        return jax.lax.custom_root(
+            lambda t: self.log_snr(t) - target, half, _solve, lambda slope, y: y / slope(jnp.ones_like(y))
+        )
 
 
 def _solve(f: Any, t: Scalar) -> Scalar:
@@ -146,6 +135,6 @@ def _solve(f: Any, t: Scalar) -> Scalar:
         value, slope = jax.jvp(f, (t,), (jnp.ones_like(t),))
         return jnp.clip(t - value / slope, low, high)
 
-    halvings = jnp.finfo(t.dtype).nmant + 1
+    halvings = jnp.finfo(t.dtype).nmant + 1  # to the last bit of 1
     low, high = jax.lax.fori_loop(0, halvings, halve, (jnp.zeros_like(t), jnp.ones_like(t)))
     return jax.lax.fori_loop(0, 2, newton, 0.5 * (low + high))

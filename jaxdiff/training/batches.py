@@ -6,15 +6,15 @@ permutation(seed, p // N)[p mod N] of N. So a resumed run needs no iterator stat
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Int32, Num
 
 from jaxdiff.data import Dataset
@@ -56,50 +56,38 @@ class Dispatch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batches:
-    """The stream of dispatches over a data set.
-
-    `resident` is the whole data set on every device, or None if each batch is gathered on the host; every process
-    gathers only what its own devices need.
-    """
+    """The stream of dispatches over a data set."""
 
     examples: Examples
     mesh: Mesh
     seed: int
     batch_size: int
+    # The whole data set on every device; None if each process gathers on the host what its own devices need.
     resident: Examples | None
 
     def stream(self, start: int, stop: int, size: int) -> Iterator[Dispatch]:
-        """Yield dispatches of `size` steps from step `start` to `stop`, each made while the one before it runs.
-
-        They end at multiples of `size`, so the first one is shorter if `start` lies in between.
-        """
+        """Yield dispatches that end at multiples of `size` and at `stop`, each made while the one before it runs."""
         bounds = [start, *range((start // size + 1) * size, stop, size), stop]
+        spans = [(first, end - first) for first, end in itertools.pairwise(bounds)]
         with ThreadPoolExecutor(1) as pool:
-
-            def submit(i: int) -> Future[Examples | Array] | None:
-                return pool.submit(self._batch, bounds[i], bounds[i + 1] - bounds[i]) if bounds[i] < stop else None
-
-            i, following = 0, submit(0)
-            while following is not None:
-                ready, following = following, submit(i + 1)
+            following = pool.submit(self._batch, *spans[0])
+            for i, (first, count) in enumerate(spans):
+                ready = following
+                if i + 1 < len(spans):
+                    following = pool.submit(self._batch, *spans[i + 1])
                 began = time.perf_counter()
                 batch = ready.result()
-                count = bounds[i + 1] - bounds[i]
-                yield Dispatch(first=bounds[i], count=count, batch=batch, waited=time.perf_counter() - began)
-                i += 1
+                yield Dispatch(first=first, count=count, batch=batch, waited=time.perf_counter() - began)
 
     def _batch(self, first: int, count: int) -> Examples | Int[Array, "steps batch"]:
         chosen = indices(self.seed, first, (count, self.batch_size), len(self.examples.x))
-        spec = batch_spec(leading=1)
         if self.resident is not None:
-            return place(chosen, self.mesh, spec)
+            return place(chosen, self.mesh, batch_spec(leading=1))
+        sharding = NamedSharding(self.mesh, batch_spec(leading=1))
 
-        def gather(array: np.ndarray) -> Array:
-            return jax.make_array_from_callback(
-                (*chosen.shape, *array.shape[1:]),
-                NamedSharding(self.mesh, spec),
-                lambda index: array[chosen[index[:2]]],  # type: ignore[index]
-            )
+        def gather(array: Any) -> Array:
+            shape = (*chosen.shape, *array.shape[1:])
+            return jax.make_array_from_callback(shape, sharding, lambda index: array[chosen[index[:2]]])  # type: ignore[index]
 
         return jax.tree.map(gather, self.examples)
 
@@ -109,5 +97,5 @@ def make_batches(
 ) -> Batches:
     """Return the stream of batches over `dataset`; `on_device` copies it to every device once."""
     examples = Examples(dataset.x, dataset.labels if labelled else None)
-    resident = jax.tree.map(lambda array: place(array, mesh, P()), examples) if on_device else None
+    resident = jax.tree.map(lambda array: place(array, mesh, PartitionSpec()), examples) if on_device else None
     return Batches(examples=examples, mesh=mesh, seed=seed, batch_size=batch_size, resident=resident)

@@ -40,18 +40,10 @@ def gradient(
     keys: Key[Array, " n"],
     labels: Int[Array, " n"] | None = None,
 ) -> tuple[Scalar, dict[str, PyTree], Float[Array, " n"]]:
-    """Return the mean loss, the descent direction and the loss of each example.
+    """Return the mean loss, what the optimizer gets as the gradient, and the loss of each example.
 
-    Args:
-      loss: the loss of each example of a batch.
-      params: the parameters; "schedule" is a `Learned`, the rest belongs to the network.
-      x0: clean samples.
-      t: their times, uniform in (0, 1].
-      keys: draw their noise.
-      labels: their labels; None for an unconditional network.
-
-    Returns:
-      A scalar; a tree like `params` (the gradient of no one function); and the n losses.
+    `params["schedule"]` is a `Learned`, the rest belongs to the network. The times t are uniform in (0, 1]. The descent
+    direction is a tree like `params`, but not the gradient of any one function.
     """
     rest = {name: part for name, part in params.items() if name != "schedule"}
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(t), *leaf.shape)), params["schedule"])

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, UInt8
 
 from jaxdiff import data
 from jaxdiff.data import Dataset
-from jaxdiff.experiment import Config, Experiment, Train, make_experiment, plots
+from jaxdiff.experiment import Config, Experiment, make_experiment, plots
 from jaxdiff.experiment import workdir as folder
 from jaxdiff.experiment.build import noisy_accuracy, test_split
 from jaxdiff.experiment.checkpoint import Checkpoints
@@ -40,20 +40,16 @@ class Interrupted(Exception):  # noqa: N818 - a request, not an error
     """A signal stopped the run; its state is saved."""
 
     def __init__(self, number: int, step: int) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(number).name}; step {step} is saved, run the same command to go on"
-        )
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name}; step {step} is saved, run the same command to go on")
         self.number = number
 
 
 def train(config: Config, workdir: Path) -> State:
-    """Train to `config.train.steps`, resuming from the newest whole checkpoint in `workdir`.
+    """Train to `config.train.steps`, resuming from the newest whole checkpoint in `workdir`; return the last state.
 
     The weights after step n are the same bit for bit however often the run was stopped and resumed, on the same devices
     with the same versions.
-
-    Returns:
-      The last state.
 
     Raises:
       InputError: if the config can't run here (found before any slow work), `workdir` can't be written or holds another
@@ -66,32 +62,33 @@ def train(config: Config, workdir: Path) -> State:
     dataset, experiment = _set_up(config, workdir)
     abstract = abstract_state(experiment, mesh)
     with closing(Checkpoints(workdir / "checkpoints", keep=config.every.keep)) as checkpoints:
-        state = _first_state(experiment, abstract, checkpoints)
+        found = checkpoints.restore(abstract.items(), repair=True)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        new = jax.jit(partial(init_state, experiment), out_shardings=shardings)
+        state = new() if found is None else State.from_items(found[1])
         start = int(state.step)
         if start >= settings.steps:
             _log.warning("%s is at step %d of %d already: nothing to do", workdir, start, settings.steps)
             return state
-        batches = make_batches(
-            dataset,
-            mesh,
-            seed=settings.seed,
-            batch_size=settings.batch_size,
-            on_device=config.data.on_device,
-            labelled=experiment.classes > 0,
-        )
+        options: Any = {"on_device": config.data.on_device, "labelled": experiment.classes > 0}
+        batches = make_batches(dataset, mesh, seed=settings.seed, batch_size=settings.batch_size, **options)
         run_step = make_step(experiment, mesh, abstract)
-        recorder = Recorder(
-            workdir, start=start, steps=settings.steps, batch_size=settings.batch_size, every=config.every.log
-        )
+        lengths = {"start": start, "steps": settings.steps, "batch_size": settings.batch_size}
+        recorder = Recorder(workdir, **lengths, every=config.every.log)
         with closing(recorder), _signals() as received:
-            for dispatch in batches.stream(start, settings.steps, _steps_per_dispatch(settings)):
+            # On CPU a loop around convolutions is slow (see `jaxdiff.training.step`), and a dispatch is cheap.
+            size = settings.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
+            for dispatch in batches.stream(start, settings.steps, size):
                 state, metrics = run_step(state, batches.resident, dispatch.batch)
                 recorder.push(dispatch, metrics)
                 done = dispatch.first + dispatch.count
                 last, stop = done == settings.steps, _agreed(received, dispatch)
                 if last or stop or done % config.every.checkpoint == 0:
                     recorder.drain()
-                    _check_finite(state, done)
+                    if not _finite(state):  # a finite loss does not imply it
+                        raise DivergenceError(
+                            f"after step {done} the weights are no longer finite; lower optimizer.learning_rate"
+                        )
                     checkpoints.save(done, state.items())
                 if stop and not last:
                     checkpoints.wait()
@@ -104,8 +101,15 @@ def train(config: Config, workdir: Path) -> State:
 
 
 def _set_up(config: Config, workdir: Path) -> tuple[Dataset, Experiment]:
-    """Prepare the folder, read the data and build the experiment."""
-    _prepare(workdir, config)
+    """Let process 0 prepare the folder (if it can't, every process raises), read the data and build the experiment."""
+    refusal = None
+    if jax.process_index() == 0:
+        try:
+            folder.prepare(workdir, config)
+        except InputError as error:
+            refusal = error
+    if multihost_utils.broadcast_one_to_all(np.int32(refusal is not None)):
+        raise refusal or InputError(f"process 0 refuses workdir = {workdir}; its own message says why")
     dataset = data.load(config.data.name, dir=config.data.dir)
     examples = folder.choose_examples(workdir, config, dataset)
     experiment = make_experiment(config, dataset.spec, examples)
@@ -116,59 +120,20 @@ def _set_up(config: Config, workdir: Path) -> tuple[Dataset, Experiment]:
     return dataset, experiment
 
 
-def _first_state(experiment: Experiment, abstract: State, checkpoints: Checkpoints) -> State:
-    """The state to go on from."""
-    found = checkpoints.restore(abstract.items(), repair=True)
-    if found is not None:
-        return State.from_items(found[1])
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(partial(init_state, experiment), out_shardings=shardings)()
-
-
-def _prepare(workdir: Path, config: Config) -> None:
-    """Let process 0 prepare the folder; if it can't, every process raises."""
-    refusal = None
-    if jax.process_index() == 0:
-        try:
-            folder.prepare(workdir, config)
-        except InputError as error:
-            refusal = error
-    if jax.process_count() > 1:
-        refused = multihost_utils.broadcast_one_to_all(np.int32(refusal is not None))
-        if refused and refusal is None:
-            refusal = InputError(f"process 0 refuses workdir = {workdir}; its own message says why")
-    if refusal is not None:
-        raise refusal
-
-
-def _check_finite(state: State, step: int) -> None:
-    """Raise a DivergenceError if a number of the state is not finite: a finite loss does not imply it."""
-    if not _finite(state):
-        raise DivergenceError(f"after step {step} the weights are no longer finite; lower optimizer.learning_rate")
-
-
 @jax.jit
 def _finite(state: State) -> Bool[Array, ""]:
     leaves = jax.tree.leaves((state.params, state.ema, state.opt_state))
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
-def _steps_per_dispatch(settings: Train) -> int:
-    """One on CPU, where a loop around convolutions is slow (see `jaxdiff.training.step`) and a dispatch is cheap."""
-    return settings.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
-
-
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Yield a list that gets the number of the first SIGTERM or SIGINT; a second one acts at once, as usual.
-
-    Several processes must agree on where to stop. JAX sees to that for SIGTERM (`_agreed`), so Ctrl-C is passed on as
-    SIGTERM.
-    """
+    """Yield a list that gets the number of the first SIGTERM or SIGINT; a second one acts at once, as usual."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
+    # Several processes must agree on where to stop. JAX sees to that for SIGTERM (`_agreed`), so Ctrl-C becomes one.
     several = jax.process_count() > 1
     numbers = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
     before = {int(number): signal.getsignal(number) for number in numbers}
@@ -191,12 +156,12 @@ def _signals() -> Iterator[list[int]]:
 
 def _agreed(received: list[int], dispatch: Dispatch) -> int | None:
     """The signal to stop for after this dispatch, the same on every process; None to go on."""
-    if jax.process_count() > 1:
-        # They agree on one step; JAX must be asked at each.
-        steps = range(dispatch.first + 1, dispatch.first + dispatch.count + 1)
-        reached = [multihost_utils.reached_preemption_sync_point(step) for step in steps]
-        return signal.SIGTERM if any(reached) else None
-    return received[0] if received else None
+    if jax.process_count() == 1:
+        return received[0] if received else None
+    # The processes agree on one step; JAX must be asked at each.
+    steps = range(dispatch.first + 1, dispatch.first + dispatch.count + 1)
+    reached = [multihost_utils.reached_preemption_sync_point(step) for step in steps]
+    return signal.SIGTERM if any(reached) else None
 
 
 def _picture(experiment: Experiment, dataset: Dataset, params: PyTree, mesh: Mesh) -> UInt8[np.ndarray, "h w 3"]:
@@ -205,22 +170,15 @@ def _picture(experiment: Experiment, dataset: Dataset, params: PyTree, mesh: Mes
     Every process must call it: they draw images together. Points are few, and every process draws all of them.
     """
     if experiment.classifies:
-        accuracy = noisy_accuracy(experiment, params, test_split(experiment))
-        return plots.accuracy_by_noise(accuracy, classes=experiment.classes)
+        return plots.accuracy_by_noise(noisy_accuracy(experiment, params), classes=experiment.classes)
     sampling = experiment.config.sampling
     key = jax.random.key(experiment.config.train.seed)
     if len(experiment.shape) == 1:
         here = jax.tree.map(jnp.asarray, multihost_utils.process_allgather(params, tiled=True))
         denoiser = experiment.sampling_denoiser(here)
         return plots.diffusion_in_the_plane(key, denoiser, dataset.x[:_POINTS], sampling)
-    classes, n = experiment.classes, sampling.n
-    images = sample_in_batches(
-        key,
-        experiment.sampling_denoiser(params),
-        dataclasses.replace(sampling, batch=n, progress=False),
-        shape=experiment.shape,
-        n=n,
-        cond=np.arange(n) % classes if classes else None,
-        mesh=mesh,
-    )
+    classes, n, denoiser = experiment.classes, sampling.n, experiment.sampling_denoiser(params)
+    cond = np.arange(n) % classes if classes else None
+    sampling = dataclasses.replace(sampling, batch=n, progress=False)
+    images = sample_in_batches(key, denoiser, sampling, shape=experiment.shape, n=n, cond=cond, mesh=mesh)
     return plots.image_grid(images, columns=classes or None)  # a column for each label

@@ -13,8 +13,8 @@ import json
 import math
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +39,6 @@ class Recorder:
     def __init__(self, workdir: Path, *, start: int, steps: int, batch_size: int, every: int) -> None:
         self._workdir, self._every, self._batch_size, self._steps = workdir, every, batch_size, steps
         self._writes = jax.process_index() == 0
-        self._alone = jax.process_count() == 1
         self._queue: collections.deque[tuple[Dispatch, Metrics]] = collections.deque()
         self._window: list[Metrics] = []
         self._waited, self._since = 0.0, time.perf_counter()
@@ -54,7 +53,8 @@ class Recorder:
         """Queue the metrics of a dispatch that has just been started."""
         self._queue.append((dispatch, metrics))
         # All processes must find a NaN after the same dispatch, so that none is left waiting for the others.
-        while len(self._queue) > _IN_FLIGHT or (self._alone and self._queue and _ready(self._queue[0][1])):
+        alone = jax.process_count() == 1
+        while len(self._queue) > _IN_FLIGHT or (alone and self._queue and self._queue[0][1].ready()):
             self._absorb()
 
     def drain(self) -> None:
@@ -69,7 +69,7 @@ class Recorder:
             path.parent.mkdir(exist_ok=True)
             plots.save(path, pixels)
             self._board.add_image("samples", pixels, step, dataformats="HWC")
-            self._say(f"step {step}: {path}")
+            tqdm.write(f"step {step}: {path}", file=sys.stderr)
 
     def close(self) -> None:
         """Close the files."""
@@ -100,8 +100,7 @@ class Recorder:
         now = time.perf_counter()
         elapsed = now - self._since
         window = jax.tree.map(lambda *parts: np.concatenate(parts), *self._window)
-        record: dict[str, Any] = {
-            "step": step,
+        record = {
             "loss": float(window.loss.mean()),
             "grad_norm": float(window.grad_norm.mean()),
             "learning_rate": float(window.learning_rate[-1]),
@@ -111,36 +110,21 @@ class Recorder:
         self._window, self._waited, self._since = [], 0.0, now
         if not self._writes:
             return
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps({"step": step, **record}) + "\n")
         self._file.flush()
         for name, value in record.items():
-            if name != "step":
-                self._board.add_scalar(name, value, step)
+            self._board.add_scalar(name, value, step)
         self._bar.set_postfix(loss=f"{record['loss']:.4f}", img_s=f"{record['images_per_second']:.0f}")
         if self._bar.disable:
             left = (self._steps - step) * elapsed / len(window.loss)
-            self._say(
-                f"step {step}/{self._steps}  loss {record['loss']:.4f}  "
-                f"{record['images_per_second']:.0f} images/s  {_clock(left)} left"
-            )
-
-    def _say(self, line: str) -> None:
-        tqdm.write(line, file=sys.stderr)
-
-
-def _ready(metrics: Metrics) -> bool:
-    return all(value.is_ready() for value in metrics)  # type: ignore[attr-defined]
+            speed = f"{record['images_per_second']:.0f} images/s  {timedelta(seconds=math.ceil(left))} left"
+            tqdm.write(f"step {step}/{self._steps}  loss {record['loss']:.4f}  {speed}", file=sys.stderr)
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Drop the reports after the step that a run resumes from: it will make them again."""
+    """Drop the reports after the step that a run resumes from, which it will make again."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
         partial = path.with_name(path.name + ".part")
         partial.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
         partial.rename(path)
-
-
-def _clock(seconds: float) -> str:
-    seconds = math.ceil(seconds)
-    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

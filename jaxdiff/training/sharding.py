@@ -6,8 +6,7 @@ longest axis that it divides, if they are large enough for that to be worth a me
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.typing import InputError, PyTree
 
@@ -17,8 +16,7 @@ _SMALL = 2**14  # elements: below this a copy is cheaper than a gather
 def make_mesh(fsdp: int, batch_size: int, accumulate: int = 1) -> Mesh:
     """Return the mesh over all devices of all hosts, with `fsdp` devices to each copy of the weights.
 
-    Raises:
-      InputError: if `fsdp` does not divide the devices, or the devices don't divide a (micro-)batch.
+    Raises an InputError if `fsdp` does not divide the devices, or the devices don't divide a (micro-)batch.
     """
     devices = jax.device_count()
     if devices % fsdp:
@@ -34,9 +32,9 @@ def make_mesh(fsdp: int, batch_size: int, accumulate: int = 1) -> Mesh:
     return jax.make_mesh((devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def batch_spec(leading: int = 0) -> P:
+def batch_spec(leading: int = 0) -> PartitionSpec:
     """Return the layout of a batch whose example axis comes after `leading` others."""
-    return P(*[None] * leading, ("data", "fsdp"))
+    return PartitionSpec(*[None] * leading, ("data", "fsdp"))
 
 
 def state_shardings(mesh: Mesh, abstract: PyTree) -> PyTree:
@@ -46,14 +44,14 @@ def state_shardings(mesh: Mesh, abstract: PyTree) -> PyTree:
     def spec(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         axes = [axis for axis, length in enumerate(leaf.shape) if length % size == 0]
         if size == 1 or not axes or np.prod(leaf.shape) < _SMALL:
-            return NamedSharding(mesh, P())
+            return NamedSharding(mesh, PartitionSpec())
         longest = max(axes, key=lambda axis: leaf.shape[axis])
-        return NamedSharding(mesh, P(*[None] * longest, "fsdp"))
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
 
     return jax.tree.map(spec, abstract)
 
 
-def place(value: np.ndarray, mesh: Mesh, spec: P) -> jax.Array:
+def place(value: np.ndarray, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
     """Lay out over the mesh a host array that every process holds."""
     sharding = NamedSharding(mesh, spec)
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

@@ -5,12 +5,11 @@
     θ ← θ + AdamW(g)
     θ̄ ← d θ̄ + (1 − d) θ,              d = min(ema_decay, (1 + n)/(10 + n)) at step n
 
-The average θ̄ is used for sampling. The warm-up of d makes it forget its start within the first steps (Song & Ermon
-2020, "Improved Techniques for Training Score-Based Generative Models", use such an average; the warm-up is that of
-TensorFlow's `ExponentialMovingAverage(num_updates)`).
+Sampling uses the average θ̄ (Song & Ermon 2020, "Improved Techniques for Training Score-Based Generative Models"). The
+warm-up of d, from TensorFlow's `ExponentialMovingAverage(num_updates)`, makes it forget its start early.
 
 On CPU, XLA runs the weight gradient of a convolution 40 to 70 times slower inside a loop than outside (measured:
-128×8×8×64 with 3×3×64, 17 ms against 700 to 1300), as the loop leaves it in a layout without fast code. So on CPU
+128×8×8×64 with 3×3×64, 700 to 1300 ms against 17), as the loop leaves it in a layout without fast code. So on CPU
 micro-batches are unrolled, and a convolutional network should run one step per dispatch, which has no loop.
 
 The randomness of step n is fold_in(key, n): a resumed run draws what an uninterrupted one would have drawn.
@@ -23,8 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxdiff import data, xla
@@ -64,6 +62,10 @@ class Metrics(NamedTuple):
     grad_norm: Float[Array, " steps"]  # before clipping
     learning_rate: Float[Array, " steps"]
 
+    def ready(self) -> bool:
+        """Return whether the devices have computed them."""
+        return all(value.is_ready() for value in self)  # type: ignore[attr-defined]
+
 
 Batch = Examples | Int[Array, "steps batch"]
 StepFunction = Callable[[State, Examples | None, Batch], tuple[State, Metrics]]
@@ -71,21 +73,20 @@ StepFunction = Callable[[State, Examples | None, Batch], tuple[State, Metrics]]
 
 def learning_rate(config: Optimizer, steps: int) -> optax.Schedule:
     """Return a linear warm-up, then a constant rate or a cosine that reaches 0 right after the last step."""
-    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    if config.decay == "constant":
-        after = optax.constant_schedule(config.learning_rate)
-    else:
+    after = optax.constant_schedule(config.learning_rate)
+    if config.decay == "cosine":
         after = optax.cosine_decay_schedule(config.learning_rate, max(steps - config.warmup_steps, 1))
+    if not config.warmup_steps:
+        return after
+    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
     # The first step has count 0: a warm-up must not spend it on a rate of 0.
-    return (
-        optax.join_schedules([lambda n: warmup(n + 1), after], [config.warmup_steps]) if config.warmup_steps else after
-    )
+    return optax.join_schedules([lambda n: warmup(n + 1), after], [config.warmup_steps])
 
 
 def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
     """Return AdamW after clipping by global norm. A learned schedule is neither decayed nor part of the norm."""
     config, steps = experiment.config.optimizer, experiment.config.train.steps
-    mask = _network_alone if experiment.learns_schedule else None
+    mask = (lambda params: {name: name != "schedule" for name in params}) if experiment.learns_schedule else None
     adam = optax.adamw(learning_rate(config, steps), weight_decay=config.weight_decay, mask=mask)
     if config.clip_norm is None:
         return adam
@@ -93,21 +94,16 @@ def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
     return optax.chain(optax.masked(clip, mask) if mask else clip, adam)
 
 
-def _network_alone(params: PyTree) -> PyTree:
-    return {name: name != "schedule" for name in params}
-
-
 def init_state(experiment: Experiment) -> State:
     """Return the state before the first step, from the config's seed."""
     train = experiment.config.train
     key_init, key = jax.random.split(jax.random.key(train.seed))
     params = experiment.init(key_init)
-    optimizer = make_optimizer(experiment)
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema=jax.tree.map(jnp.copy, params),  # its own memory: both are donated to the step
-        opt_state=optimizer.init(params),
+        opt_state=make_optimizer(experiment).init(params),
         key=key,
         history=first_history(experiment.config.loss.times, experiment.schedule),
     )
@@ -116,17 +112,13 @@ def init_state(experiment: Experiment) -> State:
 def abstract_state(experiment: Experiment, mesh: Mesh) -> State:
     """Return the shapes, dtypes and shardings of the state."""
     shapes = jax.eval_shape(partial(init_state, experiment))
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        state_shardings(mesh, shapes),
-    )
+    return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), shapes, state_shardings(mesh, shapes))
 
 
 def gradient(
     experiment: Experiment, params: PyTree, batch: tuple[Any, ...]
 ) -> tuple[Scalar, PyTree, Float[Array, " n"]]:
-    """Return the mean loss of a batch (x_0, labels, t, keys, weights), its descent direction and all losses."""
+    """Return the mean loss of a batch (x_0, labels, t, keys, weights), its gradient and the loss of each example."""
     x0, labels, t, keys, weights = batch
     if experiment.learns_schedule:  # whose times are uniform: the weights are 1
         return learned_schedule.gradient(experiment.loss, params, x0, t, keys, labels)
@@ -142,8 +134,7 @@ def gradient(
 def update(experiment: Experiment, state: State, loss: Scalar, grads: PyTree) -> tuple[State, Metrics]:
     """Apply one optimizer step and one step of the average."""
     config = experiment.config
-    optimizer = make_optimizer(experiment)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = make_optimizer(experiment).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
     metrics = Metrics(
@@ -151,25 +142,19 @@ def update(experiment: Experiment, state: State, loss: Scalar, grads: PyTree) ->
         grad_norm=optax.tree.norm(grads),
         learning_rate=jnp.asarray(learning_rate(config.optimizer, config.train.steps)(state.step), jnp.float32),
     )
-    return State(
-        step=state.step + 1,
-        params=params,
-        ema=optax.incremental_update(params, state.ema, 1 - decay),
-        opt_state=opt_state,
-        key=state.key,
-        history=state.history,
-    ), metrics
+    ema = optax.incremental_update(params, state.ema, 1 - decay)
+    return state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
 
 
 def make_step(experiment: Experiment, mesh: Mesh, abstract: State) -> StepFunction:
-    """Return the compiled step `(state, resident, batch) -> (state, metrics)`, one step for each row of `batch`.
+    """Return the compiled steps `(state, resident, batch) -> (state, metrics)`, one for each row of `batch`.
 
     `batch` holds examples or, if the data set is `resident` on the devices, their indices; its leaves have the leading
-    axes of steps and of examples. The state is donated.
+    axes (steps, examples). The state is donated.
     """
     micro = experiment.config.train.accumulate
     whole, split = NamedSharding(mesh, batch_spec()), NamedSharding(mesh, batch_spec(leading=1))
-    everywhere = NamedSharding(mesh, P())
+    everywhere = NamedSharding(mesh, PartitionSpec())
 
     def one_step(resident: Examples | None, state: State, chosen: Any) -> tuple[State, Metrics]:
         examples = chosen if resident is None else jax.tree.map(lambda leaf: leaf[chosen], resident)
@@ -200,18 +185,11 @@ def make_step(experiment: Experiment, mesh: Mesh, abstract: State) -> StepFuncti
         loss, grads = jax.tree.map(lambda leaf: leaf / micro, total)
         return finish(loss, grads, losses.T.reshape(-1))
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-
-    @partial(
-        jax.jit,
-        donate_argnums=0,
-        out_shardings=(shardings, NamedSharding(mesh, P())),
-        compiler_options=xla.compiler_options(),
-    )
     def steps(state: State, resident: Examples | None, batch: Batch) -> tuple[State, Metrics]:
         return _scan(partial(one_step, resident), state, batch, unroll=len(jax.tree.leaves(batch)[0]) == 1)
 
-    return steps
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract), everywhere
+    return jax.jit(steps, donate_argnums=0, out_shardings=shardings, compiler_options=xla.compiler_options())
 
 
 def _scan(f: Callable[..., Any], carry: PyTree, xs: PyTree, *, unroll: bool) -> tuple[PyTree, PyTree]:

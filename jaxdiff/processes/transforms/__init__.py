@@ -20,30 +20,9 @@ from jaxdiff.processes.transforms.images import (
 from jaxdiff.processes.transforms.pixels import Flip, QuarterTurns, Shift
 from jaxdiff.processes.transforms.points import Rotation, Scale, Shear, Translation
 
-__all__ = [
-    "IDENTITY",
-    "TRANSFORMS",
-    "Blur",
-    "ColorMatrix",
-    "Compose",
-    "Flip",
-    "Identity",
-    "Mask",
-    "Overlap",
-    "Pixelate",
-    "QuarterTurns",
-    "RandomMask",
-    "RandomOverlap",
-    "RandomTransform",
-    "Randomized",
-    "Rotation",
-    "Scale",
-    "Shear",
-    "Shift",
-    "Transform",
-    "Translation",
-    "Warp",
-]
+__all__ = ["IDENTITY", "TRANSFORMS", "Compose", "Identity", "RandomTransform", "Randomized", "Transform"]
+__all__ += ["Blur", "ColorMatrix", "Mask", "Overlap", "Pixelate", "RandomMask", "RandomOverlap", "Warp"]
+__all__ += ["Flip", "QuarterTurns", "Rotation", "Scale", "Shear", "Shift", "Translation"]
 
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "identity": Identity,

@@ -1,7 +1,7 @@
 """The interface of a transform g of x_t = α_t g_t(x_0) + σ_t n_t, and how to combine and randomize transforms.
 
-g_0 is the identity. A transform is a frozen dataclass and a pytree, written for one sample: a number that decides what
-the code does is a static field, an array that belongs to one sample is a leaf.
+g_0 is the identity. A transform is a frozen dataclass and a pytree, written for one sample. Static fields hold numbers
+that decide what the code does; leaves are arrays that belong to one sample.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,10 +16,7 @@ from jaxdiff.typing import InputError, RandomKey, Sample, Shape, Time, pytree, s
 
 @runtime_checkable
 class Transform(Protocol):
-    """g. Derive from it and write `__call__`, and `inverse` if there is one.
-
-    A transform with random parameters derives from `RandomTransform`.
-    """
+    """g. Derive from it, or `RandomTransform`, and write `__call__`, and `inverse` if there is one."""
 
     def __call__(self, x: Sample, t: Time, /) -> Sample:
         """Return g_t(x), of the shape of x; x itself at t = 0."""
@@ -30,19 +27,19 @@ class Transform(Protocol):
 
     @property
     def invertible(self) -> bool:
-        """Whether g_t has a usable inverse at every t, one that enlarges no error by more than 10³.
+        """Whether, at every t, the inverse enlarges no error by more than 10³: a float32 round trip is right to 1e-4.
 
-        In float32 a round trip is then right to 1e-4. The default is whether the class defines `inverse`.
+        The default is whether the class defines `inverse`.
         """
         return type(self).inverse is not Transform.inverse
 
     def sample_params(self, key: RandomKey, shape: Shape) -> "Transform":
-        """Return the transform of one sample of this shape with its random parameters drawn; itself if it has none."""
+        """Return the transform with the random parameters of one sample of this shape drawn; itself if it has none."""
         return self
 
 
 class RandomTransform(Transform):
-    """A transform with random parameters: `sample_params` returns the transform of one sample, which can be called."""
+    """A transform with random parameters: only what `sample_params` returns can be called."""
 
     def __call__(self, x: Sample, t: Time, /) -> NoReturn:
         raise InputError(
@@ -51,15 +48,19 @@ class RandomTransform(Transform):
         )
 
 
+class TwoSided(Transform):
+    """A transform whose `__call__` also takes negative times, where g_{−t} is the inverse of g_t."""
+
+    def inverse(self, y: Sample, t: Time, /) -> Sample:
+        return self(y, -t)
+
+
 @pytree
-class Identity(Transform):
+class Identity(TwoSided):
     """g_t(x) = x, as in Gaussian diffusion."""
 
     def __call__(self, x: Sample, t: Time, /) -> Sample:
         return x
-
-    def inverse(self, y: Sample, t: Time, /) -> Sample:
-        return y
 
 
 IDENTITY = Identity()
@@ -67,7 +68,7 @@ IDENTITY = Identity()
 
 @pytree(kw_only=False)
 class Compose(Transform):
-    """Transforms applied in order, the first one first."""
+    """Transforms applied in order."""
 
     parts: Sequence[Transform]
 
@@ -99,13 +100,12 @@ class Randomized(RandomTransform):
     """A transform whose parameters are drawn for each sample, uniformly in [low, high].
 
     Args:
-      make: makes the transform from a number, as `Rotation`, `Scale`, `Shear` and `Warp` do, or from a vector, as
-        `Translation` does. It is compiled in: define the function once.
-      low: the lower end of the number's range, or one for each number.
-      high: the upper end, likewise.
+      make: makes the transform from a number (`Rotation`, `Scale`, `Shear`, `Warp`) or a vector (`Translation`). It is
+        compiled in, so a new function compiles again: define it once.
+      low: the lower end for a number, or one for each component of a vector; `high` likewise.
 
     Raises:
-      InputError: unless low < high; if `make` rejects an end, or traced values, as `Blur` does.
+      InputError: unless low < high and `make` accepts both ends and traced values (`Blur` does not).
     """
 
     make: Callable[..., Transform] = static()
@@ -118,7 +118,7 @@ class Randomized(RandomTransform):
             object.__setattr__(self, name, float(end) if np.ndim(end) == 0 else tuple(map(float, end)))
         low, high = self.low, self.high
         if np.shape(low) != np.shape(high) or not np.all(np.less(low, high)):
-            raise InputError(f"low = {low}, high = {high}; the rule is low < high, two numbers or as many in each")
+            raise InputError(f"low = {low}, high = {high}; they must have one shape and satisfy low < high")
         for end in (low, high):
             self.make(end)
         try:

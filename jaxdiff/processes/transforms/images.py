@@ -1,4 +1,4 @@
-"""Transforms that lose content: samples are images of shape (height, width, ...) unless noted.
+"""Transforms that lose content; samples are images of shape (height, width, ...) unless noted.
 
     Warp           rotated by t θ and magnified by f^t, bilinear between pixels     no inverse: pixels are averaged
     ColorMatrix    channels times (1 − t) I + t M                                   inverse if regular at every t
@@ -7,12 +7,10 @@
     Pixelate       means of blocks that grow with t, linear between their sizes     no inverse from the first size on
     Overlap        (1 − t) x + t y with a random y                                  no inverse at t = 1
 
-An inverse is usable if it enlarges no error by more than 10³, see `Transform.invertible`. Blur's enlarges the highest
-frequency, |k|² = 2π², by exp((t w π)²).
+The inverse of `Blur` enlarges the highest frequency, |k|² = 2π², by exp((t w π)²), which `Transform.invertible` bounds.
 
-Sources: Bansal et al. 2022, "Cold Diffusion: Inverting Arbitrary Image Transforms Without Noise" (blur, masks,
-pixels, overlap with another image); Rissanen, Heinonen & Solin 2023, "Generative Modelling with Inverse Heat
-Dissipation" (blur as a process).
+Sources: Bansal et al. 2022, "Cold Diffusion: Inverting Arbitrary Image Transforms Without Noise" (all but `Warp` and
+`ColorMatrix`); Rissanen, Heinonen & Solin 2023, "Generative Modelling with Inverse Heat Dissipation" (blur).
 """
 
 import functools
@@ -25,17 +23,14 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float
 
-from jaxdiff.processes.transforms.base import RandomTransform, Transform
+from jaxdiff.processes.transforms.base import RandomTransform, Transform, TwoSided
 from jaxdiff.processes.transforms.points import Number, check_positive
 from jaxdiff.typing import InputError, RandomKey, Sample, Shape, Time, pytree, static
 
 
 @pytree(kw_only=False, eq=False)
 class Warp(Transform):
-    """Images rotated by t·angle (in radians, anticlockwise) and magnified by zoom^t about their center.
-
-    Pixels at the edge continue beyond it.
-    """
+    """Rotation by t·angle (radians, anticlockwise) and magnification by zoom^t about the center; edges are extended."""
 
     angle: Number = 0.0
     zoom: Number = 1.0
@@ -49,15 +44,12 @@ class Warp(Transform):
         angle = jnp.asarray(t * self.angle, x.dtype)
         shrink = jnp.asarray(self.zoom, x.dtype) ** jnp.asarray(-t, x.dtype)
         rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
-        center = (height - 1) / 2, (width - 1) / 2
-        down, right = shrink * (rows - center[0]), shrink * (columns - center[1])
-        source = (  # where each pixel comes from: rotated back
-            center[0] + jnp.cos(angle) * down + jnp.sin(angle) * right,
-            center[1] - jnp.sin(angle) * down + jnp.cos(angle) * right,
-        )
-        channels = x.reshape(height, width, -1)
-        bilinear = jax.vmap(lambda c: map_coordinates(c, source, order=1, mode="nearest"), in_axes=-1, out_axes=-1)
-        return bilinear(channels).reshape(x.shape)
+        middle, center = (height - 1) / 2, (width - 1) / 2
+        down, right = shrink * (rows - middle), shrink * (columns - center)
+        row = middle + jnp.cos(angle) * down + jnp.sin(angle) * right  # where each pixel comes from: rotated back
+        column = center - jnp.sin(angle) * down + jnp.cos(angle) * right
+        bilinear = functools.partial(map_coordinates, coordinates=(row, column), order=1, mode="nearest")
+        return jax.vmap(bilinear, in_axes=-1, out_axes=-1)(x.reshape(height, width, -1)).reshape(x.shape)
 
 
 @pytree(kw_only=False)
@@ -69,7 +61,7 @@ class ColorMatrix(Transform):
     def __post_init__(self) -> None:
         rows = tuple(tuple(map(float, row)) for row in self.matrix)
         if not rows or any(len(row) != len(rows) for row in rows):
-            raise InputError(f"matrix = {rows}; the rule is as many rows as columns, one for each color")
+            raise InputError(f"matrix = {rows}; it must be square, with a row for each color")
         object.__setattr__(self, "matrix", rows)
 
     def __call__(self, x: Sample, t: Time, /) -> Sample:
@@ -92,50 +84,44 @@ class ColorMatrix(Transform):
 
 @functools.cache
 def _smallest_singular_value(matrix: Sequence[Sequence[float]]) -> float:
-    """The smallest one of (1 − t) I + t M over all t, which are 1e-4 apart."""
+    """The smallest one of (1 − t) I + t M over t that are 1e-4 apart; 0 if it is 0 at any t."""
     M, t = np.array(matrix), np.linspace(0, 1, 10_001)[:, None, None]
     eigenvalues = np.linalg.eigvals(M)
-    # It may be small between two of these t: (1 − t) + t μ is 0 at t = 1/(1 − μ) if μ < 0.
+    # An eigenvalue μ < 0 makes (1 − t) + t μ = 0 at t = 1/(1 − μ), which may lie between two of these t.
     if np.any((np.abs(eigenvalues.imag) < 1e-9) & (eigenvalues.real < 0)):
         return 0.0
     return float(np.linalg.svd((1 - t) * np.eye(len(M)) + t * M, compute_uv=False).min())
 
 
 @pytree(kw_only=False)
-class Blur(Transform):
-    """Gaussian blur of standard deviation t·width in pixels; a few times the image's side leaves only its mean."""
+class Blur(TwoSided):
+    """Gaussian blur of standard deviation t·width, in pixels; a few times the image's side leaves only its mean."""
 
     width: float = static()
 
     def __post_init__(self) -> None:
         if not self.width > 0:
-            raise InputError(f"width = {self.width}; the rule is width > 0, in pixels")
+            raise InputError(f"width = {self.width}; must satisfy width > 0, in pixels")
         object.__setattr__(self, "width", float(self.width))
-
-    def __call__(self, x: Sample, t: Time, /) -> Sample:
-        return self._filter(x, t, -1)
-
-    def inverse(self, y: Sample, t: Time, /) -> Sample:
-        return self._filter(y, t, 1)
 
     @property
     def invertible(self) -> bool:
         return (self.width * math.pi) ** 2 <= math.log(1e3)
 
-    def _filter(self, x: Sample, t: Time, sign: int) -> Sample:
+    def __call__(self, x: Sample, t: Time, /) -> Sample:
         _check_image(x, "Blur")
+        t = jnp.asarray(t, x.dtype)
         k = jnp.meshgrid(*(2 * math.pi * jnp.fft.fftfreq(n) for n in x.shape[:2]), indexing="ij")
         squared = (k[0] ** 2 + k[1] ** 2).reshape(*x.shape[:2], *[1] * (x.ndim - 2)).astype(x.dtype)
-        response = jnp.exp(sign * 0.5 * (jnp.asarray(t, x.dtype) * self.width) ** 2 * squared)
+        response = jnp.exp(jnp.sign(t) * -0.5 * (t * self.width) ** 2 * squared)
         return jnp.fft.ifft2(response * jnp.fft.fft2(x, axes=(0, 1)), axes=(0, 1)).real.astype(x.dtype)
 
 
 @pytree(kw_only=False, eq=False)
 class Mask(Transform):
-    """The mask of one sample of any shape, drawn by `RandomMask`."""
+    """A mask, drawn by `RandomMask`: each coordinate is 0 from its time `hidden_from` in (0, 1] on."""
 
     hidden_from: Sample
-    """The time in (0, 1] from which on each coordinate is 0."""
 
     def __call__(self, x: Sample, t: Time, /) -> Sample:
         return jnp.where(jnp.asarray(t) < jnp.broadcast_to(self.hidden_from, x.shape), x, 0)
@@ -146,20 +132,19 @@ class RandomMask(RandomTransform):
     """Pixels vanish one by one, each at a time uniform in (0, 1]: at t a fraction t of them is 0."""
 
     def sample_params(self, key: RandomKey, shape: Shape) -> Mask:
-        pixels = (*shape[:2], *[1] * (len(shape) - 2))
-        return Mask(1 - jax.random.uniform(key, pixels))
+        return Mask(1 - jax.random.uniform(key, (*shape[:2], *[1] * (len(shape) - 2))))
 
 
 @pytree(kw_only=False)
 class Pixelate(Transform):
-    """Pixels are averaged over blocks of these sides in pixels, one size after the other at equal times."""
+    """Means over blocks of these sides in pixels, at equal distances in t."""
 
     blocks: Sequence[int] = static()
 
     def __post_init__(self) -> None:
         blocks = tuple(self.blocks)
         if not blocks or any(b <= a for a, b in zip((1, *blocks), blocks, strict=False)):
-            raise InputError(f"blocks = {blocks}; the rule is rising sizes above 1, as in Pixelate((2, 4, 8))")
+            raise InputError(f"blocks = {blocks}; it must be rising sizes above 1, as in Pixelate((2, 4, 8))")
         object.__setattr__(self, "blocks", blocks)
 
     def __call__(self, x: Sample, t: Time, /) -> Sample:
@@ -181,7 +166,7 @@ class Pixelate(Transform):
 
 @pytree(kw_only=False, eq=False)
 class Overlap(Transform):
-    """A fade of a sample of any shape into another one, drawn by `RandomOverlap`."""
+    """A fade into another sample, drawn by `RandomOverlap`."""
 
     other: Sample
 
@@ -192,26 +177,22 @@ class Overlap(Transform):
 
 @pytree(kw_only=False, eq=False)
 class RandomOverlap(RandomTransform):
-    """Every sample fades into one of `others`: x_1 is α_1 y + σ_1 n with y drawn from them.
-
-    Args:
-      others: n samples, which are part of the process: use a few thousand at most.
-    """
+    """A fade into a random one of `others`, n samples. They are part of the process: use a few thousand at most."""
 
     others: Float[Array | np.ndarray, "n *shape"]
 
     def __post_init__(self) -> None:
         others = self.others if isinstance(self.others, jax.Array) else np.asarray(self.others, float)
         if others.ndim < 1 or not len(others):
-            raise InputError(f"others has shape {others.shape}; the rule is (n, *shape) with n >= 1 samples")
+            raise InputError(f"others has shape {others.shape}; it must be (n, *shape) with n >= 1 samples")
         object.__setattr__(self, "others", others)
 
     def sample_params(self, key: RandomKey, shape: Shape) -> Overlap:
         if self.others.shape[1:] != shape:
-            raise InputError(f"others has shape {self.others.shape}, but a sample {shape}; the rule is (n, *{shape})")
+            raise InputError(f"others has shape {self.others.shape}, but a sample {shape}; it must be (n, *{shape})")
         return Overlap(jnp.asarray(self.others)[jax.random.randint(key, (), 0, len(self.others))])
 
 
 def _check_image(x: Sample, what: str) -> None:
     if x.ndim < 2:
-        raise InputError(f"{what} of a sample of shape {x.shape}; the rule is images, (height, width, ...)")
+        raise InputError(f"{what} of a sample of shape {x.shape}; it must be an image, (height, width, ...)")
