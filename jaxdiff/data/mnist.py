@@ -70,7 +70,7 @@ def download(split: str) -> Path:
 
     Raises:
       ConnectionError: if a file can't be fetched.
-      InputError: if a fetched file has another SHA-256 (it is thrown away), or the folder can't be written.
+      InputError: if a fetched file has another SHA-256 (it is deleted), or the folder can't be written.
     """
     import pooch  # imported here, with requests, because it is slow and needed for this set only
     import requests
@@ -99,10 +99,11 @@ class _Downloader:
     """One of pooch's downloaders with a time limit: an attempt after `_GIVE_UP` seconds repeats the last error."""
 
     def __init__(self, inner: Callable[..., None]) -> None:
-        self._inner, self._start, self._error = inner, time.monotonic(), OSError()
+        self._inner, self._start = inner, time.monotonic()
+        self._error: OSError | None = None
 
     def __call__(self, url: str, output: str, pooch: object) -> None:
-        if time.monotonic() - self._start > _GIVE_UP:
+        if self._error and time.monotonic() - self._start > _GIVE_UP:
             raise self._error
         try:
             self._inner(url, output, pooch)
