@@ -289,7 +289,7 @@ def test_what_a_model_can_not_be_conditioned_on_is_refused(images, classifier, p
     with pytest.raises(ValueError, match=r"labels = None, but this model was trained with p_uncond = 0\.0"):
         never.encode(np.zeros((1, 8, 8, 1), np.float32))
     refused(r"guidance = nan; it must be a finite number", labels=1, guidance=math.nan)
-    refused(r"guidance = None leaves a conditional model as it is", labels=1, classifier=classifier)
+    refused(r"guidance = None does not guide a conditional model", labels=1, classifier=classifier)
     refused(r"the weights of a composition sum to 0\.8; they must sum to 1", labels={3: 0.5, 8: 0.3})
     refused(r"trained with p_uncond = 0\.0: it never saw an example without its label", never, labels=1, guidance=1.0)
     with pytest.raises(ValueError, match="only a classifier has an accuracy"):

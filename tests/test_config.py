@@ -163,7 +163,7 @@ def test_a_value_of_the_wrong_type_is_refused(path, value, message):
 def test_every_item_of_a_sequence_is_checked(position):
     down = [4, 4, 4]
     down[position] = "4"
-    message = re.escape(f"model.down = {down} has the wrong type; it must be Sequence[int]")
+    message = re.escape(f"model.down = {tuple(down)} has the wrong type; it must be Sequence[int]")
     with pytest.raises(ValueError, match=message):
         tiny.config({"model.down": down}, base=tiny.IMAGES)
 

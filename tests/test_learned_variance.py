@@ -146,7 +146,7 @@ def test_learned_variance_is_refused_if_impossible() -> None:
         jd.sample(jax.random.key(0), plain, samplers.DDPM("learned"), shape=(2,), n=1, steps=2)
     with pytest.raises(InputError, match="twice the channels of x, as learned_variance asks"):
         jd.denoiser(lambda _, x, t: x, None, PROCESS, learned_variance=True)(jnp.ones(2), 0.5)
-    with pytest.raises(InputError, match="predicts no variance"):
+    with pytest.raises(InputError, match="does not predict a variance"):
         losses.hybrid(plain, jnp.ones(2), 0.5, key=jax.random.key(0))
     with pytest.raises(InputError, match="the rule for learned_variance is a discrete schedule"):
         losses.hybrid(plain.with_process(jd.Gaussian(schedules.VP())), jnp.ones(2), 0.5, key=jax.random.key(0))
