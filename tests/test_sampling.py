@@ -369,7 +369,7 @@ def test_a_step_that_does_not_go_down_within_the_path_is_refused(sampler: str) -
         (0.5, jnp.array(0.5), r"t = 0\.5, s = 0\.5; must satisfy s < t"),
         (1.5, 0.5, r"t = 1\.5; must satisfy 0 <= t <= 1"),
         (0.5, -0.25, r"s = -0\.25; must satisfy 0 <= s <= 1"),
-        (np.nan, 0.5, r"t = nan; the rule"),
+        (np.nan, 0.5, r"t = nan; must satisfy"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             step(t=t, s=s)
