@@ -23,7 +23,7 @@ from jaxdiff import data
 from jaxdiff.data import DataSpec
 from jaxdiff.experiment import Config, Experiment, Optimizer, make_experiment
 from jaxdiff.run import load
-from jaxdiff.training import loop, recorder
+from jaxdiff.training import loop
 from jaxdiff.training.batches import Examples, indices, make_batches
 from jaxdiff.training.recorder import DivergenceError
 from jaxdiff.training.sharding import make_mesh
@@ -433,7 +433,3 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     with pytest.raises(DivergenceError, match=r"^after step 1 the weights are no longer finite; lower optimizer"):
         loop.train(tiny.config({**changes, **dispatch}), tmp_path)
     assert list((tmp_path / "checkpoints").iterdir()) == []
-
-
-def test_a_clock_counts_hours_minutes_and_seconds():
-    assert recorder._clock(3 * 3600 + 7 * 60 + 4.2) == "3:07:05"

@@ -67,6 +67,8 @@ class Batches:
 
     def stream(self, start: int, stop: int, size: int) -> Iterator[Dispatch]:
         """Yield dispatches that end at multiples of `size` and at `stop`, each made while the one before it runs."""
+        if start >= stop:
+            return
         bounds = [start, *range((start // size + 1) * size, stop, size), stop]
         spans = [(first, end - first) for first, end in itertools.pairwise(bounds)]
         with ThreadPoolExecutor(1) as pool:
