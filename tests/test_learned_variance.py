@@ -152,5 +152,5 @@ def test_learned_variance_is_refused_if_impossible() -> None:
         losses.hybrid(plain.with_process(jd.Gaussian(schedules.VP())), jnp.ones(2), 0.5, key=jax.random.key(0))
     with pytest.raises(InputError, match="trained without learned_variance = True"):
         tiny.config({"sampling.sampler": "ddpm:variance=learned"})
-    with pytest.raises(InputError, match="but schedule 'vp' is continuous"):
+    with pytest.raises(InputError, match="discrete steps, which schedule 'vp' lacks"):
         Config.from_mapping(tiny.mapping({"learned_variance": True}) | {"schedule": {"name": "vp"}})
