@@ -54,7 +54,7 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class SolverOptions(TypedDict, total=False):
-    """The options of `Run.encode`, `Run.decode` and `Run.interpolate`: by default `Solver()` and 64 samples a batch."""
+    """The options of `Run.encode`, `Run.decode` and `Run.interpolate`: by default `Solver()` and batches of 64."""
 
     solver: Solver | None
     batch: int
@@ -149,7 +149,9 @@ class Run:
         try:
             mask = np.broadcast_to(mask, x0.shape)
         except ValueError:
-            raise InputError(f"mask has shape {mask.shape}; samples have {x0.shape}: give one value a pixel") from None
+            raise InputError(
+                f"mask has shape {mask.shape}; samples have {x0.shape}: give one value per pixel"
+            ) from None
         denoiser, cond = self._condition(len(x0), options)
         chosen = samplers.make(options.get("sampler") or "ddpm")
         sampling = self._sampling({**options, "sampler": chosen if resample == 1 else RePaint(chosen, resample)})

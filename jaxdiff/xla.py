@@ -31,7 +31,7 @@ def split_cpu(batch: int, multiple: int = 1) -> None:
     """Make each core a JAX device, or as many as divide `batch` and are a multiple of `multiple`.
 
     Call it before JAX initializes its devices. It keeps a number of devices that the user has set with
-    `jax_num_cpu_devices` or `--xla_force_host_platform_device_count` in XLA_FLAGS.
+    `jax_num_cpu_devices` or `--xla_force_host_platform_device_count` in XLA_FLAGS. If it comes too late it only warns.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if jax.config.values["jax_num_cpu_devices"] > 0 or "xla_force_host_platform_device_count" in flags:

@@ -148,7 +148,7 @@ def test_learned_variance_is_refused_if_impossible() -> None:
         jd.denoiser(lambda _, x, t: x, None, PROCESS, learned_variance=True)(jnp.ones(2), 0.5)
     with pytest.raises(InputError, match="does not predict a variance"):
         losses.hybrid(plain, jnp.ones(2), 0.5, key=jax.random.key(0))
-    with pytest.raises(InputError, match="the rule for learned_variance is a discrete schedule"):
+    with pytest.raises(InputError, match="learned_variance needs a discrete schedule"):
         losses.hybrid(plain.with_process(jd.Gaussian(schedules.VP())), jnp.ones(2), 0.5, key=jax.random.key(0))
     with pytest.raises(InputError, match="trained without learned_variance = True"):
         tiny.config({"sampling.sampler": "ddpm:variance=learned"})

@@ -322,7 +322,7 @@ def test_wrong_timesteps_are_named(given: Any, steps: int | None, message: str) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "n = 0; ask for at least 1 sample"),
+        ({"n": 0}, "n = 0; it must be 1 or more"),
         ({"n": 2, "steps": 11}, "steps = 11, but the schedule has 10 timesteps"),
         ({"n": 2, "steps": None, "timesteps": [0.5, 0.0]}, "timesteps start at 0.5, but the prior is that of t = 1"),
         ({"n": 2, "cond": {"label": jnp.zeros(3)}}, r"cond\['label'\] has shape \(3,\); .* leading axis n = 2"),
@@ -350,6 +350,11 @@ def test_a_wrong_argument_of_sample_is_named(arguments: dict[str, Any], message:
 def test_wrong_settings_of_sampling_are_named(fields: Any, message: str) -> None:
     with pytest.raises(jd.InputError, match=f"^{message}"):
         Sampling(**fields)
+
+
+def test_no_samples_in_batches_are_refused() -> None:
+    with pytest.raises(jd.InputError, match=r"^n = 0; it must be 1 or more"):
+        sample_in_batches(jax.random.key(0), TOY, Sampling(steps=2), shape=(3,), n=0)
 
 
 def test_sampling_takes_the_times_themselves() -> None:

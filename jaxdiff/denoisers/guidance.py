@@ -67,7 +67,7 @@ class _ClassifierFree(Wrapper):
 
     def __call__(self, x_t: Sample, t: Time, cond: PyTree = None, /) -> Prediction:
         if cond is None:
-            raise InputError("cond is None: classifier-free guidance guides towards a condition; give one a sample")
+            raise InputError("cond is None: classifier-free guidance guides towards a condition; give one per sample")
         null = jax.tree.map(jnp.full_like, cond, jax.tree.broadcast(self.null, cond))
         both = jax.tree.map(lambda *branches: jnp.stack(branches), cond, null)
         w = _at(self.w, t, self.process.schedule)

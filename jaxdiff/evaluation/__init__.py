@@ -5,13 +5,10 @@ print(reference.distance(images))
 reference.classifier.accuracy(images, labels)
 """
 
-from jaxdiff.evaluation.classifiers import CARDS as CARDS
-from jaxdiff.evaluation.classifiers import Card as Card
-from jaxdiff.evaluation.classifiers import FrozenClassifier as FrozenClassifier
-from jaxdiff.evaluation.classifiers import load_classifier as load_classifier
-from jaxdiff.evaluation.frechet import frechet_distance as frechet_distance
-from jaxdiff.evaluation.noisy import NoisyAccuracy as NoisyAccuracy
-from jaxdiff.evaluation.noisy import accuracy_by_noise as accuracy_by_noise
-from jaxdiff.evaluation.reference import Distance as Distance
-from jaxdiff.evaluation.reference import Reference as Reference
-from jaxdiff.evaluation.reference import reference as reference
+from jaxdiff.evaluation.classifiers import CARDS, Card, FrozenClassifier, load_classifier
+from jaxdiff.evaluation.frechet import frechet_distance
+from jaxdiff.evaluation.noisy import NoisyAccuracy, accuracy_by_noise
+from jaxdiff.evaluation.reference import Distance, Reference, reference
+
+__all__ = ["CARDS", "Card", "Distance", "FrozenClassifier", "NoisyAccuracy", "Reference", "accuracy_by_noise"]
+__all__ += ["frechet_distance", "load_classifier", "reference"]

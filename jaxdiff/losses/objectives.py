@@ -88,7 +88,7 @@ def hybrid(
     schedule = require_gaussian(denoiser.process, what="learned_variance", instead="set it to False").schedule
     if schedule.num_timesteps is None:
         raise InputError(
-            f"schedule = {schedule!r}; the rule for learned_variance is a discrete schedule, such as Linear or Cosine"
+            f"schedule = {schedule!r}; learned_variance needs a discrete schedule, such as Linear or Cosine"
         )
     true, predicted, process = _true_and_predicted(denoiser, x0, t, key=key, cond=cond)
     if predicted.variance_mix is None:

@@ -135,7 +135,7 @@ class LossHistory:
 
 
 def first_history(times: Times, schedule: Schedule) -> LossHistory | None:
-    """Return an empty history for "importance" times, else None: a bin a time of a discrete schedule, or 100."""
+    """Return an empty history for "importance" times, else None: a bin for each discrete step, or 100 bins."""
     return LossHistory.init(schedule.num_timesteps or 100) if times == "importance" else None
 
 

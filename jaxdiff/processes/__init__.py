@@ -5,14 +5,5 @@ from jaxdiff.processes.base import Gaussian, Perturbed, Process, TransformCondit
 from jaxdiff.processes.hub import Conditioned, Denoiser, Wrapper, for_sample
 from jaxdiff.processes.prior import FittedNormal
 
-__all__ = [
-    "Conditioned",
-    "Denoiser",
-    "FittedNormal",
-    "Gaussian",
-    "Perturbed",
-    "Process",
-    "TransformCondition",
-    "Wrapper",
-]
-__all__ += ["for_sample", "noise", "parameterization", "require_gaussian", "transforms"]
+__all__ = ["Conditioned", "Denoiser", "FittedNormal", "Gaussian", "Perturbed", "Process", "TransformCondition"]
+__all__ += ["Wrapper", "for_sample", "noise", "parameterization", "require_gaussian", "transforms"]

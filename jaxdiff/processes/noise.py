@@ -172,7 +172,7 @@ class Tabulated(_Continuous):
         return self.distribution
 
 
-class Discrete(NoiseDistribution):
+class _Discrete(NoiseDistribution):
     """The frozen distribution `_scipy()` of integers, standardized. It has no inverse."""
 
     def _scipy(self) -> Any: ...
@@ -183,7 +183,7 @@ class Discrete(NoiseDistribution):
 
 
 @pytree(kw_only=False)
-class Poisson(Discrete):
+class Poisson(_Discrete):
     """(P − rate)/√rate with P ~ Poisson(rate)."""
 
     rate: float = static(default=4.0)
@@ -197,7 +197,7 @@ class Poisson(Discrete):
 
 
 @pytree(kw_only=False)
-class Bernoulli(Discrete):
+class Bernoulli(_Discrete):
     """Two values, the higher one with probability p: ±1 for p = ½."""
 
     p: float = static(default=0.5)

@@ -12,32 +12,7 @@ from jaxdiff.samplers.ode import RK4, Euler, Heun, Midpoint, RungeKutta
 from jaxdiff.samplers.repaint import RePaint
 from jaxdiff.samplers.sde import EDM, Langevin, PredictorCorrector, ReverseSDE
 
-__all__ = [
-    "DDIM",
-    "DDPM",
-    "EDM",
-    "RK4",
-    "SAMPLERS",
-    "Adaptive",
-    "DPMSolver",
-    "Deterministic",
-    "Euler",
-    "Heun",
-    "Interpolated",
-    "Langevin",
-    "Midpoint",
-    "PredictorCorrector",
-    "RePaint",
-    "Renoise",
-    "ReverseSDE",
-    "RungeKutta",
-    "Sampler",
-    "Sampling",
-    "Stateless",
-    "UniPC",
-    "make",
-    "probability_flow",
-    "sample",
-    "sample_in_batches",
-    "timesteps",
-]
+__all__ = ["DDIM", "DDPM", "Adaptive", "DPMSolver", "Deterministic", "Interpolated", "RePaint", "Renoise", "UniPC"]
+__all__ += ["EDM", "RK4", "Euler", "Heun", "Langevin", "Midpoint", "PredictorCorrector", "ReverseSDE", "RungeKutta"]
+__all__ += ["SAMPLERS", "Sampler", "Sampling", "Stateless", "make", "probability_flow", "sample", "sample_in_batches"]
+__all__ += ["timesteps"]

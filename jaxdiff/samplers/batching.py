@@ -58,7 +58,7 @@ class Sampling:
             raise InputError(f"clip = {self.clip!r}; the known ones are {', '.join(get_args(Clip))}")
 
     def times(self, schedule: Schedule) -> Float[np.ndarray, " times"]:
-        """Return the falling times to visit; raises as `jaxdiff.timesteps.make`."""
+        """Return the decreasing times to visit; raises as `jaxdiff.timesteps.make`."""
         return timesteps_.make(self.timesteps, self.steps if isinstance(self.timesteps, str) else None, schedule)
 
 

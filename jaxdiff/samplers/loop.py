@@ -47,7 +47,7 @@ def sample(
       sampler: a sampler, or a name with options such as "ddim:eta=0.5" (see `jaxdiff.samplers`).
       shape: the shape of one sample.
       steps: the number of steps; leave it out if `timesteps` lists the times.
-      timesteps: the name of a rule of `jaxdiff.timesteps`, or the falling times themselves. These must start at 1
+      timesteps: the name of a rule of `jaxdiff.timesteps`, or the decreasing times themselves. These must start at 1
         unless `start` is given.
       cond: one condition per sample, a pytree whose leaves have leading axis n; None if unconditional.
       start: x at the first of the times; None draws it from the prior. If the process has random parameters, x_i must
@@ -60,24 +60,23 @@ def sample(
     Raises:
       InputError: if an argument is invalid, or the process does not fit the shape or the sampler.
     """
-    if n < 1:
-        raise InputError(f"n = {n}; ask for at least 1 sample")
+    shape = tuple(shape)
     if not isinstance(denoiser, Denoiser):
         raise InputError(
             f"denoiser = {denoiser!r} has no process; make it with jaxdiff.denoiser or jaxdiff.from_function"
         )
-    check_rows(n, tuple(shape), cond, start)
-    denoiser.process.for_sample(key, tuple(shape))  # raises if the process can't take this shape
+    check_rows(n, shape, cond, start)
+    denoiser.process.for_sample(key, shape)  # raises if the process can't take this shape
     times = timesteps_.make(timesteps, steps, denoiser.process.schedule)
     check_start(times, start)
-    keys, shape = sample_keys(key, np.arange(n)), tuple(shape)
-    return sample_each(
-        keys, denoiser, make(sampler), times=times, shape=shape, cond=cond, start=start, trajectory=trajectory
-    )
+    options: Any = {"times": times, "shape": shape, "cond": cond, "start": start, "trajectory": trajectory}
+    return sample_each(sample_keys(key, np.arange(n)), denoiser, make(sampler), **options)
 
 
 def check_rows(n: int, shape: Shape, cond: PyTree, start: Any) -> None:
-    """Raise an `InputError` if conditions are given but not n of them, or starts but not n of this shape."""
+    """Raise an `InputError` if n < 1, conditions are given but not n, or starts but not n of this shape."""
+    if n < 1:
+        raise InputError(f"n = {n}; it must be 1 or more")
     for path, leaf in jax.tree.leaves_with_path(cond):
         if jnp.shape(leaf)[:1] != (n,):
             name = f"cond{jax.tree_util.keystr(path)}"
@@ -132,7 +131,7 @@ def sample_each(
     start: Samples | None = None,
     trajectory: bool = False,
 ) -> Float[Array, "n ..."]:
-    """`sample` from one key a sample and given times. If the keys are sharded over devices, so is the computation."""
+    """`sample` from one key per sample and given times. If the keys are sharded over devices, so is the computation."""
 
     def one(key: RandomKey, cond: PyTree, start: Sample | None) -> Float[Array, "..."]:
         step = stepper(key, denoiser, cond, times, sampler, shape)

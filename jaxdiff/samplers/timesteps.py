@@ -27,22 +27,22 @@ _EDGE = 1e-3  # the distance kept from an end of the path where λ may be infini
 
 
 def uniform(steps: int, schedule: Schedule) -> Float[np.ndarray, " {steps}+1"]:
-    """Return falling times with equal spacing."""
+    """Return decreasing times with equal spacing."""
     return np.linspace(1, 0, steps + 1)
 
 
 def quadratic(steps: int, schedule: Schedule) -> Float[np.ndarray, " {steps}+1"]:
-    """Return falling times, closer together near the data."""
+    """Return decreasing times, closer together near the data."""
     return np.linspace(1, 0, steps + 1) ** 2
 
 
 def log_snr(steps: int, schedule: Schedule) -> Float[np.ndarray, " {steps}+1"]:
-    """Return falling times at which the log-SNR has equal spacing, and 0."""
+    """Return decreasing times at which the log-SNR has equal spacing, and 0."""
     return _at(np.linspace(*_ends(schedule), steps), schedule)
 
 
 def karras(steps: int, schedule: Schedule, rho: float = 7.0) -> Float[np.ndarray, " {steps}+1"]:
-    """Return falling times at which (σ/α)^{1/ρ} has equal spacing, and 0."""
+    """Return decreasing times at which (σ/α)^{1/ρ} has equal spacing, and 0."""
     first, last = (np.exp(-end / (2 * rho)) for end in _ends(schedule))
     return _at(-2 * rho * np.log(np.linspace(first, last, steps)), schedule)
 
@@ -70,7 +70,7 @@ TIMESTEPS: dict[str, Callable[[int, Schedule], Float[np.ndarray, " times"]]] = {
 
 
 def make(timesteps: Timesteps, steps: int | None, schedule: Schedule) -> Float[np.ndarray, " times"]:
-    """Return the falling times t_0 > … > t_N of a sampler, in float64: those of a rule in `TIMESTEPS`, or given ones.
+    """Return a sampler's decreasing times t_0 > … > t_N, in float64: those of a rule in `TIMESTEPS`, or given ones.
 
     Raises:
       InputError: if the rule is unknown; if N = steps is below 1 or more than a discrete schedule has; if given times

@@ -157,7 +157,7 @@ class _Exploding(Schedule):
 class VE(_Exploding):
     """α = 1, σ_t² = σ_min² (r^{2t} − 1) with r = σ_max/σ_min: variance exploding.
 
-    The SDE of Song et al. 2021 (equation 30) adds this variance from 0 to t; their own kernel jumps to σ_min at t = 0.
+    The SDE of Song et al. 2021 (equation 30) adds this variance from 0 to t; their own kernel has σ_min at t = 0.
     """
 
     sigma_min: float = static(default=0.01)

@@ -40,10 +40,10 @@ def gradient(
     keys: Key[Array, " n"],
     labels: Int[Array, " n"] | None = None,
 ) -> tuple[Scalar, dict[str, PyTree], Float[Array, " n"]]:
-    """Return the mean loss, what the optimizer gets as the gradient, and the loss of each example.
+    """Return the mean loss, a gradient for the optimizer, and the loss of each example.
 
-    `params["schedule"]` is a `Learned`, the rest belongs to the network. The times t are uniform in (0, 1]. The descent
-    direction is a tree like `params`, but not the gradient of any one function.
+    `params["schedule"]` is a `Learned`, the rest belongs to the network. The times t are uniform in (0, 1]. The
+    result is a tree like `params`, but not the gradient of any one function.
     """
     rest = {name: part for name, part in params.items() if name != "schedule"}
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(t), *leaf.shape)), params["schedule"])

@@ -60,6 +60,6 @@ class QuarterTurns(TwoSided):
 
 
 def _rounded(t: Time, k: int) -> Int[Array, ""]:
-    """t·k rounded to an integer, and its opposite for −t."""
+    """Return t·k rounded to an integer; −t gives the opposite."""
     sign = jnp.sign(t)
     return (sign * jnp.floor(sign * (t * k) + 0.5)).astype(jnp.int32)
