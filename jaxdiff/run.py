@@ -164,8 +164,8 @@ class Run:
 
         Args:
           t: noise level in (0, 1] to start from: the higher, the less of the input is kept.
-          **options: as for `sample`. `steps` counts those from 1 to 0, of which the ones below t are made; `timesteps`
-            given as a list start at t.
+          **options: as for `sample`. `steps` is the number of steps of the whole path from 1 to 0, of which only those
+            below t are made. If `timesteps` is a list of times, its first one must be t.
 
         Raises:
           InputError: as `sample`; if the samples are unsuitable, or t is outside (0, 1].
@@ -247,7 +247,7 @@ class Run:
         return self._integrate(self._checked(x0), 0.0, 1.0, **options)
 
     def decode(self, x1: AnySamples, **options: Unpack[SolverOptions]) -> HostSamples:
-        """Return the samples of latents: the inverse of `encode`, with the same options and errors."""
+        """Return the samples that latents decode to: the inverse of `encode`, with the same options and errors."""
         return self._integrate(self._checked(x1, of_data=False), 1.0, 0.0, **options)
 
     def interpolate(

@@ -25,8 +25,8 @@ def user_path(path: str | os.PathLike[str], *, what: str) -> Path:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yield a new file beside `path`, which takes its place when the block ends and is removed if the block fails.
 
-    Whoever reads `path` sees the old content or the new one, never a part. The new file has an unpredictable name and is
-    created exclusively, and a symbolic link at `path` is replaced: nothing is written through a link.
+    Whoever reads `path` sees the old content or the new one, never a part. The new file has an unpredictable name and
+    is created exclusively, and a symbolic link at `path` is replaced: nothing is written through a link.
     """
     beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.part")
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)

@@ -13,9 +13,14 @@ from jaxdiff.typing import InputError
 def test_a_file_is_replaced_only_when_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "out.txt"
     path.write_text("old")
-    with pytest.raises(KeyError), storage.replacing(path) as file:
-        file.write(b"half")
-        raise KeyError
+
+    def fail() -> None:
+        with storage.replacing(path) as file:
+            file.write(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert path.read_text() == "old"
     with storage.replacing(path) as file:
         file.write(b"new")

@@ -163,7 +163,7 @@ def _load_tfds(name: str, split: str, dir: str | None) -> Dataset:
         where = "" if dir is None else f" --data_dir={dir}"
         raise InputError(
             f"name = {name!r}, split = {split!r}, dir = {dir!r}: TensorFlow Datasets finds no such split on disk in a "
-            'random-access format. Prepare the set once, with pip install "jaxdiff[tfds]": '
+            'random-access format. To prepare the set, run: pip install "jaxdiff[tfds]" && '
             f"tfds build {tfds_name} --file_format=array_record{where}"
         ) from error
     features = dict(source.dataset_info.features.items())

@@ -38,8 +38,9 @@ def accuracy_by_noise(
     """Return the accuracy on samples that are noised to each time, in [0, 1], with the same noise at every time.
 
     Args:
-      classifier: a pytree with `process` and `log_probs(x_t, t)`, which returns log p(label|x_t, t) of every label for
-        one sample, such as `jaxdiff.guidance.NetworkClassifier`; and `with_process`, if the process is random.
+      classifier: a pytree such as `jaxdiff.guidance.NetworkClassifier`. It has a `process`, and a method
+        `log_probs(x_t, t)` that returns log p(label|x_t, t) of every label for one sample. If the process draws
+        parameters for each sample, it also has `with_process(process)`, which returns the classifier under another one.
 
     Raises:
       InputError: unless there is one label per sample.

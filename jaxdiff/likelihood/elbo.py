@@ -151,8 +151,8 @@ def continuous_elbo(
     schedule = require_gaussian(denoiser.process, what="a likelihood bound", instead="").schedule
     if not math.isfinite(schedule.log_snr(0.0)):
         raise InputError(
-            f"schedule = {schedule!r} has no noise at t = 0, where this bound starts; use one with a finite log-SNR "
-            "there (truncated_cosine, edm, learned), or elbo for a discrete schedule"
+            f"schedule = {schedule!r} has no noise at t = 0, where the continuous bound starts; use a schedule with a "
+            "finite log-SNR there (truncated_cosine, edm, learned), or, if yours is discrete, call jaxdiff.elbo"
         )
     _check_levels(levels)
     if draws < 1:

@@ -83,9 +83,10 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
 
 
 def elbo(num_timesteps: int | None = None) -> Weighting:
-    """Return the weight of the ELBO's diffusion term, for t uniform in (0, 1] or, with T num_timesteps, {1/T, …, 1}.
+    """Return the weight of the ELBO's diffusion term.
 
-    If σ_0 = 0 the first of the T >= 1 terms is a decoder's likelihood, not a squared error, and has the weight 0.
+    The time t is uniform in (0, 1] or, if `num_timesteps` is a number T >= 1, on {1/T, …, 1}. If σ_0 = 0, the term at
+    t = 1/T is the likelihood of a decoder and not a squared error, and its weight is 0.
     """
     if num_timesteps is None:
         return _diffusion_term

@@ -83,7 +83,8 @@ class Solver:
 class Outcome(NamedTuple):
     """Whether the solver reached the end; pass it to `Solver.check`.
 
-    On several devices return it to the host first: a callback that raises on one leaves the others waiting for it.
+    A program on several devices should return it, so that `Solver.check` is called on the host. Called inside `jax.jit`,
+    `Solver.check` raises on one device, and the other devices then wait for that device forever.
     """
 
     solved: Bool[Array | np.ndarray, "*n"]

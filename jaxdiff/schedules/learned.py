@@ -25,10 +25,11 @@ LINE = 1 / 128  # κ, a power of 2, so that κ + (1 − κ) is 1
 
 @pytree(eq=False)
 class Learned(VariancePreserving):
-    """A schedule whose log-SNR is a monotone network, made by `init`. Its arrays may hold any real numbers.
+    """A schedule whose log-SNR is a monotone network with arrays of any real numbers. Make one with `Learned.init`.
 
-    `ends` moves the end points: λ_0 = log_snr_max + f(ends[0]) and λ_1 = log_snr_min − f(ends[1]), where f(x) = x for
-    x > 0 and x/(1 − x/a) below, with a = 7/16 of the range, so that they never meet. None keeps both constant.
+    `ends` moves the end points to λ_0 = log_snr_max + f(ends[0]) and λ_1 = log_snr_min − f(ends[1]), where f(x) = x for
+    x > 0 and f(x) = x/(1 − x/a) for x <= 0. With a = 7/16 (log_snr_max − log_snr_min), each end moves inwards by less
+    than a, and the two never meet. If `ends` is None, both stay where they are.
     """
 
     slopes: Any  # arrays of shape (n,), or what JAX puts in their place (axes, shapes, shardings)

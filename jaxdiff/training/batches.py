@@ -66,7 +66,7 @@ class Batches:
     resident: Examples | None
 
     def stream(self, start: int, stop: int, size: int) -> Iterator[Dispatch]:
-        """Yield dispatches that end at multiples of `size` and at `stop`, each made while the one before it runs."""
+        """Yield the dispatches of steps `start` to `stop`, cut at multiples of `size`. Each is made while the last one runs."""
         if start >= stop:
             return
         bounds = [start, *range((start // size + 1) * size, stop, size), stop]

@@ -20,7 +20,7 @@ from jaxdiff.typing import InputError, Sample, Time, pytree, static
 
 @pytree(kw_only=False)
 class Shift(TwoSided):
-    """Circular shift by up to `pixels`, one number for each of the first axes of a sample."""
+    """Circular shift by t times `pixels`, rounded. `pixels` has one number for each leading axis; other axes stay."""
 
     pixels: int | Sequence[int] = static()
 
