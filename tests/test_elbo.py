@@ -154,8 +154,8 @@ def test_the_reconstruction_is_the_noise_density_normalized_over_the_levels(log_
 @pytest.mark.parametrize(
     ("bound", "schedule", "options", "message"),
     [
-        (continuous_elbo, schedules.VP(), {}, "has no noise at t = 0, where this bound starts"),
-        (continuous_elbo, schedules.Linear(10), {}, "has no noise at t = 0, where this bound starts"),
+        (continuous_elbo, schedules.VP(), {}, "has no noise at t = 0, where the continuous bound starts"),
+        (continuous_elbo, schedules.Linear(10), {}, "has no noise at t = 0, where the continuous bound starts"),
         (continuous_elbo, schedules.EDM(), {"levels": 1}, "levels = 1"),
         (continuous_elbo, schedules.EDM(), {"draws": 0}, "draws = 0"),
         (elbo, schedules.VP(), {}, "is continuous, but this bound is a sum over timesteps"),

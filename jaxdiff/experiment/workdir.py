@@ -83,7 +83,7 @@ def read(workdir: Path) -> tuple[Config, DataSpec]:
 def choose_examples(workdir: Path, config: Config, dataset: Dataset) -> Num[np.ndarray, "n *shape"] | None:
     """Return the raw examples of the data that the process is built from, or None if it needs none.
 
-    Every run on the same data set gets the same examples. Raises an InputError if the folder holds a run with other examples.
+    Every run on the same data set gets the same examples. Raises an InputError if the folder holds a run with others.
     """
     if not takes_examples(config.process):
         return None

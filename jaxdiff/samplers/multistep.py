@@ -99,7 +99,7 @@ class DPMSolver:
 
 
 class Unfinished(NamedTuple):
-    """The last step, not yet corrected: the time t and the sample x it started from, and the estimates of x̂_0 up to t."""
+    """The last step, not yet corrected: the time t and the sample x it began with, and the estimates of x̂_0 up to t."""
 
     x: Sample
     t: Scalar

@@ -83,8 +83,8 @@ class Solver:
 class Outcome(NamedTuple):
     """Whether the solver reached the end; pass it to `Solver.check`.
 
-    A program on several devices should return it, so that `Solver.check` is called on the host. Called inside `jax.jit`,
-    `Solver.check` raises on one device, and the other devices then wait for that device forever.
+    A program on several devices should return it, so that `Solver.check` is called on the host. Called inside
+    `jax.jit`, `Solver.check` raises on one device, and the other devices then wait for that device forever.
     """
 
     solved: Bool[Array | np.ndarray, "*n"]

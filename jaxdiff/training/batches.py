@@ -66,7 +66,7 @@ class Batches:
     resident: Examples | None
 
     def stream(self, start: int, stop: int, size: int) -> Iterator[Dispatch]:
-        """Yield the dispatches of steps `start` to `stop`, cut at multiples of `size`. Each is made while the last one runs."""
+        """Yield dispatches of steps `start` to `stop`, cut at multiples of `size`; each is made while another runs."""
         if start >= stop:
             return
         bounds = [start, *range((start // size + 1) * size, stop, size), stop]

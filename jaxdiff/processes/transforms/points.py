@@ -98,7 +98,7 @@ class Shear(TwoSided):
 
 @pytree(kw_only=False, eq=False)
 class Translation(TwoSided):
-    """Translation by t times the vector `by`, which has one number per axis. Data of mean 0 give x_1 the mean α_1 `by`."""
+    """Translation by t times the vector `by`, with one number per axis. Data of mean 0 give x_1 the mean α_1 `by`."""
 
     by: Numbers
 
