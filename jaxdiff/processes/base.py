@@ -13,6 +13,7 @@ the prior:
 import abc
 import copy
 import math
+import warnings
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from jaxdiff.processes.noise import NORMAL, NoiseDistribution, Normal, check_standardized
 from jaxdiff.processes.prior import FittedNormal
 from jaxdiff.processes.transforms.base import IDENTITY, Identity, Transform
-from jaxdiff.schedules import Schedule
+from jaxdiff.schedules import Schedule, check_times
 from jaxdiff.typing import (
     InputError,
     PyTree,
@@ -55,18 +56,23 @@ class Process(abc.ABC):
 
     def sample_noise(self, key: RandomKey, shape: Shape, t: Time = 1.0) -> Sample:
         """Draw noise at time t, of mean 0 and variance 1, in the default float dtype."""
+        check_times(t)
         return self.noise(key, shape, t)
 
     def quantile_map(self, noise: Sample, t: Time, s: Time) -> Sample:
         """Map noise at time t to the same quantile at time s: h_s(h_t⁻¹(n))."""
+        check_times(t)
+        check_times(s)
         return self.noise.quantile_map(noise, t, s)
 
     def corrupt(self, x0: Sample, noise: Sample, t: Time) -> Sample:
         """Return x_t = α_t g_t(x_0) + σ_t n."""
+        check_times(t)
         return self.schedule.alpha(t) * self.transform(x0, t) + self.schedule.sigma(t) * noise
 
     def infer_noise(self, x0: Sample, x_t: Sample, t: Time) -> Sample:
         """Return the noise that makes x_t from x_0, (x_t − α_t g_t(x_0))/σ_t; 0 if σ_t = 0."""
+        check_times(t)
         return safe_divide(x_t - self.schedule.alpha(t) * self.transform(x0, t), self.schedule.sigma(t))
 
     def network_condition(self, cond: PyTree) -> PyTree:
@@ -96,7 +102,8 @@ class Gaussian(Process):
         check_component("schedule", self.schedule, Schedule, "jaxdiff.schedules.Cosine()")
 
     def sample_prior(self, key: RandomKey, shape: Shape) -> Sample:
-        """Draw σ_1 n."""
+        """Draw σ_1 n. Warns if data of unit variance would show in x_1."""
+        _warn_of_visible_data(self.schedule)
         return self.schedule.sigma(1.0) * self.sample_noise(key, shape)
 
     def log_prior(self, x1: Sample) -> Scalar:
@@ -137,7 +144,9 @@ class Perturbed(Process):
             check_standardized(self.noise)
 
     def sample_prior(self, key: RandomKey, shape: Shape) -> Sample:
-        """Draw α_1 g_1(x̃_0) + σ_1 n."""
+        """Draw α_1 g_1(x̃_0) + σ_1 n. Warns if x̃_0 is 0 and data of unit variance would show in x_1."""
+        if self.start is None and isinstance(self.transform, Identity):
+            _warn_of_visible_data(self.schedule)
         x0 = jnp.zeros(shape) if self.start is None else self.start(jax.random.fold_in(key, 1))
         return self.corrupt(x0, self.sample_noise(key, shape), 1.0)
 
@@ -150,6 +159,24 @@ class Perturbed(Process):
         process = copy.copy(self)  # not dataclasses.replace, which would check the noise again
         object.__setattr__(process, "transform", transform)
         return process
+
+
+_VISIBLE = 0.1  # α_1/σ_1 above which the mean that the prior neglects shows in samples
+
+
+def _warn_of_visible_data(schedule: Schedule) -> None:
+    """Warn if α_1 is too large for x_1 to be noise; what `jax.jit` traces is not known."""
+    if is_traced(schedule):
+        return
+    with jax.ensure_compile_time_eval():
+        alpha, sigma = float(schedule.alpha(1.0)), float(schedule.sigma(1.0))
+    if not alpha <= _VISIBLE * sigma:
+        warnings.warn(
+            f"the schedule {type(schedule).__name__} ends at ᾱ_T = α_1² = {alpha**2:.3g}, σ_1 = {sigma:.3g}: data of "
+            f"unit variance still show in x_1, but samples start from noise alone; use a schedule whose α_1/σ_1 is "
+            f"below {_VISIBLE}",
+            stacklevel=2,
+        )
 
 
 def _check_transform(transform: Transform, shape: Shape) -> None:

@@ -41,16 +41,36 @@ def log_snr_rate(schedule: Schedule, t: Times) -> Values:
 
 
 def _derivative(f: Callable[[Times], Values], t: Times) -> Values:
-    t = as_float(t)
+    t = as_time(t)
     return jax.jvp(f, (t,), (jnp.ones_like(t),))[1]
 
 
-def as_float(t: Times) -> Values:
-    return jnp.asarray(t, dtype=jnp.result_type(t, float))
+def as_float(x: Times) -> Values:
+    return jnp.asarray(x, dtype=jnp.result_type(x, float))
+
+
+def as_time(t: Times) -> Values:
+    """Return t as an array of floats; raise an InputError if it holds integers, which would be step numbers."""
+    _refuse_integers("t", t)
+    return as_float(t)
+
+
+def _refuse_integers(name: str, t: Any) -> None:
+    """Raise an InputError about times of an integer dtype, known even under `jax.jit`; the numbers 0 and 1 pass."""
+    if isinstance(t, int | float):
+        if isinstance(t, int) and t not in (0, 1):
+            raise InputError(f"{name} = {t}; must satisfy 0 <= {name} <= 1: divide a step k by num_timesteps")
+    elif not jnp.issubdtype(dtype := jnp.result_type(t), jnp.floating):
+        raise InputError(
+            f"{name} has the dtype {dtype}; times are floats in [0, 1]: divide steps k = 1 … T by T = num_timesteps"
+        )
 
 
 def check_times(t: Times, s: Times | None = None) -> None:
-    """Raise an InputError unless all times are in [0, 1] and s < t. Traced times pass: they have no values yet."""
+    """Raise an InputError unless all times are floats in [0, 1] and s < t. The values of traced times are not known."""
+    for name, time in (("t", t), ("s", s)):
+        if time is not None:
+            _refuse_integers(name, time)
     known = {name: np.asarray(time) for name, time in (("t", t), ("s", s)) if time is not None and not is_traced(time)}
     for name, value in known.items():
         if not np.all((value >= 0) & (value <= 1)):

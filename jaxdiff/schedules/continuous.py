@@ -5,7 +5,16 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.schedules.base import Schedule, Times, Values, VariancePreserving, as_float, interpolate, one_minus_exp
+from jaxdiff.schedules.base import (
+    Schedule,
+    Times,
+    Values,
+    VariancePreserving,
+    as_float,
+    as_time,
+    interpolate,
+    one_minus_exp,
+)
 from jaxdiff.typing import InputError, pytree, static
 
 
@@ -25,7 +34,7 @@ class VP(VariancePreserving):
             raise InputError(f"beta_min = {low}, beta_max = {high}; must satisfy 0 < beta_min < beta_max")
 
     def log_alpha(self, t: Times) -> Values:
-        t = as_float(t)
+        t = as_time(t)
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
     def time(self, log_snr: Times) -> Values:
@@ -58,10 +67,10 @@ class TruncatedCosine(VariancePreserving):
         return jnp.log(self.alpha(t))
 
     def alpha(self, t: Times) -> Values:
-        return jnp.sin(interpolate(t, *self._angles(1)))
+        return jnp.sin(interpolate(as_time(t), *self._angles(1)))
 
     def sigma(self, t: Times) -> Values:
-        return jnp.sin(interpolate(t, *self._angles(-1)))
+        return jnp.sin(interpolate(as_time(t), *self._angles(-1)))
 
     def log_snr(self, t: Times) -> Values:
         return 2 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
@@ -113,7 +122,7 @@ class Sigmoid(VariancePreserving):
     def _parts(self, t: Times) -> tuple[Values, Values]:
         """ᾱ and 1 − ᾱ."""
         s, e, (_, _, q_last, p_last) = self.start / self.tau, self.end / self.tau, self._constants()
-        q, p = q_last * as_float(t), interpolate(t, e - s, p_last)
+        q, p = q_last * as_time(t), interpolate(t, e - s, p_last)
         whole = -math.expm1(s - e)
         content = jax.nn.sigmoid(-s - q) * one_minus_exp(-p) / (_sigmoid(-s) * whole)
         noise = jax.nn.sigmoid(s + q) * one_minus_exp(-q) / (_sigmoid(e) * whole)
@@ -150,7 +159,7 @@ class _Exploding(Schedule):
             raise InputError(f"sigma_min = {low}, sigma_max = {high}; must satisfy 0 < sigma_min < sigma_max")
 
     def alpha(self, t: Times) -> Values:
-        return jnp.ones_like(as_float(t))
+        return jnp.ones_like(as_time(t))
 
 
 @pytree
@@ -164,7 +173,7 @@ class VE(_Exploding):
     sigma_max: float = static(default=50.0)
 
     def sigma(self, t: Times) -> Values:
-        return self.sigma_min * jnp.sqrt(jnp.expm1(2 * as_float(t) * math.log(self.sigma_max / self.sigma_min)))
+        return self.sigma_min * jnp.sqrt(jnp.expm1(2 * as_time(t) * math.log(self.sigma_max / self.sigma_min)))
 
     def log_snr(self, t: Times) -> Values:
         return -2 * jnp.log(self.sigma(t))
@@ -196,10 +205,10 @@ class EDM(_Exploding):
         return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
 
     def sigma(self, t: Times) -> Values:
-        return interpolate(t, *self._roots()) ** self.rho
+        return interpolate(as_time(t), *self._roots()) ** self.rho
 
     def log_snr(self, t: Times) -> Values:
-        return -2 * self.rho * jnp.log(interpolate(t, *self._roots()))
+        return -2 * self.rho * jnp.log(interpolate(as_time(t), *self._roots()))
 
     def time(self, log_snr: Times) -> Values:
         first, last = self._roots()
@@ -211,13 +220,13 @@ class Flow(Schedule):
     """α = 1 − t, σ = t: the straight path of rectified flow (Liu et al. 2023). α_1 = 0 and σ_0 = 0 exactly."""
 
     def alpha(self, t: Times) -> Values:
-        return 1 - as_float(t)
+        return 1 - as_time(t)
 
     def sigma(self, t: Times) -> Values:
-        return as_float(t)
+        return as_time(t)
 
     def log_snr(self, t: Times) -> Values:
-        t = as_float(t)
+        t = as_time(t)
         return 2 * (jnp.log1p(-t) - jnp.log(t))
 
     def time(self, log_snr: Times) -> Values:

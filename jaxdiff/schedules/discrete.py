@@ -1,9 +1,13 @@
 """Discrete schedules: a table of log α at T steps, linear between them.
 
 ᾱ_k = Π_{i≤k} (1 − β_i),   α = √ᾱ_k at t = k/T,   ᾱ_0 = 1
+
+β_T = 1 makes α_1 = 0 ("zero terminal SNR": Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are
+Flawed"). Then α, not log α, is linear in the last of the T segments, so that dα/dt is finite at t = 1.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxdiff.schedules.base import Times, Values, VariancePreserving, as_float, interpolate, log_alpha_of
+from jaxdiff.schedules.base import Times, Values, VariancePreserving, as_time, interpolate, log_alpha_of
 from jaxdiff.typing import InputError, pytree, static
 
 Betas = Sequence[float] | Float[np.ndarray, " T"]
@@ -30,9 +34,9 @@ class _Table(VariancePreserving):
             raise InputError(f"num_timesteps = {self.num_timesteps}; must satisfy num_timesteps >= 1")
         _log_alphas(self)
 
-    def log_alpha(self, t: Times) -> Values:
-        t = as_float(t)
-        table, T = jnp.asarray(_log_alphas(self), t.dtype), self.num_timesteps
+    def _position(self, t: Values) -> tuple[Values, Values]:
+        """The segment of the table in which t lies, counted from 0, and the share of it that is passed."""
+        T = self.num_timesteps
         position = t * T
         # k/T·T is not always k in floating point, but step k must give exactly entry k. The correction, a few roundings
         # of T, counts as constant, so that the derivative is the slope of the segment.
@@ -40,7 +44,13 @@ class _Table(VariancePreserving):
         near = jnp.abs(position - nearest) < 4 * jnp.finfo(t.dtype).eps * T
         position = position + jax.lax.stop_gradient(jnp.where(near, nearest - position, 0))
         left = jnp.clip(jnp.ceil(position).astype(int) - 1, 0, T - 1)
-        return interpolate(position - left, table[left], table[left + 1])
+        return left, position - left
+
+    def log_alpha(self, t: Times) -> Values:
+        t = as_time(t)
+        table = jnp.asarray(_log_alphas(self), t.dtype)
+        left, passed = self._position(t)
+        return interpolate(passed, table[left], table[left + 1])
 
     def time(self, log_snr: Times) -> Values:
         target = log_alpha_of(log_snr)
@@ -60,7 +70,11 @@ def _log_alphas(schedule: _Table) -> Float[np.ndarray, " n"]:
 
 @pytree(kw_only=False)
 class Discrete(_Table):
-    """The discrete schedule with these β_1 … β_T; an InputError unless all are strictly between 0 and 1."""
+    """The discrete schedule with these β_1 … β_T.
+
+    Raises:
+      InputError: unless every β is strictly between 0 and 1; the last one of at least two may be 1.
+    """
 
     betas: Betas = static()
 
@@ -75,19 +89,72 @@ class Discrete(_Table):
         return len(self.betas)
 
     def _betas(self) -> Float[np.ndarray, " T"]:
-        return np.array(self.betas)
+        return np.array(self.betas[:-1] if self.ends_in_noise else self.betas)
+
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether α_1 = 0: x_1 is noise alone, from which a network can't tell x_0 by predicting eps or the score."""
+        return len(self.betas) > 1 and self.betas[-1] == 1
+
+    def log_alpha(self, t: Times) -> Values:
+        return jnp.log(self.alpha(t)) if self.ends_in_noise else super().log_alpha(t)
+
+    def alpha(self, t: Times) -> Values:
+        t = as_time(t)
+        if not self.ends_in_noise:
+            return super().alpha(t)
+        known = _log_alphas(self)
+        table = jnp.asarray(np.append(known, known[-1]), t.dtype)  # the last segment scales its start down to 0
+        left, passed = self._position(t)
+        return jnp.exp(interpolate(passed, table[left], table[left + 1])) * jnp.where(
+            left == self.num_timesteps - 1, 1 - passed, 1
+        )
+
+    def sigma(self, t: Times) -> Values:
+        if not self.ends_in_noise:
+            return super().sigma(t)
+        last = as_time(t) * self.num_timesteps > self.num_timesteps - 1
+        before = super().sigma(jnp.where(last, 0.5 / self.num_timesteps, t))
+        return jnp.where(last, jnp.sqrt(1 - jnp.where(last, self.alpha(t), 0) ** 2), before)
+
+    def log_snr(self, t: Times) -> Values:
+        return 2 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t))) if self.ends_in_noise else super().log_snr(t)
+
+    def time(self, log_snr: Times) -> Values:
+        if not self.ends_in_noise:
+            return super().time(log_snr)
+        target, known, T = log_alpha_of(log_snr), _log_alphas(self), self.num_timesteps
+        table = jnp.asarray(known, target.dtype)
+        t = jnp.arange(T, dtype=target.dtype) / T
+        last = (T - 1 - jnp.expm1(target - table[-1])) / T
+        return jnp.where(target < table[-1], last, jnp.interp(target, table[::-1], t[::-1]))
 
 
 @pytree(kw_only=False)
 class Linear(_Table):
-    """β linear from `beta_first` to `beta_last` (Ho et al. 2020, section 4); the defaults suit T = 1000."""
+    """β linear from `beta_first` to `beta_last` (Ho et al. 2020, section 4), times 1000/T.
+
+    `beta_first` and `beta_last` are those of T = 1000. The factor keeps the limit of continuous time, so that x_1 is
+    noise for any T (Nichol & Dhariwal 2021). For other β use `Discrete`.
+
+    Raises:
+      InputError: unless every β is strictly between 0 and 1; with the defaults T must be 21 or more.
+    """
 
     num_timesteps: int = static(default=1000)
     beta_first: float = static(default=1e-4)
     beta_last: float = static(default=0.02)
 
     def _betas(self) -> Float[np.ndarray, " T"]:
-        return np.linspace(self.beta_first, self.beta_last, self.num_timesteps)
+        scale, ends = 1000 / self.num_timesteps, (self.beta_first, self.beta_last)
+        betas = np.linspace(scale * ends[0], scale * ends[1], self.num_timesteps)
+        if min(ends) > 0 and betas.max() >= 1:
+            raise InputError(
+                f"num_timesteps = {self.num_timesteps} with beta_first = {ends[0]}, beta_last = {ends[1]} gives "
+                f"β = {betas.max():g}, since β is scaled by 1000/num_timesteps; it must be below 1: use "
+                f"{math.floor(1000 * max(ends)) + 1} timesteps or more, the schedule cosine, or smaller ends"
+            )
+        return betas
 
 
 @pytree(kw_only=False)

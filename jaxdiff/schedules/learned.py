@@ -17,7 +17,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.schedules.base import Times, Values, VariancePreserving, as_float, interpolate, log_alpha_of, one_minus_exp
+from jaxdiff.schedules.base import (
+    Times,
+    Values,
+    VariancePreserving,
+    as_float,
+    as_time,
+    interpolate,
+    log_alpha_of,
+    one_minus_exp,
+)
 from jaxdiff.typing import InputError, RandomKey, Scalar, pytree, static
 
 LINE = 1 / 128  # κ, a power of 2, so that κ + (1 − κ) is 1
@@ -99,7 +108,7 @@ class Learned(VariancePreserving):
         return LINE * t + (1 - LINE) * (done / (done + rest))
 
     def log_snr(self, t: Times) -> Values:
-        t = as_float(t)
+        t = as_time(t)
         g = jax.vmap(self._fall)(t.reshape(-1)).reshape(t.shape)
         return interpolate(g, *self.log_snr_ends(t.dtype))
 
