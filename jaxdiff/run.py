@@ -34,7 +34,7 @@ from jaxdiff.samplers import RePaint, Sampler
 from jaxdiff.samplers.batching import all_devices, in_batches, sample_in_batches
 from jaxdiff.samplers.probability_flow import Outcome, Solver
 from jaxdiff.samplers.timesteps import Timesteps
-from jaxdiff.typing import HostSamples, InputError, PyTree, RandomKey, Sample, Samples
+from jaxdiff.typing import HostSamples, InputError, PyTree, RandomKey, Sample, Samples, check_whole, elementwise
 
 AnySamples = Float[np.ndarray | Array, "n *shape"]
 Mask = Bool[np.ndarray, "..."]
@@ -119,8 +119,7 @@ class Run:
           InputError: if the model can't take the labels, the guidance or the classifier, the sampler is unknown or
             needs a variance that the network does not predict, or the schedule can't take the steps.
         """
-        if n < 1:
-            raise InputError(f"n = {n}; it must be 1 or more")
+        n = check_whole("n", n)
         denoiser, cond = self._condition(n, {"labels": labels, "guidance": guidance, "classifier": classifier})
         options = SamplingOptions(sampler=sampler, steps=steps, timesteps=timesteps, batch=batch, progress=progress)
         return self._draw(key, denoiser, self._sampling(options), n=n, cond=cond)
@@ -181,7 +180,7 @@ class Run:
         if not isinstance(options.get("timesteps") or "", str) and times[0] != t:
             raise InputError(f"timesteps starts at {times[0]}, but samples are noised to t = {t}; start it there")
         sampling = dataclasses.replace(sampling, timesteps=(float(t), *times[times < t - 1e-6].tolist()))
-        key_noise, key_draw = jax.random.split(key)
+        key_noise, key_draw = jax.random.split(elementwise(key))
 
         def noised(i: Array, x: Sample) -> Sample:
             process = for_sample(denoiser, jax.random.fold_in(key_draw, i), x.shape).process

@@ -4,9 +4,11 @@ Everything is written for one sample: `x_t` has the sample's own shape and `t` i
 """
 
 import dataclasses
+import operator
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
@@ -81,6 +83,39 @@ def check_component(name: str, value: Any, kind: type, example: str) -> None:
         raise InputError(f"{name} = {value!r}; it must be a {kind.__name__}, such as {example}")
     if jax.tree_util.all_leaves([value]):
         raise InputError(f"{name} = {value!r} is not a pytree; decorate its class with jaxdiff.typing.pytree")
+
+
+def check_whole(name: str, value: Any, *, least: int = 1) -> int:
+    """Return a whole number as an int; raise an InputError about the argument `name` if it is another value or less."""
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} = {value!r}; it must be a whole number, {least} or more") from None
+    if whole < least:
+        raise InputError(f"{name} = {whole}; it must be {least} or more")
+    return whole
+
+
+def key_of(seed: int) -> RandomKey:
+    """Return the typed key of a seed, of the generator Threefry whatever JAX's default is."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
+def elementwise(key: RandomKey) -> RandomKey:
+    """Return a key whose draws under `jax.vmap` are those of each sample alone, or raise an InputError if it is no key.
+
+    Only JAX's Threefry has this property: with a key of another generator, such as "rbg", sample i would change with
+    its batch. The words of such a key make a key of Threefry.
+    """
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
+        raise InputError(f"key = {key!r}; it must be a single typed key: jax.random.key(0)")
+    if str(jax.random.key_impl(key)) == "threefry2x32":
+        return key
+    words = jax.random.key_data(key).ravel()
+    threefry = jax.random.wrap_key_data(jnp.resize(words, (2,)), impl="threefry2x32")
+    for word in words[2:]:
+        threefry = jax.random.fold_in(threefry, word)
+    return threefry
 
 
 def is_traced(tree: PyTree) -> bool:

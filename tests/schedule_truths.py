@@ -24,9 +24,9 @@ def bent(*, learn_ends: bool) -> Learned:
 # Every registered schedule with its defaults, and some with other arguments.
 CASES: dict[str, Callable[[], Schedule]] = {
     **schedules.SCHEDULES,
-    "linear-10": lambda: schedules.Linear(10, beta_first=0.01, beta_last=0.9),
-    "linear-1": lambda: schedules.Linear(1, beta_first=0.5),
-    "linear-7000": lambda: schedules.Linear(7000, beta_last=0.003),
+    "linear-10": lambda: schedules.Linear(10, beta_first=1e-4, beta_last=0.009),
+    "linear-1": lambda: schedules.Linear(1, beta_first=5e-4),
+    "linear-7000": lambda: schedules.Linear(7000, beta_last=0.021),
     "cosine-20": lambda: schedules.Cosine(20, offset=0.02, beta_max=0.9),
     "discrete-3": lambda: schedules.Discrete(np.array([0.1, 0.5, 0.2])),
     "vp-mild": lambda: schedules.VP(beta_min=0.5, beta_max=5.0),
@@ -39,9 +39,9 @@ CASES: dict[str, Callable[[], Schedule]] = {
 }
 BETAS = {
     "linear": np.linspace(1e-4, 0.02, 1000),
-    "linear-10": np.linspace(0.01, 0.9, 10),
+    "linear-10": np.linspace(0.1, 9, 10) / 10,
     "linear-1": np.array([0.5]),
-    "linear-7000": np.linspace(1e-4, 0.003, 7000),
+    "linear-7000": np.linspace(1e-4, 0.021, 7000) / 7,
     "discrete-3": np.array([0.1, 0.5, 0.2]),
 }
 

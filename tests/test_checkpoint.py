@@ -156,7 +156,7 @@ def test_a_state_comes_back_on_other_devices_and_in_another_layout(tmp_path, dev
 @pytest.mark.parametrize(
     "changes",
     [
-        {"schedule": {"name": "linear", "num_timesteps": 4}, "loss.times": "importance"},
+        {"schedule": {"name": "cosine", "num_timesteps": 4}, "loss.times": "importance"},
         {"schedule": {"name": "learned", "hidden": 4, "learn_ends": True}, "loss.weight": "elbo"},
     ],
     ids=["a history of losses", "a learned schedule"],

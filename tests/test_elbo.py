@@ -30,7 +30,7 @@ def elbo_of_normal_data(schedule: schedules.Schedule, n: int) -> tuple[Elbo, np.
 def test_every_term_has_its_exact_expectation():
     """E|x_0 − x̂_0|² = Σ v σ²/(α² v + σ²): each term within 4.5 standard errors, of 49 terms."""
     steps, n = 50, 4000
-    schedule = schedules.Linear(steps, beta_last=20 / steps)
+    schedule = schedules.Linear(steps)
     found, _ = elbo_of_normal_data(schedule, n)
     k = np.arange(steps + 1) / steps
     alpha, sigma = (np.asarray(f(jnp.asarray(k)), np.float64) for f in (schedule.alpha, schedule.sigma))
@@ -155,11 +155,11 @@ def test_the_reconstruction_is_the_noise_density_normalized_over_the_levels(log_
     ("bound", "schedule", "options", "message"),
     [
         (continuous_elbo, schedules.VP(), {}, "has no noise at t = 0, where the continuous bound starts"),
-        (continuous_elbo, schedules.Linear(10), {}, "has no noise at t = 0, where the continuous bound starts"),
+        (continuous_elbo, schedules.Linear(25), {}, "has no noise at t = 0, where the continuous bound starts"),
         (continuous_elbo, schedules.EDM(), {"levels": 1}, "levels = 1"),
         (continuous_elbo, schedules.EDM(), {"draws": 0}, "draws = 0"),
         (elbo, schedules.VP(), {}, "is continuous, but this bound is a sum over timesteps"),
-        (elbo, schedules.Linear(10), {"levels": 1}, "levels = 1"),
+        (elbo, schedules.Linear(25), {"levels": 1}, "levels = 1"),
     ],
 )
 def test_inputs_without_a_bound_are_refused(bound, schedule, options, message):

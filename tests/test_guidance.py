@@ -114,7 +114,7 @@ def normal_pair(m_c: float, v_c: float, m: float, v: float) -> Any:
         slope = (x_t - alpha * mean) / (alpha**2 * variance + sigma**2)
         return Prediction(mean + alpha * variance * slope, sigma * slope)
 
-    return jd.from_function(predict, PROCESS)
+    return jd.from_function(predict, PROCESS, null=-1)
 
 
 @pytest.mark.parametrize("w", WEIGHTS)
@@ -212,7 +212,7 @@ def test_both_branches_are_one_call_of_the_network() -> None:
         calls.append(x.shape)
         return x * labels[:, None].astype(float)
 
-    denoiser = guidance.classifier_free(jd.denoiser(network, None, PROCESS), 2.0)
+    denoiser = guidance.classifier_free(jd.denoiser(network, None, PROCESS, null=-1), 2.0)
     jaxpr = str(jax.make_jaxpr(denoiser.__call__)(X, 0.5, jnp.array(3)))
     assert len(calls) == 1
     assert "f32[2,1,2]" in jaxpr  # two examples, of two numbers each, mapped over one call

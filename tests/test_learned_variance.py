@@ -21,7 +21,7 @@ from jaxdiff.training import loop
 from jaxdiff.typing import InputError, Prediction
 
 C, T = 0.25, 8
-PROCESS = jd.Gaussian(schedules.Linear(T, beta_last=0.9))
+PROCESS = jd.Gaussian(schedules.Discrete(np.linspace(1e-4, 0.9, T)))
 
 
 def variances(t: float, s: float) -> tuple[float, float, float]:

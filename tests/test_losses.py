@@ -137,7 +137,7 @@ def test_the_condition_reaches_the_network() -> None:
 
 @pytest.mark.parametrize("num_timesteps", [1, 3, 1000])
 def test_discrete_times_are_those_of_the_schedule_but_0(num_timesteps: int) -> None:
-    draw = time_sampler("auto", schedules.Linear(num_timesteps, beta_last=0.02))
+    draw = time_sampler("auto", schedules.Cosine(num_timesteps))
     n = 40 * num_timesteps
     times = np.asarray(draw(jax.random.key(3), n))
     assert times.shape == (n,)
@@ -172,7 +172,7 @@ def test_continuous_times_exclude_0_and_include_1(monkeypatch: pytest.MonkeyPatc
 def test_auto_follows_the_schedule() -> None:
     assert time_sampler("auto", SCHEDULES["flow"]) is time_sampling.continuous
     assert time_sampler("continuous", SCHEDULES["linear"]) is time_sampling.continuous
-    explicit, auto = (time_sampler(times, schedules.Linear(10))(KEY, 5) for times in ("discrete", "auto"))
+    explicit, auto = (time_sampler(times, schedules.Cosine(10))(KEY, 5) for times in ("discrete", "auto"))
     np.testing.assert_array_equal(explicit, auto)
 
 

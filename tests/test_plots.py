@@ -83,7 +83,7 @@ def at_zero(schedule: schedules.Schedule) -> Denoiser:
 
 
 def test_the_figure_of_a_diffusion_has_three_rows_of_pixels():
-    denoiser = at_zero(schedules.Linear(20))
+    denoiser = at_zero(schedules.Cosine(20))
     data = np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32)
 
     def draw(timesteps="uniform"):

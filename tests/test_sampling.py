@@ -33,7 +33,7 @@ def toy(params: Any, x: jax.Array, t: jax.Array, *cond: jax.Array) -> jax.Array:
 
 
 PARAMS = {"scale": jnp.full((1, 3), 0.7), "bias": jnp.array([[0.1, -0.2, 0.3]])}
-PROCESS = Gaussian(schedules.Linear(10, beta_last=0.5))
+PROCESS = Gaussian(schedules.Discrete(np.linspace(0.05, 0.9, 10)))
 TOY = jd.denoiser(toy, PARAMS, PROCESS)
 
 
@@ -159,7 +159,7 @@ def test_the_same_call_is_compiled_once() -> None:
         return params * x
 
     for i in range(3):
-        model = jd.denoiser(network, jnp.float32(i), Gaussian(schedules.Linear(10, beta_last=0.5)))
+        model = jd.denoiser(network, jnp.float32(i), Gaussian(schedules.Discrete(np.linspace(0.05, 0.9, 10))))
         draw(jax.random.key(i), model, samplers.DDIM(eta=0.5), n=4, steps=None, timesteps=[1.0, 0.5 + 0.1 * i, 0.0])
         if i == 0:
             first = len(traces)
@@ -253,7 +253,7 @@ def test_a_network_of_another_shape_is_refused() -> None:
 
 @pytest.mark.parametrize("rule", timesteps.TIMESTEPS)
 def test_rules_on_a_discrete_schedule_visit_distinct_timesteps(rule: str) -> None:
-    schedule = schedules.Linear(12)
+    schedule = schedules.Cosine(12)
     for steps in range(1, 13):
         times = timesteps.make(rule, steps, schedule)
         k = np.round(times * 12)
@@ -273,7 +273,7 @@ def test_timesteps_follow_their_rules() -> None:
         np.testing.assert_allclose(
             timesteps.make(rule, 10, linear), timesteps.make(rule, 10, flow), atol=0.5e-3 + 1e-12
         )
-    crowded = (timesteps.make("quadratic", 10, schedules.Linear(20)) * 20).tolist()
+    crowded = (timesteps.make("quadratic", 10, schedules.Cosine(20)) * 20).tolist()
     assert crowded == pytest.approx([20, 16, 13, 10, 7, 5, 4, 3, 2, 1, 0])  # 0.2, 0.8 and 1.8 are pushed apart
 
 
@@ -294,7 +294,7 @@ def test_timesteps_of_the_log_snr_have_equal_spacing(name: str, x64: None) -> No
 
 def test_timesteps_may_be_a_list() -> None:
     times = [1.0, 0.33333, 0.1, 0.05]
-    for schedule in (SCHEDULES["flow"], schedules.Linear(10)):
+    for schedule in (SCHEDULES["flow"], schedules.Cosine(10)):
         assert timesteps.make(times, None, schedule).tolist() == times
         assert timesteps.make(np.array(times), 3, schedule).tolist() == times
 
@@ -302,8 +302,8 @@ def test_timesteps_may_be_a_list() -> None:
 @pytest.mark.parametrize(
     ("given", "steps", "message"),
     [
-        ("uniform", 0, "steps = 0; a sampler needs at least 1 step"),
-        ("uniform", None, "steps = None"),
+        ("uniform", 0, "steps = 0; it must be 1 or more"),
+        ("uniform", None, "steps is missing"),
         ("quadratic", 11, "steps = 11, but the schedule has 10 timesteps; use at most 10 steps"),
         ("cubic", 5, "timesteps = 'cubic'; the known ones are karras, log_snr, quadratic, uniform"),
         ([1.0, 0.5, 0.0], 3, "steps = 3, but 3 timesteps are given, which make 2 steps"),
@@ -316,7 +316,7 @@ def test_timesteps_may_be_a_list() -> None:
 )
 def test_wrong_timesteps_are_named(given: Any, steps: int | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        timesteps.make(given, steps, schedules.Linear(10))
+        timesteps.make(given, steps, schedules.Cosine(10))
 
 
 @pytest.mark.parametrize(

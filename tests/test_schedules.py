@@ -188,12 +188,12 @@ def test_equal_schedules_share_a_compilation(name: str) -> None:
 
 def test_discrete_schedules_are_values() -> None:
     """A vector of β in any form makes the same schedule, and the same table of another class is not equal."""
-    betas = np.linspace(1e-4, 0.02, 10)
+    betas = np.linspace(2e-3, 0.4, 50)
     schedule = schedules.Discrete(betas)
-    assert schedule == schedules.Discrete(betas.tolist()) != schedules.Linear(10)
+    assert schedule == schedules.Discrete(betas.tolist()) != schedules.Linear(50)
     assert hash(schedule) == hash(schedules.Discrete(tuple(betas)))
-    assert (schedule.num_timesteps, jax.tree.leaves(schedule)) == (10, [])
-    np.testing.assert_array_equal(schedule.log_alpha(0.33), schedules.Linear(10).log_alpha(0.33))
+    assert (schedule.num_timesteps, jax.tree.leaves(schedule)) == (50, [])
+    np.testing.assert_array_equal(schedule.log_alpha(0.33), schedules.Linear(50).log_alpha(0.33))
 
 
 def test_check_times_names_the_rule() -> None:
@@ -268,7 +268,9 @@ def test_a_schedule_is_a_pytree_of_anything(name: str) -> None:
         (lambda: schedules.Discrete(np.full((2, 2), 0.1)), r"betas has shape \(2, 2\)"),
         (lambda: schedules.Discrete(np.array([0.1, 0.0])), r"betas\[1\] = 0.0; every β must lie strictly between"),
         (lambda: schedules.Discrete(np.array([np.nan, 0.1])), r"betas\[0\] = nan"),
-        (lambda: schedules.Linear(10, beta_last=1.0), r"betas\[9\] = 1.0"),
+        (lambda: schedules.Discrete(np.array([1.0, 0.1])), r"betas\[0\] = 1.0"),
+        (lambda: schedules.Discrete(np.array([1.0])), r"betas\[0\] = 1.0"),
+        (lambda: schedules.Linear(10), "num_timesteps = 10 .* use 21 timesteps or more"),
         (lambda: schedules.VP(beta_min=3.0, beta_max=2.0), "beta_min = 3.0, beta_max = 2.0; must satisfy"),
         (lambda: schedules.TruncatedCosine(log_snr_max=-1.0, log_snr_min=1.0), "log_snr_min < log_snr_max"),
         (lambda: schedules.VE(sigma_min=0.0), "0 < sigma_min < sigma_max"),

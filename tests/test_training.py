@@ -286,7 +286,7 @@ def test_every_step_draws_times_and_noise_of_its_own(reference):
 
 def test_the_history_gets_each_loss_of_the_batch_at_its_time_and_weighs_the_mean():
     """One step from a history that says something, replayed example by example; four micro-batches on four devices."""
-    config = tiny.config({**WIDE, "schedule": {"name": "linear", "num_timesteps": 4}, "loss.times": "importance"})
+    config = tiny.config({**WIDE, "schedule": {"name": "cosine", "num_timesteps": 4}, "loss.times": "importance"})
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=4))
     experiment, mesh = experiment_of(config), mesh_of(4)
     state = first_state(experiment)

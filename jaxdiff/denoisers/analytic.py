@@ -20,6 +20,7 @@ For data uniform on a finite set of points a_i, any g, and noise with independen
 """
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,7 @@ class _MixtureDenoiser(Denoiser):
 
     data: _Mixture
     process: Gaussian
+    null: ClassVar[int] = -1
 
     def __call__(self, x_t: Sample, t: Time, cond: Component = None, /) -> Prediction:
         alpha, sigma = self.process.schedule.alpha(t), self.process.schedule.sigma(t)

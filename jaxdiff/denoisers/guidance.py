@@ -30,10 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxdiff.denoisers.network import as_pytree
-from jaxdiff.processes import Conditioned, Denoiser, Process, Wrapper, require_gaussian
-from jaxdiff.schedules import Schedule
-from jaxdiff.typing import InputError, Prediction, PyTree, Sample, Scalar, Time, pytree, static
+from jaxdiff.denoisers.network import as_pytree, null_condition
+from jaxdiff.processes import Conditioned, Denoiser, Process, Wrapper, check_same, require_gaussian
+from jaxdiff.schedules import Schedule, check_times
+from jaxdiff.typing import InputError, Prediction, PyTree, Sample, Scalar, Time, is_traced, pytree, static
 
 _PURE_NOISE = -14.0  # a log-SNR at which the data part of x_t is a thousandth of the noise
 
@@ -54,7 +54,7 @@ class Interval:
         object.__setattr__(self, "w", _weight(self.w))
 
 
-Weight = float | Scalar | Callable[[Time], Scalar] | Interval
+Weight = float | np.number | Float[Array | np.ndarray, ""] | Callable[[Time], Scalar] | Interval
 LogProb = Callable[[Array, Time, PyTree], Scalar]
 
 
@@ -80,7 +80,7 @@ class _ClassifierFree(Wrapper):
         return guided._replace(x0=x0, noise=self.process.infer_noise(x0, x_t, t))
 
 
-def classifier_free(denoiser: Denoiser, w: Weight, *, null: PyTree = -1, rescale: float = 0.0) -> _ClassifierFree:
+def classifier_free(denoiser: Denoiser, w: Weight, *, null: PyTree = None, rescale: float = 0.0) -> _ClassifierFree:
     """Guide without a classifier: (1 + w) times the conditional prediction less w times the unconditional one.
 
     Both come from one call of the network on two examples; without a condition it raises an InputError.
@@ -89,12 +89,21 @@ def classifier_free(denoiser: Denoiser, w: Weight, *, null: PyTree = -1, rescale
       denoiser: trained with labels, a share of them dropped.
       w: the weight, a function of t that gives it, or an `Interval`. 0 is the plain conditional denoiser, −1 the
         unconditional one; values between −1 and 0 weaken the condition, and those below −1 turn away from it.
-      null: the null condition, a number or a pytree of numbers for the leaves of the condition. The networks of
-        `jaxdiff.models` and the exact denoisers take the label −1.
+      null: the null condition, a number or a pytree of numbers for the leaves of the condition. None takes that of the
+        denoiser: −1 for the exact denoisers, and what `jaxdiff.denoiser` was given.
       rescale: the share to undo of the growth of x̂_0's standard deviation, in [0, 1]; 0.7 in the source.
+
+    Raises:
+      InputError: if `w` is not finite, `rescale` is outside [0, 1], or the denoiser has no null condition.
     """
     if not 0 <= rescale <= 1:
         raise InputError(f"rescale = {rescale}; must satisfy 0 <= rescale <= 1")
+    null = null_condition(denoiser) if null is None else null
+    if null is None:
+        raise InputError(
+            "null = None, but guidance needs the condition that stood for none in training; name it, as in null=-1 for "
+            "the labels of jaxdiff.models, here or in jaxdiff.denoiser"
+        )
     return _ClassifierFree(inner=denoiser, w=_weight(w), null=null, rescale=rescale)
 
 
@@ -130,6 +139,8 @@ def classifier(denoiser: Denoiser, log_prob: LogProb, w: Weight) -> _Classifier:
       w: as for `classifier_free` if the denoiser is conditional; 1 + that if it is unconditional.
     """
     require_gaussian(denoiser.process, what="guidance by a classifier", instead="guide it by labels")
+    if isinstance(other := getattr(log_prob, "process", None), Process):
+        check_same(denoiser.process, other)
     return _Classifier(inner=denoiser, log_prob=as_pytree(log_prob), w=_weight(w))
 
 
@@ -152,6 +163,7 @@ class NetworkClassifier:
 
     def log_probs(self, x_t: Sample, t: Time) -> Float[Array, " classes"]:
         """Return log p(label|x_t, t) of every label."""
+        check_times(t)
         schedule = self.process.schedule
         t = jnp.asarray(t, jnp.promote_types(x_t.dtype, jnp.float32))
         if self.scale_input:
@@ -159,7 +171,8 @@ class NetworkClassifier:
         return jax.nn.log_softmax(self.apply(self.params, x_t[None], t[None])[0])
 
     def with_process(self, process: Process) -> Self:
-        """Return this classifier under another process of the same kind."""
+        """Return this classifier under its process with other parameters of a sample; another process is refused."""
+        check_same(self.process, process)
         return dataclasses.replace(self, process=process)
 
 
@@ -208,7 +221,15 @@ def _combine(
 
 
 def _weight(w: Weight) -> Weight:
-    return as_pytree(w) if callable(w) else w
+    """Return a weight as `jax.jit` takes it: a number in the default dtype, so that every number shares a program."""
+    if callable(w) and not isinstance(w, type):
+        return as_pytree(w)
+    if isinstance(w, Interval) or is_traced(w):
+        return w
+    number = np.asarray(w)
+    if number.shape or number.dtype.kind not in "iuf" or not np.isfinite(number):
+        raise InputError(f"w = {w!r}; it must be a finite number, a function of t, or an Interval")
+    return number.astype(jnp.result_type(float))
 
 
 def _at(w: Weight, t: Time, schedule: Schedule) -> Scalar:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.processes import Denoiser, Process, Wrapper, parameterization
+from jaxdiff.schedules import Discrete, check_times
 from jaxdiff.typing import InputError, Prediction, PyTree, Sample, Time, pytree, static
 
 
@@ -18,8 +19,10 @@ class _Network(Denoiser):
     predicts: parameterization.Kind = static()
     scale_input: bool = static()
     learned_variance: bool = static()
+    null: PyTree = None
 
     def __call__(self, x_t: Sample, t: Time, cond: PyTree = None, /) -> Prediction:
+        check_times(t)
         schedule, cond = self.process.schedule, self.process.network_condition(cond)
         t = jnp.asarray(t, jnp.promote_types(x_t.dtype, jnp.float32))  # k/1000 is lost in bfloat16
         x_in = x_t / jnp.sqrt(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2) if self.scale_input else x_t
@@ -48,6 +51,7 @@ def denoiser(
     predicts: str | None = None,
     scale_input: bool = False,
     learned_variance: bool = False,
+    null: PyTree = None,
 ) -> _Network:
     """Return a network as a denoiser of one sample: `(x_t, t, cond) -> Prediction(x0, noise)`, at least float32.
 
@@ -65,23 +69,33 @@ def denoiser(
       learned_variance: whether the network predicts the variance of the reverse step, too, in a second half r of its
         channels (the last axis): log variance = (1 + r)/2 log σ²_{t|s} + (1 − r)/2 log β̃ of any step from t to s
         (Nichol & Dhariwal 2021, equation 15, with v = (1 + r)/2).
+      null: the condition that stood for none in training, for `jaxdiff.guidance.classifier_free`: a number, or a pytree
+        of numbers for the leaves of the condition. The networks of `jaxdiff.models` take the label −1.
 
     Raises:
-      InputError: if `predicts` is unknown or needs an inverse that the transform of the process does not have.
+      InputError: if `predicts` is unknown, needs an inverse that the transform of the process does not have, or is eps
+        or score under a discrete schedule with α_1 = 0, where neither determines x_0.
     """
     transform = process.transform
     kind = parameterization.natural(transform) if predicts is None else parameterization.canonical(predicts)
     parameterization.check(kind, transform, what="predicts")
+    if kind in ("eps", "score") and isinstance(process.schedule, Discrete) and process.schedule.ends_in_noise:
+        raise InputError(
+            f"predicts = {kind!r}, but α_1 = 0 under this schedule, whose last β is 1: {kind} does not determine x_0 "
+            "at t = 1; set predicts to v, x0 or velocity"
+        )
     options: dict[str, Any] = {"predicts": kind, "scale_input": scale_input, "learned_variance": learned_variance}
-    return _Network(apply=apply, params=params, process=process, **options)
+    return _Network(apply=apply, params=params, process=process, null=null, **options)
 
 
 @pytree(eq=False)
 class _Function(Denoiser):
     function: Callable[..., Prediction]
     process: Process
+    null: PyTree = None
 
     def __call__(self, x_t: Sample, t: Time, cond: PyTree = None, /) -> Prediction:
+        check_times(t)
         prediction = self.function(x_t, t, cond)
         if not isinstance(prediction, Prediction) or {jnp.shape(part) for part in prediction[:2]} != {x_t.shape}:
             found = jax.tree.map(jnp.shape, prediction)
@@ -92,12 +106,13 @@ class _Function(Denoiser):
         return prediction
 
 
-def from_function(function: Callable[..., Prediction], process: Process) -> _Function:
+def from_function(function: Callable[..., Prediction], process: Process, *, null: PyTree = None) -> _Function:
     """Return a function `(x_t, t, cond) -> Prediction(x0, noise)` of one sample as a denoiser.
 
     A function that is a pytree passes its leaves to compiled programs as arguments. Anything else is compiled in.
+    `null` is as for `denoiser`.
     """
-    return _Function(function=as_pytree(function), process=process)
+    return _Function(function=as_pytree(function), process=process, null=null)
 
 
 def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,6 +136,11 @@ class _Limited(Wrapper):
             limit = jnp.maximum(jnp.quantile(jnp.abs(prediction.x0), self.quantile), 1)
             x0 = jnp.clip(prediction.x0, -limit, limit) / limit
         return prediction._replace(x0=x0, noise=self.process.infer_noise(x0, x_t, t))
+
+
+def null_condition(denoiser: Denoiser) -> PyTree:
+    """Return the condition that stands for none, of a denoiser or of the one that it clips; None if it has none."""
+    return null_condition(denoiser.inner) if isinstance(denoiser, _Limited) else getattr(denoiser, "null", None)
 
 
 def clip_denoised(inner: Denoiser, low: float = -1.0, high: float = 1.0) -> _Limited:

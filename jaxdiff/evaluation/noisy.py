@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff.processes import for_sample
-from jaxdiff.typing import HostSamples, InputError, RandomKey, Sample, Samples, Scalar
+from jaxdiff.schedules import check_times
+from jaxdiff.typing import HostSamples, InputError, RandomKey, Sample, Samples, Scalar, elementwise
 
 TIMES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -47,8 +48,9 @@ def accuracy_by_noise(
     """
     if len(labels) != len(x0):
         raise InputError(f"{len(labels)} labels for {len(x0)} samples; give one label per sample")
+    check_times(jnp.asarray(times, float))
     x0, labels = jnp.asarray(x0), jnp.asarray(labels)
-    accuracy = _accuracy(jax.random.split(key, len(x0)), classifier, x0, labels, np.array(times, x0.dtype))
+    accuracy = _accuracy(jax.random.split(elementwise(key), len(x0)), classifier, x0, labels, np.array(times, x0.dtype))
     log_snr = [float(classifier.process.schedule.log_snr(t)) for t in times]
     return NoisyAccuracy(np.asarray(times), np.asarray(log_snr), np.asarray(accuracy, np.float64), len(x0))
 

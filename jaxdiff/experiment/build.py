@@ -28,7 +28,7 @@ from jaxdiff.likelihood.elbo import prior_term, reconstruction_term
 from jaxdiff.losses.time_sampling import LossHistory, TimeSampler, time_sampler, to_steps
 from jaxdiff.losses.weightings import for_target
 from jaxdiff.processes import Denoiser, Perturbed, Process, TransformCondition, require_gaussian
-from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Samples, Scalar, Shape, Time
+from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Samples, Scalar, Shape, Time, key_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +122,7 @@ class Experiment:
             predicts=self.config.predicts,
             scale_input=self.config.scale_input,
             learned_variance=self.config.learned_variance,
+            null=-1 if self.classes and self.config.p_uncond else None,
         )
 
     def in_float32(self) -> "Experiment":
@@ -262,6 +263,6 @@ def test_split(experiment: Experiment) -> Dataset:
 def noisy_accuracy(experiment: Experiment, params: PyTree, n: int = 1000) -> NoisyAccuracy:
     """Return the accuracy of a classifier by noise level, on the first n examples of `test_split`."""
     test: Any = test_split(experiment)
-    key = jax.random.key(experiment.config.train.seed)
+    key = key_of(experiment.config.train.seed)
     x0 = data.normalize(test.x[:n], test.levels)
     return accuracy_by_noise(key, experiment.classifier(params), x0, test.labels[:n])

@@ -50,7 +50,7 @@ from jaxdiff import losses
 from jaxdiff.processes import Denoiser, Process, require_gaussian
 from jaxdiff.samplers.ancestral import posterior_variances
 from jaxdiff.samplers.loop import sample_keys
-from jaxdiff.schedules import Schedule
+from jaxdiff.schedules import Schedule, known_log_snr
 from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Sample, Samples, Scalar, Time
 
 Nats = Float[Array | np.ndarray, " n"]
@@ -149,7 +149,7 @@ def continuous_elbo(
       InputError: if the process is not Gaussian, the schedule has no noise at t = 0, levels < 2, or draws < 1.
     """
     schedule = require_gaussian(denoiser.process, what="a likelihood bound", instead="").schedule
-    if not math.isfinite(schedule.log_snr(0.0)):
+    if (log_snr := known_log_snr(schedule, 0.0)) is not None and not math.isfinite(log_snr):
         raise InputError(
             f"schedule = {schedule!r} has no noise at t = 0, where the continuous bound starts; use a schedule with a "
             "finite log-SNR there (truncated_cosine, edm, learned), or, if yours is discrete, call jaxdiff.elbo"

@@ -109,6 +109,8 @@ def cross_entropy(classifier: Any, x0: Sample, label: Int[Array, ""], t: Time, *
     The classifier is `(x_t, t, label) -> log p` with a `process`, such as `jaxdiff.guidance.NetworkClassifier`; x0, t
     and key are as for `simple`.
     """
+    if not hasattr(classifier, "process"):
+        raise InputError(f"classifier = {classifier!r} has no process; use one such as guidance.NetworkClassifier")
     classifier = for_sample(classifier, key, x0.shape)
     process = classifier.process
     return -classifier(process.corrupt(x0, process.sample_noise(key, x0.shape, t), t), t, label)

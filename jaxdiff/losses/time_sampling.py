@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxdiff.schedules import Schedule
+from jaxdiff.schedules import Schedule, check_times
 from jaxdiff.typing import InputError, RandomKey, pytree, static
 
 TimeSampler = Callable[[RandomKey, int], Float[Array, " n"]]
@@ -102,6 +102,7 @@ class LossHistory:
 
     def update(self, t: Float[Array, " n"], losses: Float[Array, " n"]) -> Self:
         """Return the history in which the unweighted losses at the times t replace the oldest of their bins."""
+        check_times(t)
         bins, length = self.losses.shape
         # The hundredth makes k/T, however rounded, the upper end of bin k − 1.
         positions = jnp.clip(jnp.ceil(t * bins - 0.01).astype(int) - 1, 0, bins - 1)

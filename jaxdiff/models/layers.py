@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.models.attention import attend
+from jaxdiff.schedules import as_time
 from jaxdiff.typing import InputError
 
 Images = Float[Array, "n height width channels"]
@@ -66,7 +67,7 @@ class TimeEmbedding(nn.Module):
     def __call__(self, t: Times) -> Float[Array, "n dim"]:
         # In float32, as bfloat16 does not resolve the positions near 999.
         omega = 10000.0 ** (-2 * jnp.arange(self.dim // 2, dtype=jnp.float32) / self.dim)
-        angle = (t * self.steps - 1).astype(jnp.float32)[:, None] * omega[None, :]
+        angle = (as_time(t) * self.steps - 1).astype(jnp.float32)[:, None] * omega[None, :]
         h = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1).astype(self.dtype)
         h = nn.Dense(self.dim, dtype=self.dtype, name="dense1")(h)
         return nn.Dense(self.dim, dtype=self.dtype, name="dense2")(nn.silu(h))

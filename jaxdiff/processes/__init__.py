@@ -2,8 +2,8 @@
 
 from jaxdiff.processes import noise, parameterization, transforms
 from jaxdiff.processes.base import Gaussian, Perturbed, Process, TransformCondition, require_gaussian
-from jaxdiff.processes.hub import Conditioned, Denoiser, Wrapper, for_sample
+from jaxdiff.processes.hub import Conditioned, Denoiser, Wrapper, check_same, for_sample
 from jaxdiff.processes.prior import FittedNormal
 
 __all__ = ["Conditioned", "Denoiser", "FittedNormal", "Gaussian", "Perturbed", "Process", "TransformCondition"]
-__all__ += ["Wrapper", "for_sample", "noise", "parameterization", "require_gaussian", "transforms"]
+__all__ += ["Wrapper", "check_same", "for_sample", "noise", "parameterization", "require_gaussian", "transforms"]

@@ -12,6 +12,7 @@ the prior:
 
 import abc
 import copy
+import functools
 import math
 import warnings
 from typing import ClassVar, NamedTuple
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from jaxdiff.processes.noise import NORMAL, NoiseDistribution, Normal, check_standardized
 from jaxdiff.processes.prior import FittedNormal
 from jaxdiff.processes.transforms.base import IDENTITY, Identity, Transform
-from jaxdiff.schedules import Schedule, check_times
+from jaxdiff.schedules import Schedule, check_times, known_log_snr
 from jaxdiff.typing import (
     InputError,
     PyTree,
@@ -165,18 +166,20 @@ _VISIBLE = 0.1  # α_1/σ_1 above which the mean that the prior neglects shows i
 
 
 def _warn_of_visible_data(schedule: Schedule) -> None:
-    """Warn if α_1 is too large for x_1 to be noise; what `jax.jit` traces is not known."""
-    if is_traced(schedule):
-        return
-    with jax.ensure_compile_time_eval():
-        alpha, sigma = float(schedule.alpha(1.0)), float(schedule.sigma(1.0))
-    if not alpha <= _VISIBLE * sigma:
-        warnings.warn(
-            f"the schedule {type(schedule).__name__} ends at ᾱ_T = α_1² = {alpha**2:.3g}, σ_1 = {sigma:.3g}: data of "
-            f"unit variance still show in x_1, but samples start from noise alone; use a schedule whose α_1/σ_1 is "
-            f"below {_VISIBLE}",
-            stacklevel=2,
+    """Warn if α_1/σ_1 is too large for x_1 to be noise. A traced schedule is not checked."""
+    log_snr = known_log_snr(schedule, 1.0)
+    if log_snr is not None and log_snr > 2 * math.log(_VISIBLE):
+        snr = math.exp(log_snr)
+        _warn_once(
+            f"schedule = {type(schedule).__name__} ends at a signal-to-noise ratio α_1²/σ_1² of {snr:.3g} (ᾱ_T = "
+            f"{snr / (1 + snr):.3g} if variance is preserved): data of unit variance still show in x_1, but samples "
+            f"start from noise alone; use a schedule that ends below {_VISIBLE**2:g}"
         )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
 
 
 def _check_transform(transform: Transform, shape: Shape) -> None:

@@ -10,9 +10,10 @@ import dataclasses
 from typing import Any, Protocol, Self, runtime_checkable
 
 import jax
+import numpy as np
 
 from jaxdiff.processes.base import Process
-from jaxdiff.typing import Prediction, PyTree, RandomKey, Sample, Shape, Time, pytree
+from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Sample, Shape, Time, is_traced, pytree
 
 
 @runtime_checkable
@@ -28,7 +29,8 @@ class Denoiser(Protocol):
         """Estimate the clean sample and the noise of one noisy sample at time t in [0, 1], given any condition."""
 
     def with_process(self, process: Process) -> Self:
-        """Return this denoiser under another process of the same kind."""
+        """Return this denoiser under its process with other parameters of a sample; another process is refused."""
+        check_same(self.process, process)
         return dataclasses.replace(self, process=process)  # type: ignore[type-var]
 
 
@@ -54,6 +56,16 @@ class Conditioned(Wrapper):
 
     def __call__(self, x_t: Sample, t: Time, cond: PyTree = None, /) -> Prediction:
         return self.inner(x_t, t, self.cond)
+
+
+def check_same(process: Process, other: Process) -> None:
+    """Raise an InputError if two processes differ in more than the parameters that they draw for each sample."""
+    (leaves, kind), (others, other_kind) = (jax.tree.flatten((p.schedule, p.noise)) for p in (process, other))
+    alike: bool = type(process) is type(other) and kind == other_kind  # type: ignore[operator]
+    if not alike or not all(is_traced(pair) or np.array_equal(*pair) for pair in zip(leaves, others, strict=True)):
+        raise InputError(
+            f"process = {other!r}, but the model was made for {process!r}; a model is right under its own process only"
+        )
 
 
 def for_sample(denoiser: Any, key: RandomKey, shape: Shape) -> Any:

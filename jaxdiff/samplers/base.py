@@ -12,7 +12,10 @@ from jaxdiff.typing import RandomKey, Sample, T, Time
 
 @runtime_checkable
 class Sampler(Protocol):
-    """One step of one sample from t to s < t. A hashable value: equal samplers share a compilation."""
+    """One step of one sample from t to s < t. A hashable value: equal samplers share a compilation.
+
+    A sampler that is wrong for some timesteps also has `check(times, schedule)`, which raises an `InputError` for them.
+    """
 
     def init(self, x: Sample) -> Any:
         """Return the state that the sampler keeps between steps, for a start at x; None if it keeps none."""

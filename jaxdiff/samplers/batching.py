@@ -21,7 +21,7 @@ from jaxdiff.processes import Denoiser
 from jaxdiff.samplers import probability_flow
 from jaxdiff.samplers import timesteps as timesteps_
 from jaxdiff.samplers.base import Sampler
-from jaxdiff.samplers.loop import Carry, Keys, begin, check_rows, check_start, sample_keys, stepper
+from jaxdiff.samplers.loop import Carry, Keys, begin, check_rows, check_sampler, check_start, sample_keys, stepper
 from jaxdiff.samplers.names import make
 from jaxdiff.schedules import Schedule
 from jaxdiff.typing import HostSamples, InputError, PyTree, RandomKey, Samples, Shape
@@ -59,7 +59,8 @@ class Sampling:
 
     def times(self, schedule: Schedule) -> Float[np.ndarray, " times"]:
         """Return the decreasing times to visit; raises as `jaxdiff.timesteps.make`."""
-        return timesteps_.make(self.timesteps, self.steps if isinstance(self.timesteps, str) else None, schedule)
+        steps = self.steps if isinstance(self.timesteps, str) else None
+        return np.asarray(timesteps_.make(self.timesteps, steps, schedule))
 
 
 def sample_in_batches(
@@ -82,15 +83,16 @@ def sample_in_batches(
       cond, start: as for `jaxdiff.sample`; NumPy arrays.
       mesh: the devices; None for all. The denoiser's weights may be sharded over it.
     """
-    shape, mesh = tuple(shape), mesh or all_devices()
+    shape, start = check_rows(n, shape, cond, start)
+    mesh = mesh or all_devices()
     times = sampling.times(denoiser.process.schedule)
-    check_rows(n, shape, cond, start)
     check_start(times, start)
     steps = len(times) - 1
     edges = np.linspace(0, steps, min(_PIECES, steps) + 1).astype(np.int32)
     visited = jnp.asarray(times, jnp.result_type(float))
     sharding = NamedSharding(mesh, P(mesh.axis_names))
-    static: dict[str, Any] = {"sampler": make(sampling.sampler), "shape": shape, "sharding": sharding}
+    check_sampler(sampler := make(sampling.sampler), times, denoiser.process.schedule)
+    static: dict[str, Any] = {"sampler": sampler, "shape": shape, "sharding": sharding}
     begin_all, continue_all = xla.outermost(_begin, *static), xla.outermost(_continue, *static)
     with _bar(sampling.progress, -(-n // _size(n, sampling.batch, mesh)) * steps, unit="step") as bar:
 

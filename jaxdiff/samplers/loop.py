@@ -4,6 +4,7 @@
 same steps in pieces.
 """
 
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +19,8 @@ from jaxdiff.samplers import timesteps as timesteps_
 from jaxdiff.samplers.base import Sampler
 from jaxdiff.samplers.names import make
 from jaxdiff.samplers.timesteps import Timesteps
-from jaxdiff.typing import InputError, PyTree, RandomKey, Sample, Samples, Shape
+from jaxdiff.schedules import Schedule
+from jaxdiff.typing import InputError, PyTree, RandomKey, Sample, Samples, Shape, check_whole, elementwise, is_traced
 
 Keys = Key[Array, " n"]
 Times = Float[np.ndarray | Array, " times"]
@@ -60,42 +62,64 @@ def sample(
     Raises:
       InputError: if an argument is invalid, or the process does not fit the shape or the sampler.
     """
-    shape = tuple(shape)
+    shape, start = check_rows(n, shape, cond, start)
     if not isinstance(denoiser, Denoiser):
         raise InputError(
             f"denoiser = {denoiser!r} has no process; make it with jaxdiff.denoiser or jaxdiff.from_function"
         )
-    check_rows(n, shape, cond, start)
     denoiser.process.for_sample(key, shape)  # raises if the process can't take this shape
     times = timesteps_.make(timesteps, steps, denoiser.process.schedule)
     check_start(times, start)
+    check_sampler(sampler := make(sampler), times, denoiser.process.schedule)
     options: Any = {"times": times, "shape": shape, "cond": cond, "start": start, "trajectory": trajectory}
-    return sample_each(sample_keys(key, np.arange(n)), denoiser, make(sampler), **options)
+    return sample_each(sample_keys(key, np.arange(n)), denoiser, sampler, **options)
 
 
-def check_rows(n: int, shape: Shape, cond: PyTree, start: Any) -> None:
-    """Raise an `InputError` if n < 1, conditions are given but not n, or starts but not n of this shape."""
-    if n < 1:
-        raise InputError(f"n = {n}; it must be 1 or more")
+def check_rows(n: int, shape: Shape, cond: PyTree, start: Any) -> tuple[Shape, Any]:
+    """Return the shape as a tuple and the starts in the default float dtype.
+
+    Raises an `InputError` if n < 1, the shape is no tuple of whole numbers, conditions are given but not n, or starts
+    but not n floats of this shape.
+    """
+    check_whole("n", n)
+    try:
+        shape = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        raise InputError(f"shape = {shape!r}; give the shape of one sample, a tuple such as (28, 28, 1)") from None
     for path, leaf in jax.tree.leaves_with_path(cond):
         if jnp.shape(leaf)[:1] != (n,):
             name = f"cond{jax.tree_util.keystr(path)}"
             raise InputError(f"{name} has shape {jnp.shape(leaf)}; give one condition per sample: leading axis n = {n}")
-    if start is not None and start.shape != (n, *shape):
+    if start is None:
+        return shape, None
+    if not is_traced(start):
+        start = np.asarray(start) if isinstance(start, list | tuple) else start
+    if start.shape != (n, *shape):
         raise InputError(f"start has shape {start.shape}; give one x per sample: {(n, *shape)}")
+    if not jnp.issubdtype(start.dtype, jnp.floating):
+        raise InputError(f"start has dtype {start.dtype}; it must hold floats, in the scale of noisy samples")
+    return shape, start.astype(jnp.result_type(float))
 
 
 def check_start(times: Times, start: Any) -> None:
     """Raise an `InputError` if the times do not start at 1 and no start is given."""
-    if times[0] != 1 and start is None:
+    if not is_traced(times) and times[0] != 1 and start is None:
         raise InputError(
             f"timesteps start at {times[0]}, but the prior is that of t = 1; start them at 1, or give start"
         )
 
 
+def check_sampler(sampler: Sampler, times: Times, schedule: Schedule) -> None:
+    """Let a sampler that has a method `check` refuse the times; traced ones are not known."""
+    check = getattr(sampler, "check", None)
+    if check is not None and not is_traced((times, schedule)):
+        with jax.ensure_compile_time_eval():
+            check(np.asarray(times), schedule)
+
+
 def sample_keys(key: RandomKey, indices: Integer[np.ndarray | Array, " n"]) -> Keys:
     """Return the keys of the samples with these indices: fold_in(key, i)."""
-    return jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(indices))
+    return jax.vmap(partial(jax.random.fold_in, elementwise(key)))(jnp.asarray(indices))
 
 
 def begin(key: RandomKey, denoiser: Denoiser, start: Sample | None, sampler: Sampler, shape: Shape) -> Carry:

@@ -22,8 +22,9 @@ prediction, gives an estimate of x̂_0 there. With it the step is repeated from 
 the polynomial through both its ends and the start of the step before; the next step begins at the corrected x_s. This
 is of third order with one call per step. The last x_s, and every x_s of a trajectory, is a prediction.
 
-A step for which h is infinite (α_t = 0, or σ_s = 0) is of order 1. The first steps have the order that their number of
-estimates allows. The third order is derived here: the published code has half of I_2, which makes it of order 2.
+A step for which h is infinite (α_t = 0, or σ_s = 0) is of order 1, any other step to s = 0 of order 2 at most. The
+first steps have the order that their number of estimates allows. The third order is derived here: the published code
+has half of I_2, which makes it of order 2.
 
 Sources: Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models" (equation 9
 and algorithm 2); the stochastic form is in the code published with it. Zhao et al. 2023, "UniPC: A Unified
@@ -94,7 +95,10 @@ class DPMSolver:
             x_s = sigma_s / sigma_t * jnp.where(finite, jnp.exp(-h), 0.0) * x_t
             x_s += alpha_s * gone * (x0 + jnp.where(finite, h / 2, 0.0) * slope) + sigma_s * jnp.sqrt(gone) * noise
         else:
-            x_s = _advance(x_t, (x0, slope, curvature), schedule, t=t, s=s, published=self.order == 2)
+            # The step to s = 0 can be long in ℓ where σ_0 > 0, too long for a parabola.
+            curvature = jnp.where(s > 0, curvature, 0)
+            published = (self.order == 2) | jnp.asarray(s == 0)
+            x_s = _advance(x_t, (x0, slope, curvature), schedule, t=t, s=s, published=published)
         return x_s, _remember(x0s, times, state.known)
 
 

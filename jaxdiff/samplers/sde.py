@@ -8,6 +8,9 @@ and, with the score s = −n̂/σ, an Euler–Maruyama step of the reverse proce
 
     x_s = x_t − (f x_t − g² s(x_t, t)) (t − s) + g √(t − s) z
 
+The noise in it falls at the rate g²/σ² = −λ', so that it is unstable where −λ'(t − s) is large: near the noise of a
+cosine or sigmoid schedule. Where −λ'(t − s) > 1 the step is the ancestral one instead, which has the exact variance.
+
 A corrector moves x at a fixed time t towards its distribution there by Langevin steps,
 
     x ← x + ε s(x, t) + √(2ε) z,        ε = (r σ_t)²
@@ -15,6 +18,11 @@ A corrector moves x at a fixed time t towards its distribution there by Langevin
 Predictor–corrector (Song et al. 2021) makes such corrections after each step. Annealed Langevin dynamics (Song & Ermon
 2019, for α = 1) has no predictor: it only rescales x to the new α. Both are exact only as r → 0 with ever more steps.
 At s = 0 there is no score and no correction.
+
+Without a predictor m corrections must take away the noise between two times, and shrink what is too much of it by the
+factor q = e^{−2 m r²}. If the log-SNR rises by h in every step, the variance of the noise settles at 1 + e times σ_s²,
+
+    e = q (e^h − 1)/(1 − q e^h)         if q e^h < 1; otherwise it grows from step to step
 
 EDM's stochastic sampler (Karras et al. 2022, algorithm 2) adds fresh noise before each step, raising σ/α to
 (1 + γ) σ/α, and takes the step of Heun's method from there.
@@ -30,13 +38,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdiff.processes import Denoiser, require_gaussian
-from jaxdiff.samplers.ancestral import DDIM
+from jaxdiff.samplers.ancestral import DDIM, posterior_variances, reverse_step
 from jaxdiff.samplers.base import Sampler, Stateless, static_dataclass
 from jaxdiff.samplers.ode import Heun
-from jaxdiff.schedules import check_times, rates
+from jaxdiff.schedules import Schedule, check_times, rates
 from jaxdiff.typing import InputError, RandomKey, Sample, Time
+
+_NO_NOISE = 0.01  # σ/α below which too much noise is not seen in data of unit variance
 
 
 @static_dataclass
@@ -52,9 +63,11 @@ class ReverseSDE(Stateless):
         g2 = 2 * sigma * (d_sigma - f * sigma)
         z = process.sample_noise(key, x_t.shape)
         x_s = x_t - (f * x_t + g2 * prediction.noise / sigma) * (t - s) + jnp.sqrt(g2 * (t - s)) * z
-        # At α_t = 0, f is infinite and x_t noise alone. The last step returns the estimate and adds no noise.
-        x_s = jnp.where(alpha > 0, x_s, process.corrupt(prediction.x0, z, s))
-        return jnp.where(s > 0, x_s, schedule.alpha(s) * prediction.x0)
+        # At α_t = 0, f is infinite. The last step returns the estimate and adds no noise.
+        stable = (alpha > 0) & (g2 * (t - s) <= sigma**2)
+        _, posterior = posterior_variances(schedule, t, s)
+        exact = reverse_step(prediction, process, t=t, s=s, removed=posterior, added=posterior, z=z)
+        return jnp.where(s > 0, jnp.where(stable, x_s, exact), schedule.alpha(s) * prediction.x0)
 
 
 @static_dataclass
@@ -100,7 +113,8 @@ class PredictorCorrector:
 class Langevin(Stateless):
     """Annealed Langevin dynamics of Song & Ermon 2019: Langevin steps alone, at each of the timesteps.
 
-    It suits variance-exploding schedules. The step to t = 0 returns x̂_0. The fields are as for `PredictorCorrector`.
+    It needs many steps, or many corrections, and a schedule on which the log-SNR rises evenly: `jaxdiff.sample` refuses
+    timesteps at which e is above 0.05. The step to t = 0 returns x̂_0. The fields are as for `PredictorCorrector`.
     """
 
     corrections: int = 5
@@ -108,6 +122,21 @@ class Langevin(Stateless):
 
     def __post_init__(self) -> None:
         PredictorCorrector(self.corrections, self.snr)  # validates the fields
+
+    def check(self, times: np.ndarray, schedule: Schedule) -> None:
+        """Raise an InputError if the corrections can't take the noise away as fast as the timesteps ask."""
+        log_snr = np.asarray(schedule.log_snr(jnp.asarray(times, float)), np.float64)
+        # From α_t = 0 x starts at the noise of s, and x̂_0 at s = 0 does not matter.
+        counts = (times[1:] > 0) & (log_snr[1:] < -2 * math.log(_NO_NOISE)) & np.isfinite(log_snr[:-1])
+        widest = max(np.diff(log_snr)[counts], default=0.0)
+        # e <= 0.05 solved for q, and q for the number of corrections.
+        needed = math.log((1.05 * math.exp(min(widest, 700)) - 1) / 0.05) / (2 * self.snr**2)
+        if self.corrections < needed:
+            raise InputError(
+                f"sampler = langevin with corrections = {self.corrections}, snr = {self.snr} leaves too much noise: "
+                f"the log-SNR of the schedule rises by {widest:.3g} in one step; use {math.ceil(needed)} corrections, "
+                "more steps with timesteps = log_snr, or the sampler predictor_corrector"
+            )
 
     def advance(self, key: RandomKey, x_t: Sample, *, t: Time, s: Time, denoiser: Denoiser) -> Sample:
         corrector = PredictorCorrector(self.corrections, self.snr, predictor=_Rescale())

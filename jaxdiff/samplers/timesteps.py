@@ -13,13 +13,16 @@ given as a list are not moved: a discrete schedule interpolates between its own.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from jaxdiff.schedules import Schedule
-from jaxdiff.typing import InputError
+from jaxdiff.typing import InputError, check_whole, is_traced
 
 Timesteps = str | Sequence[float] | Float[np.ndarray, " times"]
 
@@ -36,32 +39,41 @@ def quadratic(steps: int, schedule: Schedule) -> Float[np.ndarray, " {steps}+1"]
     return np.linspace(1, 0, steps + 1) ** 2
 
 
-def log_snr(steps: int, schedule: Schedule) -> Float[np.ndarray, " {steps}+1"]:
+def log_snr(steps: int, schedule: Schedule) -> Float[np.ndarray | Array, " {steps}+1"]:
     """Return decreasing times at which the log-SNR has equal spacing, and 0."""
-    return _at(np.linspace(*_ends(schedule), steps), schedule)
+    first, last = _ends(schedule)
+    return _at(_numpy(schedule).linspace(first, last, steps), schedule)
 
 
-def karras(steps: int, schedule: Schedule, rho: float = 7.0) -> Float[np.ndarray, " {steps}+1"]:
+def karras(steps: int, schedule: Schedule, rho: float = 7.0) -> Float[np.ndarray | Array, " {steps}+1"]:
     """Return decreasing times at which (σ/α)^{1/ρ} has equal spacing, and 0."""
-    first, last = (np.exp(-end / (2 * rho)) for end in _ends(schedule))
-    return _at(-2 * rho * np.log(np.linspace(first, last, steps)), schedule)
+    xp = _numpy(schedule)
+    first, last = (xp.exp(-end / (2 * rho)) for end in _ends(schedule))
+    return _at(-2 * rho * xp.log(xp.linspace(first, last, steps)), schedule)
 
 
-def _ends(schedule: Schedule) -> tuple[float, float]:
+def _numpy(schedule: Schedule) -> Any:
+    """Return jax.numpy for a schedule whose arrays `jax.jit` traces; otherwise numpy, which computes in float64."""
+    return jnp if is_traced(schedule) else np
+
+
+def _ends(schedule: Schedule) -> tuple[Any, Any]:
     """Return the log-SNR at the noisy and at the clean end of the spacing."""
-    last = 1 / schedule.num_timesteps if schedule.num_timesteps else _EDGE
-    noisiest = float(schedule.log_snr(1.0))
-    return noisiest if np.isfinite(noisiest) else float(schedule.log_snr(1 - _EDGE)), float(schedule.log_snr(last))
+    noisiest = schedule.log_snr(1.0)
+    first = jnp.where(jnp.isfinite(noisiest), noisiest, schedule.log_snr(1 - _EDGE))
+    ends = first, schedule.log_snr(1 / schedule.num_timesteps if schedule.num_timesteps else _EDGE)
+    return ends if is_traced(ends) else (float(ends[0]), float(ends[1]))
 
 
-def _at(log_snrs: Float[np.ndarray, " steps"], schedule: Schedule) -> Float[np.ndarray, " {len(log_snrs)}+1"]:
+def _at(log_snrs: Any, schedule: Schedule) -> Any:
     """Return the times of these log-SNRs and 0, the first of them set to 1."""
-    times = np.append(np.asarray(schedule.time(jnp.asarray(log_snrs, float)), np.float64), 0.0)
-    times[0] = 1.0
-    return times
+    times = schedule.time(jnp.asarray(log_snrs, float))
+    if is_traced(times):
+        return jnp.append(times.at[0].set(1.0), 0.0)
+    return np.append([1.0, *np.asarray(times[1:], np.float64)], 0.0)
 
 
-TIMESTEPS: dict[str, Callable[[int, Schedule], Float[np.ndarray, " times"]]] = {
+TIMESTEPS: dict[str, Callable[[int, Schedule], Any]] = {
     "uniform": uniform,
     "quadratic": quadratic,
     "log_snr": log_snr,
@@ -69,8 +81,10 @@ TIMESTEPS: dict[str, Callable[[int, Schedule], Float[np.ndarray, " times"]]] = {
 }
 
 
-def make(timesteps: Timesteps, steps: int | None, schedule: Schedule) -> Float[np.ndarray, " times"]:
-    """Return a sampler's decreasing times t_0 > … > t_N, in float64: those of a rule in `TIMESTEPS`, or given ones.
+def make(timesteps: Timesteps, steps: int | None, schedule: Schedule) -> Float[np.ndarray | Array, " times"]:
+    """Return a sampler's decreasing times t_0 > … > t_N: those of a rule in `TIMESTEPS`, or given ones.
+
+    They are in float64, unless the arrays of a learned schedule are traced by `jax.jit`.
 
     Raises:
       InputError: if the rule is unknown; if N = steps is below 1 or more than a discrete schedule has; if given times
@@ -78,8 +92,13 @@ def make(timesteps: Timesteps, steps: int | None, schedule: Schedule) -> Float[n
     """
     if isinstance(timesteps, str):
         steps = check(timesteps, steps, schedule)
-        times = TIMESTEPS[timesteps](steps, schedule)
+        with nullcontext() if is_traced(schedule) else jax.ensure_compile_time_eval():  # inside a user's own `jax.jit`
+            times = TIMESTEPS[timesteps](steps, schedule)
         return times if schedule.num_timesteps is None else _snap(times, schedule.num_timesteps)
+    if is_traced(timesteps):
+        raise InputError(
+            "timesteps is traced by jax.jit; give a list of numbers or a NumPy array, or the name of a rule"
+        )
     times = np.asarray(timesteps, np.float64)
     if times.ndim != 1 or len(times) < 2:
         raise InputError(f"timesteps has shape {times.shape}; give a list of at least two times")
@@ -101,8 +120,9 @@ def check_name(timesteps: str) -> None:
 def check(timesteps: str, steps: int | None, schedule: Schedule) -> int:
     """Return the number of steps, or raise as `make` if the rule can't make so many for the schedule."""
     check_name(timesteps)
-    if steps is None or steps < 1:
-        raise InputError(f"steps = {steps}; a sampler needs at least 1 step")
+    if steps is None:
+        raise InputError("steps is missing; a sampler needs at least 1 step")
+    steps = check_whole("steps", steps)
     if schedule.num_timesteps is not None and steps > schedule.num_timesteps:
         raise InputError(
             f"steps = {steps}, but the schedule has {schedule.num_timesteps} timesteps; "

@@ -40,12 +40,23 @@ flow); Kingma et al. 2021, "Variational Diffusion Models" (learned).
 
 from collections.abc import Callable
 
-from jaxdiff.schedules.base import Schedule, Times, Values, VariancePreserving, check_times, log_snr_rate, rates
+from jaxdiff.schedules.base import (
+    Schedule,
+    Times,
+    Values,
+    VariancePreserving,
+    as_time,
+    check_times,
+    known_log_snr,
+    log_snr_rate,
+    rates,
+)
 from jaxdiff.schedules.continuous import EDM, VE, VP, Flow, Sigmoid, TruncatedCosine
 from jaxdiff.schedules.discrete import Cosine, Discrete, Linear
 from jaxdiff.schedules.learned import Learned
 
-__all__ = ["SCHEDULES", "Schedule", "Times", "Values", "VariancePreserving", "check_times", "log_snr_rate", "rates"]
+__all__ = ["SCHEDULES", "Schedule", "Times", "Values", "VariancePreserving", "as_time", "check_times"]
+__all__ += ["known_log_snr", "log_snr_rate", "rates"]
 __all__ += ["EDM", "VE", "VP", "Cosine", "Discrete", "Flow", "Learned", "Linear", "Sigmoid", "TruncatedCosine"]
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {

@@ -40,6 +40,14 @@ def log_snr_rate(schedule: Schedule, t: Times) -> Values:
     return _derivative(schedule.log_snr, t)
 
 
+def known_log_snr(schedule: Schedule, t: float) -> float | None:
+    """Return λ_t as a number, in a user's `jax.jit` too; None if the schedule's own arrays are traced."""
+    if is_traced(schedule):
+        return None
+    with jax.ensure_compile_time_eval():
+        return float(schedule.log_snr(t))
+
+
 def _derivative(f: Callable[[Times], Values], t: Times) -> Values:
     t = as_time(t)
     return jax.jvp(f, (t,), (jnp.ones_like(t),))[1]

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, Int
 
 from jaxdiff.schedules.base import Times, Values, VariancePreserving, as_time, interpolate, log_alpha_of
 from jaxdiff.typing import InputError, pytree, static
@@ -34,7 +34,7 @@ class _Table(VariancePreserving):
             raise InputError(f"num_timesteps = {self.num_timesteps}; must satisfy num_timesteps >= 1")
         _log_alphas(self)
 
-    def _position(self, t: Values) -> tuple[Values, Values]:
+    def _position(self, t: Values) -> tuple[Int[Array, "*batch"], Values]:
         """The segment of the table in which t lies, counted from 0, and the share of it that is passed."""
         T = self.num_timesteps
         position = t * T

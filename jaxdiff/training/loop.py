@@ -29,7 +29,7 @@ from jaxdiff.training.batches import Dispatch, make_batches
 from jaxdiff.training.recorder import DivergenceError, Recorder
 from jaxdiff.training.sharding import make_mesh
 from jaxdiff.training.step import State, abstract_state, init_state, make_step
-from jaxdiff.typing import InputError, PyTree
+from jaxdiff.typing import InputError, PyTree, key_of
 
 _log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def _picture(experiment: Experiment, dataset: Dataset, params: PyTree, mesh: Mes
     if experiment.classifies:
         return plots.accuracy_by_noise(noisy_accuracy(experiment, params), classes=experiment.classes)
     sampling = experiment.config.sampling
-    key = jax.random.key(experiment.config.train.seed)
+    key = key_of(experiment.config.train.seed)
     if len(experiment.shape) == 1:
         here = jax.tree.map(jnp.asarray, multihost_utils.process_allgather(params, tiled=True))
         denoiser = experiment.sampling_denoiser(here)

@@ -31,7 +31,7 @@ from jaxdiff.losses.time_sampling import LossHistory, first_history
 from jaxdiff.training import learned_schedule
 from jaxdiff.training.batches import Examples
 from jaxdiff.training.sharding import batch_spec, state_shardings
-from jaxdiff.typing import PyTree, RandomKey, Scalar
+from jaxdiff.typing import PyTree, RandomKey, Scalar, key_of
 
 
 class State(NamedTuple):
@@ -97,7 +97,7 @@ def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
 def init_state(experiment: Experiment) -> State:
     """Return the state before the first step, from the config's seed."""
     train = experiment.config.train
-    key_init, key = jax.random.split(jax.random.key(train.seed))
+    key_init, key = jax.random.split(key_of(train.seed))
     params = experiment.init(key_init)
     return State(
         step=jnp.zeros((), jnp.int32),
