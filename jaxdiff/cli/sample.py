@@ -15,6 +15,7 @@ from jaxdiff.cli import command
 from jaxdiff.experiment import plots
 from jaxdiff.likelihood import Elbo
 from jaxdiff.run import Run, load
+from jaxdiff.storage import user_path
 from jaxdiff.typing import HostSamples, InputError
 
 FLAGS = flags.FLAGS
@@ -59,7 +60,7 @@ def main() -> None:
     )
     flags.DEFINE_float("guidance", None, "Guidance weight w towards the label; 0 is the plain conditional model.")
     flags.DEFINE_string("classifier", None, "Folder of a classifier's run to guide by, instead of classifier-free.")
-    flags.DEFINE_string("mask", "top", f"What --inpaint keeps: {', '.join(_MASKS)}, or a PNG, white where it keeps.")
+    flags.DEFINE_string("mask", "top", f"What --inpaint keeps: {', '.join(_MASKS)}, or a picture: white is kept.")
     flags.DEFINE_float("time", 0.5, "Noise level of --image_to_image, in (0, 1].")
     flags.DEFINE_integer("resample", 5, "How often --inpaint makes each step; more fits the new part better.")
     flags.DEFINE_integer("variants", 7, "Samples per image for --inpaint and --image_to_image.")
@@ -187,7 +188,18 @@ def _images(run: Run, n: int) -> HostSamples:
         return run.sample(jax.random.key(FLAGS.seed), n=n, **_options(_one_label(run)))
     if FLAGS.images == "test":
         return run.test_examples(n)
-    return data.read_files(FLAGS.images.split(","), n=n)
+    shape = run.experiment.shape
+    channels = shape[-1] if len(shape) == 3 and shape[-1] in (1, 3) else None
+    return data.read_files(_image_files(), n=n, channels=channels)
+
+
+def _image_files() -> list[Path]:
+    """The files that --images names; none for the test split and the model's samples."""
+    text = FLAGS.images
+    if text in ("test", "samples"):
+        return []
+    whole = user_path(text, what="--images")  # a file's own name may hold a comma
+    return [whole] if os.path.isfile(whole) else [user_path(name, what="--images") for name in text.split(",")]
 
 
 def _reconstruct(run: Run) -> Output:
@@ -216,13 +228,14 @@ def _inpaint(run: Run) -> Output:
     if FLAGS.mask in _MASKS:
         row, column = np.mgrid[: shape[0], : shape[1]]
         mask = _MASKS[FLAGS.mask]((row + 0.5) / shape[0], (column + 0.5) / shape[1])
-    elif FLAGS.mask.endswith(".png"):
-        mask = data.read_mask(FLAGS.mask, (shape[0], shape[1]))
+    elif Path(FLAGS.mask).suffix:
+        mask = data.read_mask(user_path(FLAGS.mask, what="--mask"), (shape[0], shape[1]))
     else:
-        raise InputError(f"--mask = {FLAGS.mask!r}; the known ones are {', '.join(_MASKS)}, or give a PNG")
+        raise InputError(f"--mask = {FLAGS.mask!r}; the known ones are {', '.join(_MASKS)}, or give a picture")
     x0 = _images(run, FLAGS.inpaint)
     draw = functools.partial(run.inpaint, mask=mask, resample=FLAGS.resample)
-    return _redraw(run, x0, "inpainted", draw, lambda x0: [x0, np.where(mask[..., None], x0, -0.5)])
+    weight = mask[..., None].astype(np.float32)
+    return _redraw(run, x0, "inpainted", draw, lambda x0: [x0, weight * x0 + (1 - weight) * np.float32(-0.5)])
 
 
 def _image_to_image(run: Run) -> Output:
