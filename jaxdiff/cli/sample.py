@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 from jaxdiff import data, samplers, xla
-from jaxdiff.cli import command
+from jaxdiff.cli import command, outputs
 from jaxdiff.experiment import plots
 from jaxdiff.likelihood import Elbo
 from jaxdiff.run import Run, load
@@ -67,36 +67,25 @@ def main() -> None:
     flags.DEFINE_integer("seed", 0, "Random seed.")
     flags.DEFINE_integer("batch", 64, "Number of samples at a time.")
     flags.DEFINE_string("out", "samples.png", "The image to write; the arrays are saved beside it as .npz.")
+    flags.DEFINE_bool("overwrite", False, "Whether --out may replace files that sample.py did not write.")
     command.run(_sample, module=__name__, required=("workdir",))
 
 
 def _sample() -> None:
-    out = Path(FLAGS.out)
-    _check_writable(out)
+    out, workdir = user_path(FLAGS.out, what="--out"), user_path(FLAGS.workdir, what="--workdir")
+    runs = [workdir] if FLAGS.classifier is None else [workdir, user_path(FLAGS.classifier, what="--classifier")]
+    masks = [] if FLAGS.mask in _MASKS else [user_path(FLAGS.mask, what="--mask")]
+    outputs.check(out, inputs=_image_files() + masks, runs=runs, overwrite=FLAGS.overwrite)
     if not 0 <= FLAGS.seed < 2**32:
         raise InputError(f"--seed = {FLAGS.seed}; must satisfy 0 <= seed < 2^32")
     task = _chosen_task()
     xla.split_cpu(FLAGS.batch)
-    run = load(FLAGS.workdir)
+    run = load(workdir)
     if task and run.experiment.classifies:
         raise InputError(f"--{task} needs a model that draws, but this run is a classifier; leave it out")
     message, image, arrays = _TASKS[task](run) if task else _draw(run)
-    np.savez(out.with_suffix(".npz"), **arrays)
-    if image is not None:
-        plots.save(out, image)
+    outputs.write(out, image, arrays)
     print(f"{message}: {'' if image is None else f'{out}, '}{out.with_suffix('.npz')}")
-
-
-def _check_writable(out: Path) -> None:
-    """Check that a PNG can be written, before the slow work."""
-    if out.suffix != ".png":
-        raise InputError(f"--out = {out}: the image is a PNG; give a name that ends in .png")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out = {out} can't be written ({error.strerror}); choose another place") from error
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise InputError(f"--out = {out} can't be written; choose another place")
 
 
 def _chosen_task() -> str | None:
@@ -133,7 +122,7 @@ def _options(labels: Any) -> dict[str, Any]:
 
 @functools.cache
 def _classifier() -> Run | None:
-    return None if FLAGS.classifier is None else load(FLAGS.classifier)
+    return None if FLAGS.classifier is None else load(user_path(FLAGS.classifier, what="--classifier"))
 
 
 def _labels(run: Run) -> tuple[list[int], dict[int, float] | None]:
