@@ -34,6 +34,7 @@ from jaxdiff.samplers import RePaint, Sampler
 from jaxdiff.samplers.batching import all_devices, in_batches, sample_in_batches
 from jaxdiff.samplers.probability_flow import Outcome, Solver
 from jaxdiff.samplers.timesteps import Timesteps
+from jaxdiff.storage import user_path
 from jaxdiff.typing import HostSamples, InputError, PyTree, RandomKey, Sample, Samples
 
 AnySamples = Float[np.ndarray | Array, "n *shape"]
@@ -341,7 +342,7 @@ def load(workdir: str | Path) -> Run:
     Raises:
       InputError: if the folder holds no run or no whole checkpoint, or lacks the examples that its process is made of.
     """
-    path = Path(workdir)
+    path = user_path(workdir, what="workdir")
     config, spec = workdir_.read(path)
     experiment = make_experiment(config, spec, workdir_.read_examples(path, config, spec))
     everywhere = NamedSharding(all_devices(), PartitionSpec())
