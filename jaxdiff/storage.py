@@ -14,8 +14,8 @@ from jaxdiff.typing import InputError
 def user_path(path: str | os.PathLike[str], *, what: str) -> Path:
     """Return a path with ~ expanded; raise an InputError about the argument `what` if it can't name a file."""
     text = os.fspath(path)
-    if not text or "\0" in text:
-        raise InputError(f"{what} = {text!r} is not a path; give the name of a file or folder")
+    if not text or "\0" in text or "://" in text:
+        raise InputError(f"{what} = {text!r} is not a path; give the name of a file or folder on this machine")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

@@ -188,6 +188,18 @@ def test_the_records_of_a_run_go_through_no_link_that_can_be_foreseen(tmp_path: 
     assert min(len(name.rpartition(".")[2]) for name in events) == 16
 
 
+@pytest.mark.parametrize("name", ["a[b]*?{c,d}", "gs:x", "s3:x", "é, %d $HOME", "-x"])
+def test_a_folder_of_any_name_takes_records(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path(name)
+    workdir.prepare(run, tiny.config())
+    recorder = Recorder(run, start=0, steps=10, batch_size=1, every=1)
+    recorder.picture(3, IMAGE)
+    recorder.close()
+    np.testing.assert_array_equal(data.read_picture(run / "samples" / "00000003.png"), IMAGE / 255)
+    assert len(list(run.iterdir())) == 3
+
+
 def test_an_npz_bears_its_mark_as_a_comment(tmp_path: Path) -> None:
     outputs.write(tmp_path / "a.png", None, ARRAYS)
     with zipfile.ZipFile(io.BytesIO((tmp_path / "a.npz").read_bytes())) as archive:

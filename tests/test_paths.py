@@ -84,8 +84,9 @@ def test_a_data_set_of_the_users_gets_the_expanded_folder(home: Path, monkeypatc
         return np.zeros((4, 2), np.float32), None
 
     monkeypatch.setitem(sys.modules, "paths_of_a_user", SimpleNamespace(points=points))
-    data.load("paths_of_a_user:points", dir="~/points")
-    assert seen == [str(home / "points")]
+    for dir in ("~/points", "gs://bucket/points"):
+        data.load("paths_of_a_user:points", dir=dir)
+    assert seen == [str(home / "points"), "gs://bucket/points"]
 
 
 def test_the_folder_of_downloads(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

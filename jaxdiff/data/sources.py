@@ -71,7 +71,8 @@ def load(name: str, *, split: str = "train", dir: str | None = None, seed: int =
         unprepared or broken.
       ConnectionError: if MNIST can't be downloaded.
     """
-    dir = None if dir is None else str(user_path(dir, what="dir"))
+    if dir is not None and "://" not in dir:  # TensorFlow Datasets reads buckets, too
+        dir = str(user_path(dir, what="dir"))
     if name.startswith("tfds:"):
         return _load_tfds(name, split, dir)
     if name not in DATASETS and ":" not in name:

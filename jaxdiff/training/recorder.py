@@ -47,8 +47,11 @@ class Recorder:
         if self._writes:
             _drop_after(workdir / "metrics.jsonl", start)
             self._file = (workdir / "metrics.jsonl").open("a")
-            # A name that nobody can foresee, since TensorBoard's writer follows links.
-            self._board = SummaryWriter(str(workdir), purge_step=start + 1, filename_suffix=f".{secrets.token_hex(8)}")
+            # A name that nobody can foresee, since the writer follows links, and an absolute path, since it takes gs:x
+            # for a bucket.
+            self._board = SummaryWriter(
+                str(workdir.absolute()), purge_step=start + 1, filename_suffix=f".{secrets.token_hex(8)}"
+            )
             # disable=None: a bar if there is a terminal; else `_report` writes lines.
             self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
 
