@@ -6,6 +6,8 @@ checkpoints/   see `jaxdiff.experiment.checkpoint`
 damaged/       damaged checkpoints, if any were found
 samples/       images sampled during training, NNNNNNNN.png by step
 metrics.jsonl  one line per log, beside TensorBoard's event files
+
+The folder may be a stranger's: none of these may be a link that leads out of it.
 """
 
 import dataclasses
