@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
+from results import given_path, write_figure
 
 from jaxdiff import Prediction, analytic, from_function, samplers, schedules, timesteps
 
@@ -139,11 +140,11 @@ def main(path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("root mean square error of x")
     axes[0].legend()
-    figure.savefig(path, dpi=110)
+    write_figure(path, figure, dpi=110)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Plot and tabulate the convergence of the ODE samplers.")
     root = Path(__file__).parents[1]
-    parser.add_argument("--out", type=Path, default=root / "docs" / "pictures" / "convergence.png")
+    parser.add_argument("--out", type=given_path, default=root / "docs" / "pictures" / "convergence.png")
     main(parser.parse_args().out)

@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 import matplotlib.figure
 import numpy as np
-from results import Results, identity, source
+from results import Results, given_path, identity, source, table_path, write_figure, write_text
 
 import jaxdiff as jd
 from jaxdiff import data, evaluation, noise, xla
@@ -35,13 +35,13 @@ LEVELS = "0123456789abcdefg"  # one character for each of the 17
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, required=True, help="the folder that holds the runs")
+    parser.add_argument("--runs", type=given_path, required=True, help="the folder that holds the runs")
     parser.add_argument("--train_steps", type=int, help="default: the configs'")
     parser.add_argument("--n", type=int, default=297, help="samples of each run; the test split has 297 images")
     parser.add_argument("--batch", type=int, default=100, help="samples at a time")
     parser.add_argument("--steps", type=int, default=50, help="network evaluations a sample")
     parser.add_argument(
-        "--out", type=Path, default=Path("docs/digits_perturbations.md"), help="the .json goes beside it"
+        "--out", type=table_path, default=Path("docs/digits_perturbations.md"), help="the .json goes beside it"
     )
     args = parser.parse_args()
     for name in (PLAIN, *VARIANTS):
@@ -67,10 +67,9 @@ def main() -> None:
         cell |= describe(run) | {"samples": ["".join(LEVELS[k] for k in image.ravel()) for image in levels]}
         print(f"{name}: {distance}", flush=True)
         results.add(name, cell)
-    args.out.write_text(page(results.cells, of, card))
+    write_text(args.out, page(results.cells, of, card))
     picture = args.out.parent / "pictures" / "digits_perturbations.png"
-    picture.parent.mkdir(exist_ok=True)
-    plot(results.cells).savefig(picture, dpi=80)
+    write_figure(picture, plot(results.cells), dpi=80)
     print(f"{args.out}, {picture}, {results.path}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import matplotlib.figure
 import numpy as np
-from results import Results, identity, source
+from results import Results, identity, source, table_path, write_figure, write_text
 
 import jaxdiff as jd
 from jaxdiff import evaluation, xla
@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=100, help="samples at a time")
     parser.add_argument("--sampler", help="default: the run's")
     parser.add_argument("--steps", type=int, help="default: the run's")
-    parser.add_argument("--out", type=Path, default=Path("docs/guidance_mnist.md"), help="the .json goes beside it")
+    parser.add_argument(
+        "--out", type=table_path, default=Path("docs/guidance_mnist.md"), help="the .json goes beside it"
+    )
     args = parser.parse_args()
     xla.split_cpu(args.batch)
     run = jd.load(args.workdir)
@@ -64,10 +66,9 @@ def main() -> None:
         for w in WEIGHTS:
             if not (by is not None and w == 0):
                 measure(f"{way} {w:g}", labels=requested, guidance=w, classifier=by)
-    args.out.write_text(page(results.cells, of, list(ways), card))
+    write_text(args.out, page(results.cells, of, list(ways), card))
     picture = args.out.parent / "pictures" / "guidance.png"
-    picture.parent.mkdir(exist_ok=True)
-    plot(results.cells, list(ways)).savefig(picture, dpi=120)
+    write_figure(picture, plot(results.cells, list(ways)), dpi=120)
     print(f"{args.out}, {picture}, {results.path}")
 
 

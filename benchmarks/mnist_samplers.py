@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from results import Results, identity, source
+from results import Results, identity, source, table_path, write_text
 
 import jaxdiff as jd
 from jaxdiff import data, evaluation, samplers, xla
@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=100, help="samples at a time")
     parser.add_argument("--bits", type=int, default=16, help="number of test images for bits/dim; 0 for none")
     parser.add_argument("--budgets", type=int, nargs="+", default=(*BUDGETS, MANY), help="network evaluations")
-    parser.add_argument("--out", type=Path, default=Path("docs/mnist_samplers.md"), help="the .json goes beside it")
+    parser.add_argument(
+        "--out", type=table_path, default=Path("docs/mnist_samplers.md"), help="the .json goes beside it"
+    )
     args = parser.parse_args()
     xla.split_cpu(args.batch)
     run = jd.load(args.workdir)
@@ -74,7 +76,7 @@ def main() -> None:
         bits = run.bits_per_dim(data.normalize(test.x[chosen], test.levels))
         print(", ".join(f"{name} {mean:.3f} ± {error:.3f} bits/dim" for name, (mean, error) in bits.items()))
         results.add(key, bits)
-    args.out.write_text(page(results.cells, results.of, columns=args.budgets, card=card))
+    write_text(args.out, page(results.cells, results.of, columns=args.budgets, card=card))
     print(f"{args.out}, {results.path}")
 
 

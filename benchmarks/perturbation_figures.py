@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import matplotlib.figure
 import numpy as np
+from results import write_figure
 
 import jaxdiff as jd
 from jaxdiff import data, noise, parameterization, registry, transforms
@@ -106,9 +107,8 @@ def points() -> matplotlib.figure.Figure:
 
 
 def main() -> None:
-    PICTURES.mkdir(parents=True, exist_ok=True)
     for name, figure in {"perturbed_digits": digits(), "perturbed_points": points()}.items():
-        figure.savefig(PICTURES / f"{name}.png", dpi=72)
+        write_figure(PICTURES / f"{name}.png", figure, dpi=72)
         print(PICTURES / f"{name}.png")
 
 

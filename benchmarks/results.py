@@ -1,15 +1,17 @@
 """Results that survive interruptions, the identity of a run, and the text around a table."""
 
+import argparse
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import jax
+import matplotlib.figure
 import numpy as np
 
 import jaxdiff as jd
 from jaxdiff.evaluation import Card
+from jaxdiff.storage import replacing, user_path
 
 
 class Results:
@@ -25,9 +27,35 @@ class Results:
     def add(self, key: str, cell: dict) -> None:
         self.cells[key] = cell
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        incomplete = self.path.with_suffix(".incomplete")
-        incomplete.write_text(json.dumps({"of": self.of, "cells": self.cells}, indent=1) + "\n")
-        os.replace(incomplete, self.path)
+        write_text(self.path, json.dumps({"of": self.of, "cells": self.cells}, indent=1) + "\n")
+
+
+def given_path(text: str) -> Path:
+    """Return the path of a command-line argument, with ~ expanded."""
+    return user_path(text, what="path")
+
+
+def table_path(text: str) -> Path:
+    """Return the path of a table that the command line names: a new one, or one with its results beside it."""
+    path = given_path(text)
+    if path.suffix != ".md":
+        raise argparse.ArgumentTypeError(f"{path}: the table is Markdown; give a name that ends in .md")
+    if path.exists() and not path.with_suffix(".json").exists():
+        raise argparse.ArgumentTypeError(f"{path} has no results beside it, so it is no table of this script's")
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_figure(path: Path, figure: matplotlib.figure.Figure, *, dpi: int) -> None:
+    """Write a figure as a PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=dpi)
 
 
 def identity(run: jd.Run, card: Card, n: int) -> dict:

@@ -188,6 +188,7 @@ def write_golden(path: str) -> None:
     import jax
 
     from jaxdiff.models import UNet as FlaxUNet
+    from jaxdiff.storage import replacing, user_path
 
     x = np.random.RandomState(0).standard_normal((3, 28, 28, 1)).astype(np.float32)
     t = np.array([0.001, 0.3, 1.0], np.float32)
@@ -203,7 +204,8 @@ def write_golden(path: str) -> None:
             outputs[tuned] = twin(images, torch.from_numpy(t).double()).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(outputs[False], outputs[True], rtol=0, atol=1e-12)
     versions = [f"torch {torch.__version__}", f"numpy {np.__version__}"]
-    np.savez_compressed(path, x=x, t=t, y=outputs[False], made_with=np.array(versions))
+    with replacing(user_path(path, what="--golden")) as file:
+        np.savez_compressed(file, x=x, t=t, y=outputs[False], made_with=np.array(versions))
     print(f"{path}: outputs of standard deviation {outputs[False].std():.3g}, {versions}")
 
 

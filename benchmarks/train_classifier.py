@@ -11,16 +11,17 @@ round differently and so train other weights. It takes 70 s of CPU time for MNIS
 import argparse
 import functools
 import hashlib
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
+from results import given_path
 
 from jaxdiff import data
 from jaxdiff.evaluation import CARDS, FrozenClassifier
+from jaxdiff.storage import replacing
 
 BATCH = 100
 EPOCHS = {"mnist": 6, "digits": 60}
@@ -68,13 +69,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=tuple(CARDS), required=True)
     parser.add_argument("--dir", help="the folder of MNIST's files; downloaded once by default")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=given_path, required=True)
     args = parser.parse_args()
     params = train(args.data, args.dir)
     test = data.load(args.data, split="test", dir=args.dir)
     classifier = FrozenClassifier(card=CARDS[args.data], params=params)
     accuracy = classifier.accuracy(data.normalize(test.x, test.levels), test.labels)
-    np.savez(args.out, **{name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()})
+    with replacing(args.out) as file:
+        np.savez(file, **{name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()})
     content = args.out.read_bytes()
     print(f"{args.out}: {len(content)} bytes\n    sha256={hashlib.sha256(content).hexdigest()!r},")
     print(f"    test_accuracy={accuracy:.4f},  # of {len(test.x)} test images")

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxdiff import data, registry, samplers, xla
 from jaxdiff.denoisers.guidance import Weight
-from jaxdiff.denoisers.inpainting import Known, inpainting
+from jaxdiff.denoisers.inpainting import AnyMask, Known, fit_mask, inpainting
 from jaxdiff.evaluation import NoisyAccuracy
 from jaxdiff.experiment import Config, Experiment, Sampling, make_experiment
 from jaxdiff.experiment import workdir as workdir_
@@ -34,10 +34,10 @@ from jaxdiff.samplers import RePaint, Sampler
 from jaxdiff.samplers.batching import all_devices, in_batches, sample_in_batches
 from jaxdiff.samplers.probability_flow import Outcome, Solver
 from jaxdiff.samplers.timesteps import Timesteps
+from jaxdiff.storage import user_path
 from jaxdiff.typing import HostSamples, InputError, PyTree, RandomKey, Sample, Samples, check_whole, elementwise
 
 AnySamples = Float[np.ndarray | Array, "n *shape"]
-Mask = Bool[np.ndarray, "..."]
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -125,13 +125,14 @@ class Run:
         return self._draw(key, denoiser, self._sampling(options), n=n, cond=cond)
 
     def inpaint(
-        self, key: RandomKey, x0: AnySamples, mask: Mask, *, resample: int = 5, **options: Unpack[SamplingOptions]
+        self, key: RandomKey, x0: AnySamples, mask: AnyMask, *, resample: int = 5, **options: Unpack[SamplingOptions]
     ) -> HostSamples:
         """Draw the unknown part of each of n samples (see `jaxdiff.inpainting`).
 
         Args:
-          x0: samples; their values outside the mask are ignored.
-          mask: True where x0 is known. It has the shape of x0; the batch axis, the last axis or both may be left out.
+          x0: samples; their values where the mask is 0 are ignored.
+          mask: True or 1 where x0 is known, False or 0 where it is not. Values in between blend x0 with the prediction,
+            as at a soft edge. It has the shape of x0; the batch axis, the last axis or both may be left out.
           resample: how many times each step is made; more make the new part fit the known part better.
           **options: as for `sample`, but the sampler is "ddpm" by default. It must keep no state between steps if
             `resample` > 1.
@@ -139,18 +140,11 @@ class Run:
         Raises:
           InputError: as `sample`; if the samples or the mask are unsuitable, or resample < 1.
         """
-        x0 = self._checked(x0)
         if resample < 1:
             raise InputError(f"resample = {resample}; it must be 1 or more")
-        mask = np.asarray(mask, bool)
-        if mask.ndim in (x0.ndim - 2, x0.ndim - 1) and mask.shape[-1:] != x0.shape[-1:]:
-            mask = mask[..., None]
-        try:
-            mask = np.broadcast_to(mask, x0.shape)
-        except ValueError:
-            raise InputError(
-                f"mask has shape {mask.shape}; samples have {x0.shape}: give one value per pixel"
-            ) from None
+        x0 = self._shaped(x0)
+        mask = fit_mask(mask, x0.shape)
+        x0 = self._checked(np.where(mask > 0, x0, 0))
         denoiser, cond = self._condition(len(x0), options)
         chosen = samplers.make(options.get("sampler") or "ddpm")
         sampling = self._sampling({**options, "sampler": chosen if resample == 1 else RePaint(chosen, resample)})
@@ -307,12 +301,17 @@ class Run:
         self._condition(1, {})  # raises if the model needs labels
         return self.experiment.in_float32().network(self.params)
 
-    def _checked(self, x: AnySamples, *, of_data: bool = True) -> HostSamples:
-        """The samples as float32, if they are of the model's shape and range."""
+    def _shaped(self, x: AnySamples) -> HostSamples:
+        """The samples as float32, if they are of the model's shape."""
         x, shape = np.asarray(x, np.float32), self.experiment.shape
         if x.shape[1:] != shape or not len(x):
             wanted = ", ".join(map(str, shape))
             raise InputError(f"samples have shape {x.shape}; this model takes (n, {wanted}), n >= 1")
+        return x
+
+    def _checked(self, x: AnySamples, *, of_data: bool = True) -> HostSamples:
+        """The samples as float32, if they are of the model's shape and range."""
+        x = self._shaped(x)
         if not np.isfinite(x).all():
             raise InputError("samples have values that are not finite; leave those out")
         if of_data and self.levels is not None and np.abs(x).max() > 1:
@@ -342,7 +341,7 @@ def load(workdir: str | Path) -> Run:
     Raises:
       InputError: if the folder holds no run or no whole checkpoint, or lacks the examples that its process is made of.
     """
-    path = Path(workdir)
+    path = user_path(workdir, what="workdir")
     config, spec = workdir_.read(path)
     experiment = make_experiment(config, spec, workdir_.read_examples(path, config, spec))
     everywhere = NamedSharding(all_devices(), PartitionSpec())

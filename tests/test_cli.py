@@ -114,6 +114,26 @@ def test_the_same_seed_gives_the_same_samples(trained, commands, tmp_path):
     assert sample("settings", "--seed=4", "--sampler=ddpm", "--steps=3", "--timesteps=quadratic") != first
 
 
+def test_a_command_replaces_its_own_files_and_no_others(trained, commands, tmp_path):
+    flags = f"--workdir={trained[1]}", "--n=8", "--steps=4", f"--out={tmp_path / 'a.png'}"
+    for _ in range(2):
+        code, _, err = commands.run("sample.py", *flags)
+        assert code == 0, err
+    before = (tmp_path / "a.npz").read_bytes()
+    code, _, err = commands.run("sample.py", *flags[:1], "--reconstruct=4", f"--images={tmp_path / 'a.npz'}", flags[-1])
+    assert (code, err.count("\n")) == (1, 1)
+    assert f"would replace {tmp_path / 'a.npz'}, which this command reads" in err
+    np.savez(tmp_path / "a.npz", samples=np.zeros((4, 2)))
+    mine = (tmp_path / "a.npz").read_bytes()
+    code, _, err = commands.run("sample.py", *flags)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "--overwrite" in err
+    assert (tmp_path / "a.npz").read_bytes() == mine
+    code, _, err = commands.run("sample.py", *flags, "--overwrite")
+    assert code == 0, err
+    assert (tmp_path / "a.npz").read_bytes() == before
+
+
 def test_samples_of_a_run_are_encoded_and_decoded(trained, commands, tmp_path):
     """Drawn from the model, or read from the file that holds the same."""
     run, flags = f"--workdir={trained[1]}", ("--batch=8", "--steps=4")
@@ -254,6 +274,12 @@ SAMPLE_MISTAKES = {
     "--seed=-1": "--seed = -1; must satisfy 0 <= seed < 2^32",
     "--out=digits.jpg": "--out = digits.jpg: the image is a PNG; give a name that ends in .png",
     "--out=/dev/null/x.png": "--out = /dev/null/x.png can't be written (",
+    "--out=": "--out = '' is not a path; give the name of a file or folder",
+    "--workdir=": "--workdir = '' is not a path",
+    "--workdir=~nobody-of-this-name/run": "--workdir = '~nobody-of-this-name/run': ",
+    "--classifier=": "--classifier = '' is not a path",
+    "--reconstruct=2 --images=": "--images = '' is not a path",
+    "--reconstruct=2 --images=a.png,": "--images = '' is not a path",
     "--workdir=configs": "workdir = configs is not a run: it has no config.json; give a folder that train.py wrote",
     "--stepz=3": "Unknown command line flag 'stepz'. Did you mean: steps ?",
     "--reconstruct=0": "--reconstruct = 0; it must be at least 1",

@@ -231,6 +231,13 @@ def test_inpainting_keeps_what_is_known_and_variation_starts_from_it(images):
     x = images.inpaint(jax.random.key(0), x0, mask, labels=[1, 2, 3, -1], resample=2, steps=5)
     np.testing.assert_allclose(x[:, :4], x0[:, :4], atol=1e-5)
     assert np.abs(x[:, 4:] - x0[:, 4:]).max() > 0.1
+    unknown = np.where(mask[..., None], x0, np.where(np.arange(8)[:, None] < 4, np.nan, 255).astype(np.float32))
+    again = images.inpaint(jax.random.key(0), unknown, mask, labels=[1, 2, 3, -1], resample=2, steps=5)
+    np.testing.assert_array_equal(again, x)
+    with pytest.raises(ValueError, match=r"mask has values in \[0\.0, 255\.0\]"):
+        images.inpaint(jax.random.key(0), x0, 255.0 * mask)
+    with pytest.raises(ValueError, match="samples have values that are not finite"):
+        images.inpaint(jax.random.key(0), unknown, np.maximum(mask, 1e-3))
     near, far = (images.image_to_image(jax.random.key(0), x0, t=t, sampler="ddim") for t in (0.05, 1.0))
     error = [np.sqrt(((x - x0) ** 2).mean()) for x in (near, far)]
     assert error[0] < 0.3 < error[1]

@@ -190,7 +190,7 @@ def test_tfds(tmp_path, channels, classes):
 
 @pytest.mark.parametrize("name", ["tiny", "cifar10", "mnist"])
 def test_tfds_unprepared(tmp_path, name):
-    advice = rf'pip install "jaxdiff\[tfds\]": tfds build {name} --file_format=array_record --data'
+    advice = rf'pip install "jaxdiff\[tfds\]" && tfds build {name} --file_format=array_record --data'
     with pytest.raises(InputError, match=rf"name = 'tfds:{name}'.*{advice}_dir={tmp_path}"):
         data.load(f"tfds:{name}", dir=str(tmp_path))
 

@@ -67,7 +67,7 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         np.testing.assert_array_equal(np.asarray(image), first)
 
     def write_half(self, file, **_):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(Image.Image, "save", write_half)

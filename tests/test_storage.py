@@ -5,6 +5,8 @@ import stat
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxdiff import storage
 from jaxdiff.typing import InputError
@@ -51,6 +53,28 @@ def test_nothing_is_written_through_a_symbolic_link(tmp_path: Path) -> None:
 def test_user_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/somewhere")
     assert storage.user_path("~/runs", what="workdir") == Path("/somewhere/runs")
-    for text in ("", "a\0b", "~nobody-of-this-name/runs"):
+    for text in ("", "a\0b", "~nobody-of-this-name/runs", "gs://bucket/runs"):
         with pytest.raises(InputError, match="workdir"):
             storage.user_path(text, what="workdir")
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(name=st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=63))
+def test_any_name_of_a_file_can_be_replaced(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    if name in (".", ".."):
+        return
+    path = tmp_path_factory.mktemp("names") / name
+    for content in (b"old", b"new"):
+        with storage.replacing(path) as file:
+            file.write(content)
+    assert path.read_bytes() == b"new"
+    assert len(list(path.parent.iterdir())) == 1
+
+
+def test_a_folder_that_takes_no_file_is_refused(tmp_path: Path) -> None:
+    storage.make_folder(tmp_path / "a" / "b", what="workdir = x")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
+        with pytest.raises(InputError, match=r"^workdir = x can't be written \([^\n]*$"):
+            storage.make_folder(folder, what="workdir = x")

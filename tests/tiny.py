@@ -115,7 +115,7 @@ for line in sys.stdin:
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         with open(os.path.join(folder, "code.part"), "w") as file:
             file.write(str(code))
-        os.rename(file.name, os.path.join(folder, "code"))
+        os.replace(file.name, os.path.join(folder, "code"))
         os._exit(0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in ((1, "out"), (2, "err")):

@@ -17,6 +17,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from jaxdiff.registry import suggest
+from jaxdiff.storage import make_folder, user_path
 from jaxdiff.training.loop import Interrupted
 from jaxdiff.training.recorder import DivergenceError
 from jaxdiff.typing import InputError
@@ -33,6 +34,7 @@ def run(main: Callable[[], None], *, module: str, required: tuple[str, ...]) -> 
     def guarded(arguments: list[str]) -> None:
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax logs every file
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+        logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs the damage that an error tells
         _silence_abandoned_reads()
         try:
             if arguments[1:]:
@@ -40,9 +42,7 @@ def run(main: Callable[[], None], *, module: str, required: tuple[str, ...]) -> 
             for name in required:
                 if FLAGS[name].value is None:
                     raise InputError(f"--{name} is missing. {FLAGS[name].help}")
-            if jax.config.values["jax_compilation_cache_dir"] is None:  # the user hasn't chosen another place
-                cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-                jax.config.update("jax_compilation_cache_dir", str(cache / "jaxdiff" / "xla"))
+            _choose_cache()
             main()
         except Interrupted as stopped:
             print(stopped, file=sys.stderr)
@@ -65,11 +65,14 @@ def _fail(error: object) -> NoReturn:
 
 def _parse(arguments: list[str]) -> list[str]:
     """absl's parser, preceded by checks of the config file, whose errors ml_collections would hide."""
+    arguments = list(arguments)
     if "config" in FLAGS:
-        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        for i, argument in enumerate(arguments):
             flag, equals, value = argument.partition("=")
             if flag.lstrip("-") == "config" and flag.startswith("-"):
-                _check_overrides(arguments, _load_config(value if equals else following))
+                value = os.path.expanduser(value if equals else "".join(arguments[i + 1 : i + 2]))
+                arguments[i : i + (1 if equals else 2)] = [f"{flag}={value}"]
+                _check_overrides(arguments, _load_config(value))
     try:
         return FLAGS(arguments)
     except flags.Error as error:
@@ -104,6 +107,21 @@ def _check_overrides(arguments: list[str], config: Any) -> None:
                 if key not in known:
                     _fail(f"--config.{match[1]}: {key!r} is not a field{suggest(key, known)}")
                 section = section[key]
+
+
+def _choose_cache() -> None:
+    """Keep compiled programs where the user says, or else in the user's cache folder; nowhere if there is none."""
+    chosen = jax.config.values["jax_compilation_cache_dir"]
+    if chosen is None:
+        try:
+            home = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", what="XDG_CACHE_HOME")
+            make_folder(home / "jaxdiff" / "xla", what="the compilation cache")
+        except InputError:
+            return
+        jax.config.update("jax_compilation_cache_dir", str(home / "jaxdiff" / "xla"))
+    elif chosen.startswith("~"):
+        folder = user_path(chosen, what="JAX_COMPILATION_CACHE_DIR")
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _silence_abandoned_reads() -> None:

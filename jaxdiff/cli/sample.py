@@ -11,11 +11,12 @@ import numpy as np
 from absl import flags
 
 from jaxdiff import data, samplers, xla
-from jaxdiff.cli import command
+from jaxdiff.cli import command, outputs
 from jaxdiff.experiment import plots
 from jaxdiff.likelihood import Elbo
 from jaxdiff.run import Run, load
-from jaxdiff.typing import HostSamples, InputError
+from jaxdiff.storage import user_path
+from jaxdiff.typing import HostSamples, InputError, key_of
 
 FLAGS = flags.FLAGS
 
@@ -59,43 +60,32 @@ def main() -> None:
     )
     flags.DEFINE_float("guidance", None, "Guidance weight w towards the label; 0 is the plain conditional model.")
     flags.DEFINE_string("classifier", None, "Folder of a classifier's run to guide by, instead of classifier-free.")
-    flags.DEFINE_string("mask", "top", f"What --inpaint keeps: {', '.join(_MASKS)}, or a PNG, white where it keeps.")
+    flags.DEFINE_string("mask", "top", f"What --inpaint keeps: {', '.join(_MASKS)}, or a picture: white is kept.")
     flags.DEFINE_float("time", 0.5, "Noise level of --image_to_image, in (0, 1].")
     flags.DEFINE_integer("resample", 5, "How often --inpaint makes each step; more fits the new part better.")
     flags.DEFINE_integer("variants", 7, "Samples per image for --inpaint and --image_to_image.")
     flags.DEFINE_integer("seed", 0, "Random seed.")
     flags.DEFINE_integer("batch", 64, "Number of samples at a time.")
     flags.DEFINE_string("out", "samples.png", "The image to write; the arrays are saved beside it as .npz.")
+    flags.DEFINE_bool("overwrite", False, "Whether --out may replace files that sample.py did not write.")
     command.run(_sample, module=__name__, required=("workdir",))
 
 
 def _sample() -> None:
-    out = Path(FLAGS.out)
-    _check_writable(out)
+    out, workdir = user_path(FLAGS.out, what="--out"), user_path(FLAGS.workdir, what="--workdir")
+    runs = [workdir] if FLAGS.classifier is None else [workdir, user_path(FLAGS.classifier, what="--classifier")]
+    masks = [] if FLAGS.mask in _MASKS else [user_path(FLAGS.mask, what="--mask")]
+    outputs.check(out, inputs=_image_files() + masks, runs=runs, overwrite=FLAGS.overwrite)
     if not 0 <= FLAGS.seed < 2**32:
         raise InputError(f"--seed = {FLAGS.seed}; must satisfy 0 <= seed < 2^32")
     task = _chosen_task()
     xla.split_cpu(FLAGS.batch)
-    run = load(FLAGS.workdir)
+    run = load(workdir)
     if task and run.experiment.classifies:
         raise InputError(f"--{task} needs a model that draws, but this run is a classifier; leave it out")
     message, image, arrays = _TASKS[task](run) if task else _draw(run)
-    np.savez(out.with_suffix(".npz"), **arrays)
-    if image is not None:
-        plots.save(out, image)
+    outputs.write(out, image, arrays)
     print(f"{message}: {'' if image is None else f'{out}, '}{out.with_suffix('.npz')}")
-
-
-def _check_writable(out: Path) -> None:
-    """Check that a PNG can be written, before the slow work."""
-    if out.suffix != ".png":
-        raise InputError(f"--out = {out}: the image is a PNG; give a name that ends in .png")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out = {out} can't be written ({error.strerror}); choose another place") from error
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise InputError(f"--out = {out} can't be written; choose another place")
 
 
 def _chosen_task() -> str | None:
@@ -132,7 +122,7 @@ def _options(labels: Any) -> dict[str, Any]:
 
 @functools.cache
 def _classifier() -> Run | None:
-    return None if FLAGS.classifier is None else load(FLAGS.classifier)
+    return None if FLAGS.classifier is None else load(user_path(FLAGS.classifier, what="--classifier"))
 
 
 def _labels(run: Run) -> tuple[list[int], dict[int, float] | None]:
@@ -175,7 +165,7 @@ def _draw(run: Run) -> Output:
             raise InputError(f"--n = {n} is not divisible by {len(rows)} labels, a row for each; make it a multiple")
         n += -n % len(rows)
     labels = rows[0] if len(rows) == 1 else [label for label in rows for _ in range(n // len(rows))] or weights
-    samples = run.sample(jax.random.key(FLAGS.seed), n=n, **_options(labels))
+    samples = run.sample(key_of(FLAGS.seed), n=n, **_options(labels))
     columns = n // len(rows) if len(rows) > 1 else None
     image = plots.image_grid(samples, columns=columns) if samples.ndim == 4 else plots.scatter(samples)
     return f"{n} samples of step {run.step}", image, {"samples": samples}
@@ -184,10 +174,21 @@ def _draw(run: Run) -> Output:
 def _images(run: Run, n: int) -> HostSamples:
     """The n images of --images."""
     if FLAGS.images == "samples":
-        return run.sample(jax.random.key(FLAGS.seed), n=n, **_options(_one_label(run)))
+        return run.sample(key_of(FLAGS.seed), n=n, **_options(_one_label(run)))
     if FLAGS.images == "test":
         return run.test_examples(n)
-    return data.read_files(FLAGS.images.split(","), n=n)
+    shape = run.experiment.shape
+    channels = shape[-1] if len(shape) == 3 and shape[-1] in (1, 3) else None
+    return data.read_files(_image_files(), n=n, channels=channels)
+
+
+def _image_files() -> list[Path]:
+    """The files that --images names; none for the test split and the model's samples."""
+    text = FLAGS.images
+    if text in ("test", "samples"):
+        return []
+    whole = user_path(text, what="--images")  # a file's own name may hold a comma
+    return [whole] if os.path.isfile(whole) else [user_path(name, what="--images") for name in text.split(",")]
 
 
 def _reconstruct(run: Run) -> Output:
@@ -216,13 +217,14 @@ def _inpaint(run: Run) -> Output:
     if FLAGS.mask in _MASKS:
         row, column = np.mgrid[: shape[0], : shape[1]]
         mask = _MASKS[FLAGS.mask]((row + 0.5) / shape[0], (column + 0.5) / shape[1])
-    elif FLAGS.mask.endswith(".png"):
-        mask = data.read_mask(FLAGS.mask, (shape[0], shape[1]))
+    elif Path(FLAGS.mask).suffix:
+        mask = data.read_mask(user_path(FLAGS.mask, what="--mask"), (shape[0], shape[1]))
     else:
-        raise InputError(f"--mask = {FLAGS.mask!r}; the known ones are {', '.join(_MASKS)}, or give a PNG")
+        raise InputError(f"--mask = {FLAGS.mask!r}; the known ones are {', '.join(_MASKS)}, or give a picture")
     x0 = _images(run, FLAGS.inpaint)
     draw = functools.partial(run.inpaint, mask=mask, resample=FLAGS.resample)
-    return _redraw(run, x0, "inpainted", draw, lambda x0: [x0, np.where(mask[..., None], x0, -0.5)])
+    weight = mask[..., None].astype(np.float32)
+    return _redraw(run, x0, "inpainted", draw, lambda x0: [x0, weight * x0 + (1 - weight) * np.float32(-0.5)])
 
 
 def _image_to_image(run: Run) -> Output:
@@ -232,7 +234,7 @@ def _image_to_image(run: Run) -> Output:
 
 def _redraw(run: Run, x0: HostSamples, how: str, draw: Callable[..., Any], show: Callable[..., Any]) -> Output:
     """A row for each image: what shows it, and variants drawn from it."""
-    key = jax.random.fold_in(jax.random.key(FLAGS.seed), 1)  # another one than for --images=samples
+    key = jax.random.fold_in(key_of(FLAGS.seed), 1)  # another one than for --images=samples
     drawn = draw(key, np.repeat(x0, FLAGS.variants, axis=0), **_options(_one_label(run)))
     drawn = drawn.reshape(len(x0), -1, *drawn.shape[1:])
     rows = np.concatenate([np.stack(show(x0), 1), drawn], axis=1)
@@ -242,7 +244,7 @@ def _redraw(run: Run, x0: HostSamples, how: str, draw: Callable[..., Any], show:
 
 def _bits_per_dim(run: Run) -> Output:
     x0 = _images(run, FLAGS.bits_per_dim)
-    terms = run.likelihood_terms(x0, key=jax.random.key(FLAGS.seed), batch=FLAGS.batch, progress=True)
+    terms = run.likelihood_terms(x0, key=key_of(FLAGS.seed), batch=FLAGS.batch, progress=True)
     print(terms.table())
     arrays = {"ode": terms.ode} | ({} if terms.elbo is None else terms.elbo._asdict())
     image = plots.elbo_over_time(terms.elbo) if isinstance(terms.elbo, Elbo) else None

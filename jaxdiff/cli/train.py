@@ -1,7 +1,5 @@
 """The command line of `train.py`."""
 
-from pathlib import Path
-
 import jax
 from absl import flags
 from ml_collections import config_flags
@@ -9,6 +7,7 @@ from ml_collections import config_flags
 from jaxdiff import xla
 from jaxdiff.cli import command
 from jaxdiff.experiment import Config
+from jaxdiff.storage import user_path
 from jaxdiff.training import loop
 from jaxdiff.typing import InputError
 
@@ -29,6 +28,7 @@ def main() -> None:
 
 
 def _train() -> None:
+    workdir = user_path(FLAGS.workdir, what="--workdir")
     config = Config.from_mapping(FLAGS.config)
     cluster = {name: FLAGS[name].value for name in ("coordinator", "num_processes", "process_id")}
     if FLAGS.distributed:
@@ -41,4 +41,4 @@ def _train() -> None:
         raise InputError(f"--{unused[0]} needs --distributed; give that too, or leave it out")
     else:
         xla.split_cpu(config.train.batch_size // config.train.accumulate, config.train.fsdp)
-    loop.train(config, Path(FLAGS.workdir))
+    loop.train(config, workdir)

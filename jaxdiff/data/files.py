@@ -1,27 +1,35 @@
 """Images from a user's files."""
 
-import zipfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Bool
-from PIL import Image
+from jaxtyping import Float32, Float64, Shaped
+from PIL import Image, ImageCms, ImageOps
 
+from jaxdiff.storage import user_path
 from jaxdiff.typing import HostSamples, InputError
 
+_LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in Pillow's conversion to grey
 
-def read_files(paths: Sequence[str | Path], *, n: int) -> HostSamples:
+# What Pillow converts its modes of 8 bits into before they are read; modes that are not listed become RGB.
+_READ_AS = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "P": "RGBA", "PA": "RGBA"}
+
+
+def read_files(paths: Sequence[str | Path], *, n: int, channels: int | None = None) -> HostSamples:
     """Read the first n images of .npz files and pictures.
 
     A .npz holds one array, or one named "samples" as `sample.py` writes it, of shape (n, *shape) and in the scale of
-    the data set: [-1, 1] for images. Any other file is a picture, grey or RGB, of 256 levels: level k becomes
-    2 k / 255 - 1.
+    the data set: [-1, 1] for images. Any other file is a picture, whose values from black to white become -1 to 1;
+    `read_picture` says how, and what `channels` does.
 
     Raises:
       InputError: if a file can't be read, the images differ in shape, or there are fewer than n.
     """
-    parts = [_read(Path(path)) for path in paths]
+    parts = [_read(user_path(path, what="images"), channels) for path in paths]
     if len({part.shape[1:] for part in parts}) > 1:
         shapes = ", ".join(f"{path}: {part.shape[1:]}" for path, part in zip(paths, parts, strict=True))
         raise InputError(f"images differ in shape ({shapes}); give images of one shape")
@@ -31,31 +39,113 @@ def read_files(paths: Sequence[str | Path], *, n: int) -> HostSamples:
     return images[:n]
 
 
-def read_mask(path: str | Path, shape: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-    """Read a mask from a picture: True where it is brighter than half.
+def read_mask(path: str | Path, shape: tuple[int, int]) -> Float32[np.ndarray, "height width"]:
+    """Read a mask from a picture: 1 where it is white, 0 where it is black or transparent, and grey between.
 
     Raises:
       InputError: if the file can't be read or has another height and width than `shape`.
     """
-    try:
-        with Image.open(path) as file:
-            mask = np.asarray(file.convert("L")) > 127
-    except OSError as error:
-        raise InputError(f"{path} can't be read ({error}); give a picture") from error
+    mask = read_picture(path, channels=1)[..., 0].astype(np.float32)
     if mask.shape != shape:
         raise InputError(f"{path} is a mask of shape {mask.shape}; the images have {shape}: give one pixel for each")
     return mask
 
 
-def _read(path: Path) -> HostSamples:
+def read_picture(path: str | Path, *, channels: int | None = None) -> Float64[np.ndarray, "height width channels"]:
+    """Read a picture as values from 0 (black) to 1 (white).
+
+    Each of Pillow's modes is converted by its own range. Grey of 12, 16 or 32 bits keeps its precision, and Pillow
+    reads colour at 8 bits. Floating-point values must lie in [0, 1] already. Transparent parts are composited over
+    black, an EXIF orientation is applied, and of an animation the first frame is read.
+
+    Args:
+      channels: 1 converts colour to its luminance, 3 repeats grey, None keeps grey (1) or colour (3) as it is.
+
+    Raises:
+      InputError: if the file is missing or damaged, not a picture, or too large for Pillow's limit.
+    """
+    path = user_path(path, what="path")
+    with _reading(path, "a picture with values from black to white") as file, Image.open(file) as image:
+        ends = _ends(image)  # asked first, because a rotated copy has lost the format
+        values = _values(ImageOps.exif_transpose(image), ends)
+    if channels == 1 and values.shape[-1] == 3:
+        return values @ _LUMINANCE[:, None]
+    return np.repeat(values, 3, axis=-1) if channels == 3 and values.shape[-1] == 1 else values
+
+
+def _read(path: Path, channels: int | None) -> HostSamples:
+    if path.suffix.lower() != ".npz":
+        return (2 * read_picture(path, channels=channels) - 1).astype(np.float32)[None]
+    wanted = "a picture, or a .npz with one array or one named 'samples'"
+    with _reading(path, wanted) as file, np.errstate(over="ignore"):
+        arrays: Any = np.load(file, allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise ValueError("it is no .npz")
+        found = arrays["samples" if "samples" in arrays else ", ".join(arrays)]
+        if found.dtype.kind not in "fiu" or found.ndim < 2:
+            raise ValueError(f"it holds {found.dtype} of shape {found.shape}, not numbers of shape (n, ...)")
+        samples = found.astype(np.float32)
+        if not np.isfinite(samples).all():
+            raise ValueError("it holds values that are not finite")
+    return samples
+
+
+@contextmanager
+def _reading(path: Path, wanted: str) -> Iterator[BinaryIO]:
+    """Open a file, and turn whatever its damage raises into an InputError of one line."""
     try:
-        with np.load(path) if path.suffix == ".npz" else Image.open(path) as file:
-            if isinstance(file, Image.Image):
-                pixels = np.asarray(file if file.mode in ("L", "RGB") else file.convert("RGB"))
-                return (np.atleast_3d(pixels)[None] / 127.5 - 1).astype(np.float32)
-            name = "samples" if "samples" in file else ", ".join(file)
-            return np.asarray(file[name], np.float32)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path} can't be read ({error}); give a picture, or a .npz with one array or one named 'samples'"
-        ) from error
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a file")
+        # A file and not its name, since Pillow garbles some rotated TIFFs that it maps into memory by their name.
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield file
+    except MemoryError:
+        raise
+    # Neither Pillow nor NumPy promises a type for what a damaged file raises.
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} can't be read ({reason}); give {wanted}") from error
+
+
+def _ends(image: Image.Image) -> tuple[int, int]:
+    """The values of black and white in a picture of one channel of more than 8 bits, by the file's own depth."""
+    if image.format == "TIFF":
+        tags: Any = image.tag_v2  # type: ignore[attr-defined]
+        bits, kind, white_is_zero = tags.get(258, (1,))[0], tags.get(339, (1,))[0], tags.get(262) == 0
+        white = 1 if image.mode == "F" else 2 ** (bits - (kind == 2)) - 1  # of kind 2 are numbers with a sign
+        return (white, 0) if white_is_zero else (0, white)
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+        raise ValueError("the depth of its pixels of Pillow's mode I is not known: save it as PNG or TIFF")
+    # Pillow's mode of 32 bits holds 16 of a PNG in its older versions, and 16 of a PGM in all.
+    return 0, 1 if image.mode == "F" else 2**16 - 1
+
+
+def _values(image: Image.Image, ends: tuple[int, int]) -> Float64[np.ndarray, "height width channels"]:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _deep_grey(image, *ends)[..., None]
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
+    mode = _READ_AS.get(image.mode, "RGB")
+    if "transparency" in image.info and mode in ("L", "RGB"):  # one value of the pixels is transparent
+        mode = {"L": "LA", "RGB": "RGBA"}[mode]
+    pixels = np.asarray(image.convert(mode), np.float64) / 255
+    if mode in ("LA", "RGBA"):
+        pixels = pixels[..., :-1] * pixels[..., -1:]
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _deep_grey(image: Image.Image, black: int, white: int) -> Float64[np.ndarray, "height width"]:
+    """The values of one channel of more than 8 bits, or of floating-point numbers."""
+    pixels: Shaped[np.ndarray, "height width"] = np.asarray(image)
+    if max(black, white) == 2**32 - 1:
+        pixels = pixels.view(np.uint32)  # Pillow reads them as if they had a sign
+    low, high = pixels.min(), pixels.max()
+    if not (low >= 0 and high <= max(black, white)):
+        raise ValueError(f"its values lie in [{low:g}, {high:g}], not in [0, {max(black, white)}]")
+    values = np.abs(pixels.astype(np.float64) - black) / abs(white - black)
+    if isinstance(key := image.info.get("transparency"), int):
+        values = np.where(pixels == key, 0, values)
+    return values

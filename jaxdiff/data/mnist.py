@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from jaxdiff.data import idx
+from jaxdiff.storage import user_path
 from jaxdiff.typing import InputError
 
 # A mirror, and the SHA-256 of its files as TensorFlow Datasets registers them
@@ -40,7 +41,7 @@ def load(split: str, *, dir: str | None = None) -> tuple[UInt8[np.ndarray, "n 28
     common spelling (train-images.idx3-ubyte). None downloads the two files of the split on the first call. Broken files
     and files that do not match raise an InputError; errors of `download` pass through.
     """
-    folder = download(split) if dir is None else Path(dir).expanduser()
+    folder = download(split) if dir is None else user_path(dir, what="dir")
     if not folder.is_dir():
         raise InputError(f"dir={dir!r}: no such folder; it must hold the MNIST files. {_FIX}")
     images_path, labels_path = (_find(folder, f"{_PREFIX[split]}-{kind}-ubyte") for kind in _KINDS)
@@ -75,7 +76,11 @@ def download(split: str) -> Path:
     import pooch  # imported here, with requests, because it is slow and needed for this set only
     import requests
 
-    folder = Path(os.environ.get("JAXDIFF_DATA") or pooch.os_cache("jaxdiff")).expanduser() / "mnist"
+    try:
+        cache = os.environ.get("JAXDIFF_DATA") or pooch.os_cache("jaxdiff")
+    except RuntimeError as error:
+        raise InputError(f"there is no cache folder ({error}); set JAXDIFF_DATA to a folder") from error
+    folder = user_path(cache, what="JAXDIFF_DATA") / "mnist"
     pooch.get_logger().setLevel("WARNING")
     files = pooch.create(folder, base_url=f"{BASE_URL}/", registry=CHECKSUMS, retry_if_failed=2)
     inner = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=(_CONNECT, _READ))

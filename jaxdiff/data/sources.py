@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from jaxdiff import registry
 from jaxdiff.data import mnist, toy
+from jaxdiff.storage import user_path
 from jaxdiff.typing import InputError, Shape
 
 
@@ -70,6 +71,8 @@ def load(name: str, *, split: str = "train", dir: str | None = None, seed: int =
         unprepared or broken.
       ConnectionError: if MNIST can't be downloaded.
     """
+    if dir is not None and "://" not in dir:  # TensorFlow Datasets reads buckets, too
+        dir = str(user_path(dir, what="dir"))
     if name.startswith("tfds:"):
         return _load_tfds(name, split, dir)
     if name not in DATASETS and ":" not in name:

@@ -11,6 +11,7 @@ import matplotlib.figure
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from jaxdiff import samplers
 from jaxdiff.evaluation import NoisyAccuracy
@@ -19,6 +20,7 @@ from jaxdiff.processes import Denoiser, Process, for_sample
 from jaxdiff.samplers.ancestral import posterior_variances, reverse_step
 from jaxdiff.samplers.batching import Sampling
 from jaxdiff.schedules import check_times
+from jaxdiff.storage import replacing
 from jaxdiff.typing import HostSamples, InputError, RandomKey, Scalar
 
 Pixels = UInt8[np.ndarray, "height width 3"]
@@ -54,11 +56,13 @@ def image_grid(
     return canvas
 
 
-def save(path: Path, pixels: Pixels) -> None:
-    """Write a PNG atomically."""
-    partial = path.with_name(path.name + ".part")
-    Image.fromarray(pixels).save(partial, format="PNG")
-    partial.rename(path)
+def save(path: Path, pixels: Pixels, *, software: str | None = None) -> None:
+    """Write a PNG whole or not at all; `software` becomes its text of that name."""
+    text = PngInfo()
+    if software is not None:
+        text.add_text("Software", software)
+    with replacing(path) as file:
+        Image.fromarray(pixels).save(file, format="PNG", pnginfo=text)
 
 
 def accuracy_by_noise(found: NoisyAccuracy, *, classes: int) -> Pixels:

@@ -6,6 +6,8 @@ checkpoints/   see `jaxdiff.experiment.checkpoint`
 damaged/       damaged checkpoints, if any were found
 samples/       images sampled during training, NNNNNNNN.png by step
 metrics.jsonl  one line per log, beside TensorBoard's event files
+
+The folder may be a stranger's: none of these may be a link that leads out of it.
 """
 
 import dataclasses
@@ -21,9 +23,11 @@ from jaxdiff.data import Dataset, DataSpec
 from jaxdiff.experiment.components import takes_examples
 from jaxdiff.experiment.config import Config
 from jaxdiff.registry import differences
+from jaxdiff.storage import make_folder, replacing
 from jaxdiff.typing import InputError
 
 _EXAMPLES = "examples.npy"
+_WRITTEN = ("config.json", _EXAMPLES, "checkpoints", "damaged", "samples", "metrics.jsonl")
 _MOST_EXAMPLES = 2048  # enough for a covariance of images; they become a constant of the compiled step
 
 # A resumed run may differ in these: they change its steps by rounding alone, or say where to stop (a cosine decay then
@@ -33,13 +37,11 @@ _FREE = ("data.dir:", "data.on_device:", "train.steps", "train.fsdp:", "every.",
 
 def prepare(workdir: Path, config: Config) -> None:
     """Make the folder; raise an InputError if it can't be written or holds a run of another config."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".write-test"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"workdir = {workdir} can't be written ({error.strerror}); choose another folder") from error
+    make_folder(workdir, what=f"workdir = {workdir}")
+    for name in _WRITTEN:
+        target = os.path.realpath(workdir / name)
+        if not Path(target).is_relative_to(os.path.realpath(workdir)):
+            raise InputError(f"workdir = {workdir}: {name} is a link to {target}, outside the folder; remove that link")
     if not (workdir / "config.json").exists():
         return
     lines = differences(read(workdir)[0].to_mapping(), config.to_mapping())
@@ -54,13 +56,11 @@ def prepare(workdir: Path, config: Config) -> None:
 def write(workdir: Path, config: Config, spec: DataSpec, examples: Num[np.ndarray, "n *shape"] | None = None) -> None:
     """Write the raw examples, if any, and then `config.json`, each whole or not at all."""
     if examples is not None:
-        partial = workdir / f"{os.getpid()}.{_EXAMPLES}"
-        np.save(partial, examples)
-        partial.rename(workdir / _EXAMPLES)
+        with replacing(workdir / _EXAMPLES) as file:
+            np.save(file, examples)
     text = json.dumps({"config": config.to_mapping(), "data": dataclasses.asdict(spec)}, indent=2)
-    partial = workdir / f"config.json.{os.getpid()}"
-    partial.write_text(text + "\n")
-    partial.rename(workdir / "config.json")
+    with replacing(workdir / "config.json") as file:
+        file.write(f"{text}\n".encode())
 
 
 def read(workdir: Path) -> tuple[Config, DataSpec]:

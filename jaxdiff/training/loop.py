@@ -25,6 +25,7 @@ from jaxdiff.experiment import workdir as folder
 from jaxdiff.experiment.build import noisy_accuracy, test_split
 from jaxdiff.experiment.checkpoint import Checkpoints
 from jaxdiff.samplers.batching import sample_in_batches
+from jaxdiff.storage import user_path
 from jaxdiff.training.batches import Dispatch, make_batches
 from jaxdiff.training.recorder import DivergenceError, Recorder
 from jaxdiff.training.sharding import make_mesh
@@ -57,6 +58,7 @@ def train(config: Config, workdir: Path) -> State:
       DivergenceError: if the loss or the weights are no longer finite; the last checkpoint is from before.
       Interrupted: after SIGTERM or Ctrl-C, with the state saved.
     """
+    workdir = user_path(workdir, what="workdir")
     settings = config.train
     mesh = make_mesh(settings.fsdp, settings.batch_size, settings.accumulate)
     dataset, experiment = _set_up(config, workdir)

@@ -11,6 +11,7 @@ A line of `metrics.jsonl` covers the steps since the line before: the means of `
 import collections
 import json
 import math
+import secrets
 import sys
 import time
 from datetime import timedelta
@@ -23,6 +24,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from jaxdiff.experiment import plots
+from jaxdiff.storage import replacing
 from jaxdiff.training.batches import Dispatch
 from jaxdiff.training.step import Metrics
 
@@ -45,7 +47,11 @@ class Recorder:
         if self._writes:
             _drop_after(workdir / "metrics.jsonl", start)
             self._file = (workdir / "metrics.jsonl").open("a")
-            self._board = SummaryWriter(str(workdir), purge_step=start + 1)
+            # A name that nobody can foresee, since the writer follows links, and an absolute path, since it takes gs:x
+            # for a bucket.
+            self._board = SummaryWriter(
+                str(workdir.absolute()), purge_step=start + 1, filename_suffix=f".{secrets.token_hex(8)}"
+            )
             # disable=None: a bar if there is a terminal; else `_report` writes lines.
             self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
 
@@ -125,6 +131,5 @@ def _drop_after(path: Path, step: int) -> None:
     """Drop the reports after the step that a run resumes from, which it will make again."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        partial = path.with_name(path.name + ".part")
-        partial.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
-        partial.rename(path)
+        with replacing(path) as file:
+            file.write("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step).encode())
