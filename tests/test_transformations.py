@@ -68,25 +68,22 @@ FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
         KEY, exact(schedule, a), "unipc", timesteps=[1.0, 0.4, 0.1, 0.0], shape=(2,), n=3
     ),
 }
-SOLVES = ("encode", "decode", "log_likelihood")  # the default solver takes steps until a tolerance is met
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_of_arrays_runs_under_every_transformation(name: str, schedule: str) -> None:
-    f, given = FUNCTIONS[name], SCHEDULES[schedule]
-    eager = np.asarray(f(given, jnp.float32(0.8)))
-    assert np.isfinite(eager).all()
-    close = {"rtol": 1e-3, "atol": 1e-4}
-    np.testing.assert_allclose(jax.jit(f)(given, 0.8), eager, **close)  # the arrays of a learned schedule are traced
-    mapped = jax.vmap(f, in_axes=(None, 0))(given, jnp.array([0.8, 1.1]))
-    np.testing.assert_allclose(mapped[0], eager, **close)
-    gradient = jax.jit(jax.grad(lambda a: jnp.sum(f(given, a))))(0.8)
-    assert np.isfinite(gradient)
-    if name not in SOLVES:
-        h = 1e-2
-        slope = (jnp.sum(f(given, jnp.float32(0.8 + h))) - jnp.sum(f(given, jnp.float32(0.8 - h)))) / (2 * h)
-        np.testing.assert_allclose(gradient, slope, rtol=3e-2, atol=3e-2)
+    """Traced by jit, with the arrays of a learned schedule; its gradient is the slope between three mapped calls."""
+
+    def total(schedule: Any, a: Any) -> Any:
+        return jnp.sum(FUNCTIONS[name](schedule, a))
+
+    a, h = 0.8, 1e-2
+    value, gradient = jax.jit(jax.value_and_grad(total, argnums=1))(SCHEDULES[schedule], a)
+    low, middle, high = jax.jit(jax.vmap(total, (None, 0)))(SCHEDULES[schedule], jnp.array([a - h, a, a + h]))
+    assert np.isfinite([value, gradient]).all()
+    np.testing.assert_allclose(middle, value, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(gradient, (high - low) / (2 * h), rtol=5e-2, atol=5e-2)
 
 
 @pytest.mark.parametrize("n", [2.5, "2", 0, None, True - 1])
