@@ -108,7 +108,8 @@ def elementwise(key: RandomKey) -> RandomKey:
     its batch. The words of such a key make a key of Threefry.
     """
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
-        raise InputError(f"key = {key!r}; it must be a single typed key: jax.random.key(0)")
+        found = f"{key.dtype} of shape {key.shape}" if isinstance(key, jax.Array | np.ndarray) else repr(key)
+        raise InputError(f"key = {found}; it must be a single typed key: jax.random.key(0)")
     if str(jax.random.key_impl(key)) == "threefry2x32":
         return key
     words = jax.random.key_data(key).ravel()
