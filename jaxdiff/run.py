@@ -3,7 +3,8 @@
     run = jaxdiff.load("runs/mnist")
     images = run.sample(jax.random.key(0), n=64)
 
-Samples go in and out as float32: images of shape (n, height, width, channels) in [−1, 1], points of shape (n, 2).
+Samples go in and out as float32, of shape (n, *shape): images (n, height, width, channels) in [−1, 1], signals
+(n, length, channels), volumes (n, depth, height, width, channels), points (n, d).
 """
 
 import dataclasses
@@ -144,13 +145,14 @@ class Run:
         if resample < 1:
             raise InputError(f"resample = {resample}; it must be 1 or more")
         mask = np.asarray(mask, bool)
-        if mask.ndim in (x0.ndim - 2, x0.ndim - 1) and mask.shape[-1:] != x0.shape[-1:]:
-            mask = mask[..., None]
+        fits = all(size in (1, whole) for size, whole in zip(mask.shape[::-1], x0.shape[::-1], strict=False))
+        if mask.ndim == x0.ndim - 2 or (mask.ndim == x0.ndim - 1 and not fits):
+            mask = mask[..., None]  # the last axis is left out
         try:
             mask = np.broadcast_to(mask, x0.shape)
         except ValueError:
             raise InputError(
-                f"mask has shape {mask.shape}; samples have {x0.shape}: give one value per pixel"
+                f"mask has shape {mask.shape}; samples have {x0.shape}: give one value per position"
             ) from None
         denoiser, cond = self._condition(len(x0), options)
         chosen = samplers.make(options.get("sampler") or "ddpm")
@@ -288,7 +290,7 @@ class Run:
         """
         if self.levels is None:
             raise InputError(
-                "bits_per_dim needs images with a finite number of levels; for points in the plane see log_likelihood"
+                "bits_per_dim needs images with a finite number of levels; for other data see log_likelihood"
             )
         options: Any = {"levels": self.levels, "probes": probes, "batch": batch, "progress": progress}
         x0 = data.quantize(self._checked(x0), self.levels)
