@@ -3,7 +3,8 @@
     run = jaxdiff.load("runs/mnist")
     images = run.sample(jax.random.key(0), n=64)
 
-Samples go in and out as float32: images of shape (n, height, width, channels) in [−1, 1], points of shape (n, 2).
+Samples go in and out as float32, of shape (n, *shape): images (n, height, width, channels) in [−1, 1], signals
+(n, length, channels), volumes (n, depth, height, width, channels), points (n, d).
 """
 
 import dataclasses
@@ -281,7 +282,7 @@ class Run:
         """
         if self.levels is None:
             raise InputError(
-                "bits_per_dim needs images with a finite number of levels; for points in the plane see log_likelihood"
+                "bits_per_dim needs images with a finite number of levels; for other data see log_likelihood"
             )
         options: Any = {"levels": self.levels, "probes": probes, "batch": batch, "progress": progress}
         x0 = data.quantize(self._checked(x0), self.levels)

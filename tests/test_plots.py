@@ -1,8 +1,10 @@
-"""Pictures: the layout of image grids, atomic files, and the figure of a diffusion in the plane."""
+"""Pictures: samples of any shape, the layout of image grids, files, and the figure of a diffusion in the plane."""
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from jaxdiff import schedules
@@ -57,6 +59,73 @@ def test_other_numbers_of_channels_are_refused(channels):
 def test_no_images_are_refused():
     with pytest.raises(InputError, match=r"^images are empty; a picture needs at least 1$"):
         plots.image_grid(np.zeros((0, 8, 8, 1), np.float32))
+
+
+SHAPES = st.integers(0, 5).flatmap(lambda axes: st.tuples(*[st.integers(1, 4)] * axes))
+SCALES = st.sampled_from([0.0, 1e-45, 1e-6, 1.0, 1e38])
+ODD = st.sampled_from([np.nan, np.inf, -np.inf, 3e38, 0.0])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(shape=SHAPES, n=st.integers(1, 5), columns=st.sampled_from([None, 1, 3]), scale=SCALES, odd=ODD)
+def test_samples_of_any_shape_and_values_have_a_picture_or_none(shape, n, columns, scale, odd):
+    samples = (np.random.default_rng(0).normal(size=(n, *shape)) * scale).clip(-3e38, 3e38).astype(np.float32)
+    samples.reshape(-1)[:: max(1, samples.size // 2)] = odd
+    for pixels in (plots.draw(samples, columns=columns), plots.reconstructions(samples, samples, samples)):
+        assert (pixels is not None) == plots.has_picture(shape) == (len(shape) <= 4)
+        assert pixels is None or (pixels.dtype == np.uint8 and pixels.shape[2] == 3)
+
+
+@pytest.mark.parametrize("shape", [(0, 2), (3, 0), (0, 8, 8, 1), (3, 8, 0, 1), (0, 5, 2)])
+def test_no_values_are_refused(shape):
+    with pytest.raises(InputError, match=r"^samples have shape .* at least 1"):
+        plots.draw(np.zeros(shape, np.float32))
+
+
+def test_images_and_points_in_the_plane_are_drawn_as_they_are():
+    rng = np.random.default_rng(0)
+    for channels in (1, 3):
+        images = rng.uniform(-1, 1, (5, 8, 6, channels)).astype(np.float32)
+        np.testing.assert_array_equal(plots.draw(images, columns=2), plots.image_grid(images, columns=2))
+    points = rng.normal(size=(100, 2)).astype(np.float32)
+    np.testing.assert_array_equal(plots.draw(points), plots.scatter(points))
+
+
+def test_other_channels_are_grey_tiles_side_by_side():
+    canvas = plots.draw(np.stack([grey(value)[0, ..., 0] for value in (-1, 1, 0.2, 1)], axis=-1)[None])
+    assert (canvas == canvas[..., :1]).all()
+    line = canvas[canvas.shape[0] // 2, :, 0]
+    changes = line[np.flatnonzero(np.diff(line.astype(int), prepend=-1))]
+    assert changes.tolist() == [0, 128, 255, 128, 153, 128, 255, 0]  # the tiles, with grey lines between them
+
+
+def test_a_volume_is_its_three_middle_slices():
+    volume = np.full((1, 5, 7, 9, 1), -1, np.float32)
+    volume[:, 2] = 0.2  # the whole first slice, and a line of each other slice
+    canvas = plots.draw(volume)
+    scale = 8  # 56 over 7, the height of the picture
+    assert canvas.shape == (7 * scale + 4, (9 + 1 + 9 + 1 + 7) * scale + 4, 3)
+    small = canvas[2:-2:scale, 2:-2:scale, 0]
+    assert (small[:, :9] == 153).all()
+    for slice_ in (small[:, 10:19], small[:, 20:]):
+        assert (slice_[2] == 153).all()
+        assert (np.delete(slice_, 2, axis=0) == 0).all()
+
+
+def test_every_channel_of_a_signal_is_a_line_in_a_cell_of_its_own_colour():
+    flat = np.zeros((6, 20, 2), np.float32)
+    flat[..., 1] = 1
+    pixels = plots.draw(flat, columns=3).astype(int)
+    blue, orange = (np.abs(pixels - colour).sum(-1) < 60 for colour in ([31, 119, 180], [255, 127, 14]))
+    for lines in (blue, orange):
+        rows = np.flatnonzero(lines.sum(1) > pixels.shape[1] // 2)
+        assert len(np.flatnonzero(np.diff(rows, prepend=-9) > 1)) == 2  # a row of the grid each
+        assert len(np.flatnonzero(np.diff(np.flatnonzero(lines[rows[0]]), prepend=-9) > 1)) == 3
+    assert np.flatnonzero(orange.any(1))[0] < np.flatnonzero(blue.any(1))[0]  # 1 is above 0
+
+
+def test_many_signals_in_a_row_are_drawn():
+    assert plots.draw(np.zeros((900, 2, 1), np.float32), columns=900).shape[1] < 2**14
 
 
 def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

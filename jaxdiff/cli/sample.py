@@ -16,17 +16,18 @@ from jaxdiff.experiment import plots
 from jaxdiff.likelihood import Elbo
 from jaxdiff.run import Run, load
 from jaxdiff.storage import user_path
-from jaxdiff.typing import HostSamples, InputError, key_of
+from jaxdiff.typing import HostSamples, InputError, Shape, key_of
 
 FLAGS = flags.FLAGS
 
-# Where pixels are kept, by the position of their centers as fractions of the height and the width.
-_MASKS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "top": lambda y, x: y < 0.5,
-    "bottom": lambda y, x: y > 0.5,
-    "left": lambda y, x: x < 0.5,
-    "right": lambda y, x: x > 0.5,
-    "border": lambda y, x: (abs(y - 0.5) > 0.25) | (abs(x - 0.5) > 0.25),
+# Where positions are kept, by their centers as fractions of each axis. The last two axes are the height and the width;
+# of a signal or a point, which have a single axis, both are that axis.
+_MASKS: dict[str, Callable[[np.ndarray], Any]] = {
+    "top": lambda centers: centers[-2:][0] < 0.5,
+    "bottom": lambda centers: centers[-2:][0] > 0.5,
+    "left": lambda centers: centers[-1] < 0.5,
+    "right": lambda centers: centers[-1] > 0.5,
+    "border": lambda centers: (abs(centers - 0.5) > 0.25).any(axis=0),
 }
 
 Output = tuple[str, np.ndarray | None, dict[str, Any]]
@@ -84,6 +85,8 @@ def _sample() -> None:
     if task and run.experiment.classifies:
         raise InputError(f"--{task} needs a model that draws, but this run is a classifier; leave it out")
     message, image, arrays = _TASKS[task](run) if task else _draw(run)
+    if image is None and not plots.has_picture(run.experiment.shape):
+        print(f"samples of shape {run.experiment.shape} have no picture; their arrays are in the .npz")
     outputs.write(out, image, arrays)
     print(f"{message}: {'' if image is None else f'{out}, '}{out.with_suffix('.npz')}")
 
@@ -94,8 +97,9 @@ def _chosen_task() -> str | None:
     if len(tasks) > 1:
         raise InputError(f"--{tasks[0]} and --{tasks[1]} can't be combined; leave one out")
     task = tasks[0] if tasks else None
-    if task and FLAGS.get_flag_value(task, 0) < 1:
-        raise InputError(f"--{task} = {FLAGS[task].value}; it must be at least 1")
+    for name in ([task] if task else []) + ["variants", "resample"]:
+        if FLAGS.get_flag_value(name, 0) < 1:
+            raise InputError(f"--{name} = {FLAGS[name].value}; it must be at least 1")
     inpaints, varies = task == "inpaint", task == "image_to_image"
     unused = {
         "images": not task and f"--{', --'.join(_TASKS)}",
@@ -156,8 +160,8 @@ def _draw(run: Run) -> Output:
     if run.experiment.classifies:
         found = run.noisy_accuracy()
         print(found)
-        image = plots.accuracy_by_noise(found, classes=run.experiment.classes)
-        return f"a classifier of step {run.step}", image, found._asdict()
+        accuracy = plots.accuracy_by_noise(found, classes=run.experiment.classes)
+        return f"a classifier of step {run.step}", accuracy, found._asdict()
     rows, weights = _labels(run)
     n = FLAGS.n
     if len(rows) > 1 and n % len(rows):
@@ -167,7 +171,7 @@ def _draw(run: Run) -> Output:
     labels = rows[0] if len(rows) == 1 else [label for label in rows for _ in range(n // len(rows))] or weights
     samples = run.sample(key_of(FLAGS.seed), n=n, **_options(labels))
     columns = n // len(rows) if len(rows) > 1 else None
-    image = plots.image_grid(samples, columns=columns) if samples.ndim == 4 else plots.scatter(samples)
+    image = plots.draw(samples, columns=columns)
     return f"{n} samples of step {run.step}", image, {"samples": samples}
 
 
@@ -203,31 +207,45 @@ def _reconstruct(run: Run) -> Output:
 
 
 def _interpolate(run: Run) -> Output:
-    if len(shape := run.experiment.shape) != 3:
-        raise InputError(f"--interpolate draws rows of images, but this run's samples have shape {shape}; leave it out")
     ends = _images(run, 2 * FLAGS.interpolate)
     rows = run.interpolate(ends[::2], ends[1::2], batch=FLAGS.batch, progress=True)
-    image = plots.image_grid(np.concatenate(rows), columns=rows.shape[1])
+    image = plots.draw(np.concatenate(rows), columns=rows.shape[1])
     return f"{len(rows)} rows of {rows.shape[1]} by step {run.step}", image, {"samples": rows}
 
 
 def _inpaint(run: Run) -> Output:
-    if len(shape := run.experiment.shape) != 3:
-        raise InputError(f"--inpaint draws images, but this run's samples have shape {shape}; leave it out")
-    if FLAGS.mask in _MASKS:
-        row, column = np.mgrid[: shape[0], : shape[1]]
-        mask = _MASKS[FLAGS.mask]((row + 0.5) / shape[0], (column + 0.5) / shape[1])
-    elif Path(FLAGS.mask).suffix:
-        mask = data.read_mask(user_path(FLAGS.mask, what="--mask"), (shape[0], shape[1]))
-    else:
-        raise InputError(f"--mask = {FLAGS.mask!r}; the known ones are {', '.join(_MASKS)}, or give a picture")
+    mask = _mask(run.experiment.shape)
     x0 = _images(run, FLAGS.inpaint)
     draw = functools.partial(run.inpaint, mask=mask, resample=FLAGS.resample)
-    weight = mask[..., None].astype(np.float32)
-    return _redraw(run, x0, "inpainted", draw, lambda x0: [x0, weight * x0 + (1 - weight) * np.float32(-0.5)])
+    hidden = -0.5 if x0.ndim > 3 else np.nan  # a grey in images; a gap in lines
+    weight = np.asarray(mask, np.float32)
+    kept = lambda x0: np.where(weight == 1, x0, weight * x0 + (1 - weight) * np.float32(hidden))  # noqa: E731
+    return _redraw(run, x0, "inpainted", draw, lambda x0: [x0, kept(x0)])
+
+
+def _mask(shape: Shape) -> np.ndarray:
+    """The mask that --mask describes, which broadcasts with a sample of this shape: 1 where it is known."""
+    sizes = shape[:-1] or shape or (1,)  # a point is a row of numbers without channels
+    if FLAGS.mask in _MASKS:
+        centers = (np.indices(sizes) + 0.5) / np.reshape(sizes, (-1, *[1] * len(sizes)))
+        mask = _MASKS[FLAGS.mask](centers)
+        if mask.all() or not mask.any():
+            part = "all" if mask.all() else "nothing"
+            raise InputError(
+                f"--mask = {FLAGS.mask} keeps {part} of samples of shape {shape}; choose another of {', '.join(_MASKS)}"
+            )
+    elif Path(FLAGS.mask).suffix:
+        height, width = (1, *sizes)[-2:]
+        picture = data.read_mask(user_path(FLAGS.mask, what="--mask"), (height, width))
+        mask = np.broadcast_to(picture.reshape(sizes[-2:]), sizes)
+    else:
+        raise InputError(f"--mask = {FLAGS.mask!r}; the known ones are {', '.join(_MASKS)}, or give a picture")
+    return mask[..., None] if shape[:-1] else mask
 
 
 def _image_to_image(run: Run) -> Output:
+    if not 0 < FLAGS.time <= 1:
+        raise InputError(f"--time = {FLAGS.time}; must satisfy 0 < time <= 1")
     x0, draw = _images(run, FLAGS.image_to_image), functools.partial(run.image_to_image, t=FLAGS.time)
     return _redraw(run, x0, f"from t = {FLAGS.time}", draw, lambda x0: [x0])
 
@@ -238,11 +256,15 @@ def _redraw(run: Run, x0: HostSamples, how: str, draw: Callable[..., Any], show:
     drawn = draw(key, np.repeat(x0, FLAGS.variants, axis=0), **_options(_one_label(run)))
     drawn = drawn.reshape(len(x0), -1, *drawn.shape[1:])
     rows = np.concatenate([np.stack(show(x0), 1), drawn], axis=1)
-    image = plots.image_grid(np.concatenate(rows), columns=rows.shape[1])
+    image = plots.draw(np.concatenate(rows), columns=rows.shape[1])
     return f"{len(x0)} images {how} by step {run.step}", image, {"samples": drawn}
 
 
 def _bits_per_dim(run: Run) -> Output:
+    if run.levels is None:
+        raise InputError(
+            "--bits_per_dim needs images with a finite number of levels, but this run's data have none; leave it out"
+        )
     x0 = _images(run, FLAGS.bits_per_dim)
     terms = run.likelihood_terms(x0, key=key_of(FLAGS.seed), batch=FLAGS.batch, progress=True)
     print(terms.table())

@@ -85,12 +85,13 @@ def fit_mask(mask: AnyMask, shape: Shape) -> Bool[np.ndarray, "..."] | Float[np.
     check_mask(mask)
     if mask.dtype != bool:
         mask = mask.astype(np.float32)
-    if mask.ndim == len(shape) - 2 or (mask.ndim == len(shape) - 1 and mask.shape[-1] not in (1, shape[-1])):
-        mask = mask[..., None]
+    fits = all(size in (1, whole) for size, whole in zip(mask.shape[::-1], shape[::-1], strict=False))
+    if mask.ndim == len(shape) - 2 or (mask.ndim == len(shape) - 1 and not fits):
+        mask = mask[..., None]  # the last axis is left out
     try:
         return np.broadcast_to(mask, shape)
     except ValueError:
-        raise InputError(f"mask has shape {mask.shape}; samples have {shape}: give one value per pixel") from None
+        raise InputError(f"mask has shape {mask.shape}; samples have {shape}: give one value per position") from None
 
 
 def _blend(mask: Array, x0: AnyArray, predicted: Sample) -> Sample:

@@ -207,12 +207,16 @@ def make_experiment(config: Config, spec: DataSpec, examples: Num[np.ndarray, "n
     """Return the objects of a config for data of this spec; some processes need raw `examples`, as in `Dataset.x`.
 
     Raises:
-      InputError: if a conditional model lacks classes, the network can't take the shape (found without running it), a
-        weight is infinite at t = 1, or the process lacks its examples.
+      InputError: if a conditional model lacks classes, an example has no values, the network can't take the shape
+        (found without running it), a weight is infinite at t = 1, or the process lacks its examples.
     """
     if (user := config.labels_used_by) and spec.classes is None:
         raise InputError(
             f"{user} is trained on labels, but data {config.data.name!r} has none; use a data set with labels"
+        )
+    if 0 in spec.shape:
+        raise InputError(
+            f"data {config.data.name!r} has examples of shape {spec.shape}, which are empty; make every size 1 or more"
         )
     schedule = config.make("schedule") if config.schedule["name"] == "learned" else config.built_schedule
     normalized = None if examples is None else np.asarray(data.normalize(examples, spec.levels))

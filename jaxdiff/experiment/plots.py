@@ -1,4 +1,4 @@
-"""Pictures: grids of images, latents, the ELBO over time, and the three-row figure of a diffusion in the plane."""
+"""Pictures: samples of any shape, latents, the ELBO over time, and the three-row figure of a diffusion in the plane."""
 
 import io
 import math
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 from jaxtyping import Array, Float, UInt8
+from matplotlib.collections import LineCollection
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -21,11 +22,82 @@ from jaxdiff.samplers.ancestral import posterior_variances, reverse_step
 from jaxdiff.samplers.batching import Sampling
 from jaxdiff.schedules import check_times
 from jaxdiff.storage import replacing
-from jaxdiff.typing import HostSamples, InputError, RandomKey, Scalar
+from jaxdiff.typing import HostSamples, InputError, RandomKey, Scalar, Shape
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 Points = Float[Array, "n 2"]
 HostPoints = Float[np.ndarray, "n 2"]
+
+
+def has_picture(shape: Shape) -> bool:
+    """Return whether `draw` has a picture of samples of this shape: if they have at most 4 axes."""
+    return len(shape) <= 4
+
+
+def draw(samples: HostSamples, *, columns: int | None = None) -> Pixels | None:
+    """Draw samples of any shape; return None if `has_picture` is False.
+
+    Points (d,) give the scatter plot of their first two coordinates, or a histogram if d = 1. Signals (length,
+    channels) are lines in a grid, with one colour for each channel and one scale for all. Images (height, width,
+    channels) are tiles of `image_grid`; of other than 1 or 3 channels, each is a grey tile beside the others. A volume
+    (depth, height, width, channels) is drawn as three images side by side: its middle slices across the depth, the
+    height and the width.
+
+    A row of the grid has `columns` samples, None for about √n. If `columns` is given, each row of points has its own
+    colour, and points of one number lie at the height of their row.
+
+    Raises:
+      InputError: if there are no samples, or a sample has no values.
+    """
+    if not samples.size:
+        raise InputError(f"samples have shape {samples.shape}; a picture needs at least 1 value")
+    if not has_picture(samples.shape[1:]):
+        return None
+    if samples.ndim <= 2:
+        return scatter(samples.reshape(len(samples), -1), columns=columns)
+    if samples.ndim == 3:
+        return _lines(samples, columns)
+    if samples.ndim == 5:
+        samples = _side_by_side([samples.take(size // 2, axis) for axis, size in enumerate(samples.shape[1:4], 1)])
+    if samples.shape[-1] not in (1, 3):
+        samples = _side_by_side(np.split(samples, samples.shape[-1], axis=-1))
+    return image_grid(samples, columns=columns)
+
+
+def _side_by_side(images: list[Float[np.ndarray, "n _ _ channels"]]) -> Float[np.ndarray, "n _ _ channels"]:
+    """Each sample's images in one, with a grey column between them and black below the lower ones."""
+    height, parts = max(image.shape[1] for image in images), []
+    for image in images:
+        image = np.pad(image, ((0, 0), (0, height - image.shape[1]), (0, 0), (0, 0)), constant_values=-1)
+        parts.append(np.pad(image, ((0, 0), (0, 0), (0, 1), (0, 0))))
+    return np.concatenate(parts, axis=2)[:, :, :-1]
+
+
+def _lines(signals: Float[np.ndarray, "n length channels"], columns: int | None) -> Pixels:
+    """Plot each signal in a cell of a grid, all with the same scale."""
+    n, length, channels = signals.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows, pitch = math.ceil(n / columns), 1.1  # of cells of size 1
+    finite = signals[np.isfinite(signals)].astype(np.float64)
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    left, top = np.arange(n) % columns * pitch, np.arange(n) // columns * -pitch
+    x = left[:, None] + np.linspace(0, 1, length)
+    y = top[:, None, None] + (signals.astype(np.float64) - low) / ((high - low) or 1.0)
+    # An upper limit in inches, as Matplotlib refuses pictures of 2^16 pixels.
+    figure, axis = _figure(min(max(3, 1.2 * columns), 40), min(max(1.5, 0.9 * rows), 40))
+    for channel in range(channels):
+        lines = np.stack([x, y[:, :, channel]], axis=-1)
+        color = f"C{channel % 10}"
+        axis.add_collection(LineCollection(list(lines), colors=color, linewidths=0.8))
+        if length == 1:
+            axis.scatter(x, y[:, :, channel], s=4, color=color)
+    edges = (pitch - 1) / 2
+    axis.set(xlim=(-edges, columns * pitch - edges), ylim=(1 + edges - rows * pitch, 1 + edges))
+    axis.set_xticks(np.arange(columns + 1) * pitch - edges, [])
+    axis.set_yticks(np.arange(rows + 1) * -pitch + 1 + edges, [])
+    axis.set_xlabel(f"{length} positions, values from {low:.3g} to {high:.3g}")
+    axis.grid(alpha=0.5)
+    return _pixels(figure)
 
 
 def image_grid(
@@ -33,9 +105,9 @@ def image_grid(
 ) -> UInt8[np.ndarray, "rows columns 3"]:
     """Return the images in rows as uint8 pixels, the last row padded with black.
 
-    Values are clipped to [−1, 1]. A row has `columns` images, None for about √n. Small images are enlarged by an
-    integer factor to at least `least` pixels per side. Raises an InputError if there are no images, or their channels
-    are neither 1 nor 3.
+    Values are clipped to [−1, 1], and NaN is black. A row has `columns` images, None for about √n. Small images are
+    enlarged by an integer factor to at least `least` pixels per side. Raises an InputError if there are no images, or
+    their channels are neither 1 nor 3.
     """
     n, height, width, channels = images.shape
     if n < 1:
@@ -44,7 +116,7 @@ def image_grid(
         raise InputError(f"images have {channels} channels; a picture needs 1 or 3")
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    pixels = np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+    pixels = np.round((np.clip(np.nan_to_num(images, nan=-1), -1, 1) + 1) * 127.5).astype(np.uint8)
     scale = max(1, math.ceil(least / min(height, width)))
     pixels = np.broadcast_to(pixels, (n, height, width, 3)).repeat(scale, axis=1).repeat(scale, axis=2)
     gap = 2
@@ -78,28 +150,44 @@ def accuracy_by_noise(found: NoisyAccuracy, *, classes: int) -> Pixels:
     return _pixels(figure)
 
 
-def scatter(points: HostPoints) -> Pixels:
-    """Plot points in the plane."""
+def scatter(points: Float[np.ndarray, "n d"], *, columns: int | None = None) -> Pixels:
+    """Plot points by their first two coordinates, or as a histogram if they have only one; see `draw`."""
     figure, axis = _figure(4, 4)
-    axis.scatter(points[:, 0], points[:, 1], s=2, alpha=0.5, linewidths=0)
-    axis.set(aspect="equal")
+    if columns is None:
+        _points(axis, points, s=2, alpha=0.5)
+    else:
+        row = np.arange(len(points)) // columns
+        points = points if points.shape[1] > 1 else np.stack([points[:, 0], -row.astype(points.dtype)], axis=1)
+        axis.scatter(points[:, 0], points[:, 1], c=row, cmap="turbo", s=8, linewidths=0)
     return _pixels(figure)
 
 
-def reconstructions(x0: HostSamples, x1: HostSamples, again: HostSamples) -> Pixels:
-    """Plot samples, their latents in units of σ_1, and their reconstructions: rows of images, or panels of points.
+def reconstructions(x0: HostSamples, x1: HostSamples, again: HostSamples) -> Pixels | None:
+    """Plot samples, their latents in units of σ_1, and their reconstructions: rows of samples, or panels of points.
 
-    Latents range from −3 (black) to 3 (white). The colour of a point is the angle of its original in all panels.
+    Latents of images and volumes range from −3 (black) to 3 (white). The colour of a point is the angle of its original
+    in all panels. The picture is None if `draw` has none.
     """
-    if x0.ndim == 4:
-        return image_grid(np.concatenate([x0, x1 / 3, again]), columns=len(x0))
+    if x0.ndim > 2:
+        return draw(np.concatenate([x0, x1 / 3 if x0.ndim > 3 else x1, again]), columns=len(x0))
     figure, axes = _figure(9, 3.2, columns=3)
-    colours = np.arctan2(x0[:, 1], x0[:, 0])
+    x0, x1, again = (points.reshape(len(points), -1) for points in (x0, x1, again))
+    colours = np.arctan2(x0[:, min(1, x0.shape[1] - 1)], x0[:, 0])
     panels = {"original": x0, "latent": x1, "reconstruction": again}
     for axis, (name, points) in zip(axes, panels.items(), strict=True):
-        axis.scatter(points[:, 0], points[:, 1], c=colours, cmap="hsv", s=3, linewidths=0)
-        axis.set(aspect="equal", title=name)
+        _points(axis, points, c=colours, cmap="hsv", s=3)
+        axis.set(title=name)
     return _pixels(figure)
+
+
+def _points(axis: Any, points: Float[np.ndarray, "n d"], **style: Any) -> None:
+    """Plot the first two coordinates of points on these axes, or a histogram of the only one."""
+    if points.shape[1] == 1:
+        axis.hist(points[np.isfinite(points)].astype(np.float64), bins=50)
+        return
+    axis.scatter(points[:, 0], points[:, 1], linewidths=0, **style)
+    if points.shape[1] == 2:
+        axis.set(aspect="equal")
 
 
 def elbo_over_time(elbo: Elbo) -> Pixels:

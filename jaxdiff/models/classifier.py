@@ -1,4 +1,4 @@
-"""Classifiers of clean images, whose last hidden layer serves as features, and of noisy images."""
+"""Classifiers of clean images, whose last hidden layer serves as features, and of noisy samples."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.models import layers
-from jaxdiff.models.layers import Images, Times
+from jaxdiff.models.layers import Grids, Times
 from jaxdiff.typing import InputError
 
 
@@ -25,7 +25,9 @@ class Classifier(nn.Module):
     classes: int
 
     @nn.compact
-    def __call__(self, x: Images) -> tuple[Float[Array, "n features"], Float[Array, "n classes"]]:
+    def __call__(
+        self, x: Float[Array, "n height width channels"]
+    ) -> tuple[Float[Array, "n features"], Float[Array, "n classes"]]:
         x = nn.relu(nn.Conv(self.width, (3, 3), name="conv1")(layers.to_patches(x, self.patch)))
         x = nn.relu(nn.Conv(self.width, (2, 2), strides=(2, 2), name="halve")(x))
         x = nn.relu(nn.Conv(self.width, (3, 3), name="conv2")(x))
@@ -34,14 +36,14 @@ class Classifier(nn.Module):
 
 
 class NoisyClassifier(nn.Module):
-    """A classifier of noisy images: `model.apply(variables, x, t)` returns float32 logits.
+    """A classifier of noisy signals, images or volumes: `model.apply(variables, x, t)` returns float32 logits.
 
     It is the downward half of `jaxdiff.models.UNet` without attention, with `layers` residual blocks in each level and
-    the same time embedding; then GroupNorm, SiLU, the mean over pixels, and dense logits. The last layer starts at
+    the same time embedding; then GroupNorm, SiLU, the mean over positions, and dense logits. The last layer starts at
     zero: every class is equally likely. `channels` has one entry per level; the other fields are those of the U-Net.
 
     Raises:
-      InputError: if the fields do not fit together, or x are not images whose size can be halved often enough.
+      InputError: if the fields do not fit together, or x have other dimensions or an unsuitable size.
     """
 
     channels: Sequence[int] = (32, 64)
@@ -52,9 +54,11 @@ class NoisyClassifier(nn.Module):
     patch: int = 1
     classes: int = 0
     dtype: DTypeLike = jnp.float32
+    dims: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        layers.check_dims(self.dims)
         layers.check_fields(self, "layers", "groups", "patch")
         if not self.channels or any(width % self.groups for width in self.channels):
             raise InputError(
@@ -62,19 +66,16 @@ class NoisyClassifier(nn.Module):
             )
 
     @nn.compact
-    def __call__(self, x: Images, t: Times) -> Float[Array, "n {self.classes}"]:
-        multiple = self.patch * 2 ** (len(self.channels) - 1)
-        if x.ndim != 4 or x.shape[1] % multiple or x.shape[2] % multiple:
-            raise InputError(
-                f"a classifier takes images whose sides are multiples of {multiple}, but an example here has shape "
-                f"{x.shape[1:]}; take fewer channels or a smaller patch"
-            )
+    def __call__(self, x: Grids, t: Times) -> Float[Array, "n {self.classes}"]:
+        layers.check_rank("a classifier", self.dims, x.shape[1:], otherwise="use another network")
+        layers.check_sizes(x.shape[1:-1], patch=self.patch, halvings=len(self.channels) - 1)
         time = layers.TimeEmbedding(self.time_dim, self.time_steps, self.dtype, name="time")(t)
-        h = layers.conv(self.channels[0], dtype=self.dtype, name="stem")(layers.to_patches(x, self.patch))
+        h = layers.conv(self.channels[0], self.dims, dtype=self.dtype, name="stem")(layers.to_patches(x, self.patch))
         for i, width in enumerate(self.channels):
             if i > 0:
-                h = layers.halve(width, dtype=self.dtype, name=f"halve{i}")(h)
+                h = layers.halve(width, self.dims, dtype=self.dtype, name=f"halve{i}")(h)
             for j in range(self.layers):
                 h = layers.ResidualBlock(width, self.groups, self.dtype, name=f"block{i}_{j}")(h, time)
-        h = nn.silu(layers.group_norm(self.groups, dtype=self.dtype, name="norm")(h)).mean(axis=(1, 2))
+        h = nn.silu(layers.group_norm(self.groups, dtype=self.dtype, name="norm")(h))
+        h = h.mean(axis=tuple(range(1, self.dims + 1)))
         return nn.Dense(self.classes, dtype=jnp.float32, kernel_init=nn.initializers.zeros, name="logits")(h)

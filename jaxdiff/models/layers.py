@@ -1,5 +1,10 @@
-"""Layers of the networks."""
+"""Layers of the networks.
 
+Convolutional layers take a grid of positions in 1, 2 or 3 dimensions: signals, images or volumes. The rank of their
+input says which.
+"""
+
+import itertools
 from functools import partial
 from typing import Any
 
@@ -10,14 +15,23 @@ from jaxtyping import Array, Float, Int
 
 from jaxdiff.models.attention import attend
 from jaxdiff.schedules import as_time
-from jaxdiff.typing import InputError
+from jaxdiff.typing import InputError, Shape
 
-Images = Float[Array, "n height width channels"]
+Grids = Float[Array, "n *sizes channels"]
 Times = Float[Array, " n"]
 
 group_norm = partial(nn.GroupNorm, epsilon=1e-5)
-conv = partial(nn.Conv, kernel_size=(3, 3))
-halve = partial(nn.Conv, kernel_size=(4, 4), strides=(2, 2), padding=1)
+GRIDS = {1: ("a signal", "lengths"), 2: ("an image", "height and width"), 3: ("a volume", "depth, height and width")}
+
+
+def conv(features: int, dims: int, **options: Any) -> nn.Conv:
+    """Return a convolution with a kernel of 3 positions in each of `dims` dimensions."""
+    return nn.Conv(features, kernel_size=(3,) * dims, **options)
+
+
+def halve(features: int, dims: int, **options: Any) -> nn.Conv:
+    """Return a convolution that halves each of `dims` dimensions, with a kernel of 4 positions in each."""
+    return nn.Conv(features, kernel_size=(4,) * dims, strides=(2,) * dims, padding=1, **options)
 
 
 class LabelEmbedding(nn.Module):
@@ -51,6 +65,34 @@ def check_fields(module: Any, *names: str) -> None:
         raise InputError(f"time_dim = {module.time_dim}; it must be an even number: half sines, half cosines")
 
 
+def check_dims(dims: int) -> None:
+    """Raise an InputError unless dims is 1, 2 or 3."""
+    if dims not in GRIDS:
+        raise InputError(f"dims = {dims}; it must be 1 for signals, 2 for images or 3 for volumes")
+
+
+def check_rank(network: str, dims: int, shape: Shape, *, otherwise: str) -> None:
+    """Raise an InputError unless a sample of this shape has `dims` dimensions and channels.
+
+    `network` names the network in the message, and `otherwise` says what to do if no `dims` takes the shape.
+    """
+    if len(shape) != dims + 1:
+        takes = f"{GRIDS[dims][0].split()[1]}s" + ("" if dims == 2 else f" if dims = {dims}")
+        fix = f"set dims to {len(shape) - 1}" if len(shape) - 1 in GRIDS else otherwise
+        raise InputError(f"{network} takes {takes}, but an example here has shape {shape}; {fix}")
+
+
+def check_sizes(sizes: Shape, *, patch: int, halvings: int) -> None:
+    """Raise an InputError unless a grid of these sizes can be cut into patches and then halved so often."""
+    multiple = patch * 2**halvings
+    if any(size % multiple for size in sizes):
+        name, axes = GRIDS[len(sizes)]
+        raise InputError(
+            f"{name} of {'×'.join(map(str, sizes))} can't be halved {halvings} times after patches of {patch}: {axes} "
+            f"must be multiples of {multiple}; pad or resize the {name.split()[1]}s, or use fewer levels"
+        )
+
+
 class TimeEmbedding(nn.Module):
     """Embed t in [0, 1] of shape (n,) as (n, dim): features of the position t·steps − 1, dense, SiLU, dense.
 
@@ -73,7 +115,7 @@ class TimeEmbedding(nn.Module):
         return nn.Dense(self.dim, dtype=self.dtype, name="dense2")(nn.silu(h))
 
 
-def silu(h: Images) -> Images:
+def silu(h: Grids) -> Grids:
     """Apply SiLU; to a batch of one without its leading axis.
 
     Under a `jax.vmap` of single examples XLA would otherwise reshape between this product and a convolution, and on a
@@ -82,48 +124,58 @@ def silu(h: Images) -> Images:
     return nn.silu(h[0])[None] if len(h) == 1 else nn.silu(h)
 
 
-def to_patches(x: Images, size: int) -> Float[Array, "n rows columns depth"]:
-    """Space to depth: each square of size×size pixels becomes one pixel with all their channels."""
-    n, height, width, channels = x.shape
-    x = x.reshape(n, height // size, size, width // size, size, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, height // size, width // size, -1)
+def to_patches(x: Grids, size: int) -> Float[Array, "n *patches depth"]:
+    """Space to depth: each patch, `size` long in every dimension, becomes one position with all its channels."""
+    n, *sizes, channels = x.shape
+    patches, dims = [length // size for length in sizes], len(sizes)
+    x = x.reshape(n, *itertools.chain(*((count, size) for count in patches)), channels)
+    axes = range(2 * dims + 2)
+    return x.transpose(0, *axes[1:-1:2], *axes[2:-1:2], axes[-1]).reshape(n, *patches, -1)
 
 
-def from_patches(x: Float[Array, "n rows columns depth"], size: int) -> Images:
+def from_patches(x: Float[Array, "n *patches depth"], size: int) -> Grids:
     """Depth to space, the inverse of `to_patches`."""
-    n, rows, columns, depth = x.shape
-    x = x.reshape(n, rows, columns, size, size, depth // size**2)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows * size, columns * size, -1)
+    n, *patches, depth = x.shape
+    dims = len(patches)
+    x = x.reshape(n, *patches, *[size] * dims, depth // size**dims)
+    pairs = itertools.chain(*((1 + i, 1 + dims + i) for i in range(dims)))  # the patch, and the position in it
+    return x.transpose(0, *pairs, 2 * dims + 1).reshape(n, *(count * size for count in patches), -1)
 
 
 class Double(nn.Module):
-    """A transposed 4×4 convolution of stride 2 that keeps its channels: twice the size.
+    """A transposed convolution of stride 2, with a kernel of 4 positions a dimension, that keeps its channels.
 
-    Pixel i adds kernel[r]·x[i] to pixel 2i + r − 1 of the output, in both directions. It is computed as one dense layer
-    from each square of 2×2 pixels to the 2×2 square in its middle, as XLA's gradient of a transposed convolution is ten
-    times slower on a CPU. A pixel depends on 4·channels numbers, and the kernel is initialized with that fan-in.
+    Position i adds kernel[r]·x[i] to position 2i + r − 1 of the output, in every dimension. It is computed as one dense
+    layer from each cube of 2 positions a dimension to the cube of 2 in its middle (squares, in an image), as XLA's
+    gradient of a transposed convolution is ten times slower on a CPU. In d dimensions a position depends on
+    2^d·channels numbers, and the kernel is initialized with that fan-in.
     """
 
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Images) -> Float[Array, "n 2*height 2*width channels"]:
-        _, height, width, c = x.shape
-        init = nn.initializers.variance_scaling(4.0, "fan_in", "truncated_normal")
-        kernel = self.param("kernel", init, (4, 4, c, c))
+    def __call__(self, x: Grids) -> Float[Array, "n *doubled channels"]:
+        _, *sizes, c = x.shape
+        dims = len(sizes)
+        init = nn.initializers.variance_scaling(2.0**dims, "fan_in", "truncated_normal")
+        kernel = self.param("kernel", init, (*[4] * dims, c, c))
         bias = self.param("bias", nn.initializers.zeros, (c,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        corners = [x[:, i : i + height + 1, j : j + width + 1] for i in (0, 1) for j in (0, 1)]
-        # r = 2·(1 − corner) + pixel: axes (corner, pixel) of the rows, then those of the columns.
-        square = kernel.reshape(2, 2, 2, 2, c, c)[::-1, :, ::-1]
-        dense = square.transpose(0, 2, 4, 1, 3, 5).reshape(4 * c, 4 * c)
+        x = jnp.pad(x, ((0, 0), *[(1, 1)] * dims, (0, 0)))
+        corners = []
+        for corner in itertools.product((0, 1), repeat=dims):
+            shifted = tuple(slice(i, i + length + 1) for i, length in zip(corner, sizes, strict=True))
+            corners.append(x[:, *shifted])
+        # r = 2·(1 − corner) + position in the cube: two axes of the kernel for each dimension.
+        cube = kernel.reshape(*[2] * (2 * dims), c, c)[(slice(None, None, -1), slice(None)) * dims]
+        axes = range(2 * dims + 2)
+        dense = cube.transpose(*axes[0:-2:2], axes[-2], *axes[1:-2:2], axes[-1]).reshape(2**dims * c, 2**dims * c)
         y = from_patches(jnp.concatenate(corners, axis=-1) @ dense, 2)
-        return y[:, 1:-1, 1:-1] + bias[None, None, None, :]
+        return y[:, *[slice(1, -1)] * dims] + jnp.expand_dims(bias, range(dims + 1))
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, 3×3 convolution, + time; GroupNorm, SiLU, 3×3 convolution, + 1×1 of x.
+    """GroupNorm, SiLU, convolution, + time; GroupNorm, SiLU, convolution, + a 1×1 convolution of x.
 
     The time embedding passes through SiLU and a dense layer. The 1×1 convolution is always present, even if the number
     of channels does not change.
@@ -134,28 +186,30 @@ class ResidualBlock(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Images, time: Float[Array, "n dim"]) -> Float[Array, "n height width features"]:
+    def __call__(self, x: Grids, time: Float[Array, "n dim"]) -> Float[Array, "n *sizes features"]:
+        dims = x.ndim - 2
         h = silu(group_norm(self.groups, dtype=self.dtype, name="norm1")(x))
-        h = conv(self.features, dtype=self.dtype, name="conv1")(h)
-        h = h + nn.Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))[:, None, None, :]
+        h = conv(self.features, dims, dtype=self.dtype, name="conv1")(h)
+        shift = nn.Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))
+        h = h + jnp.expand_dims(shift, range(1, dims + 1))
         h = silu(group_norm(self.groups, dtype=self.dtype, name="norm2")(h))
-        h = conv(self.features, dtype=self.dtype, name="conv2")(h)
+        h = conv(self.features, dims, dtype=self.dtype, name="conv2")(h)
         # A 1×1 convolution is a dense layer; XLA's gradient of it is several times faster on a CPU.
         return h + nn.Dense(self.features, dtype=self.dtype, name="skip")(x)
 
 
 class SelfAttention(nn.Module):
-    """x + attention of GroupNorm(x) among its pixels, with biases in all four projections."""
+    """x + attention of GroupNorm(x) among its positions, with biases in all four projections."""
 
     heads: int
     groups: int
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
-        n, height, width, channels = x.shape
-        h = group_norm(self.groups, dtype=self.dtype, name="norm")(x).reshape(n, height * width, channels)
+    def __call__(self, x: Grids) -> Grids:
+        n, channels = len(x), x.shape[-1]
+        h = group_norm(self.groups, dtype=self.dtype, name="norm")(x).reshape(n, -1, channels)
         h = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
-        h = h.reshape(n, height * width, 3, self.heads, channels // self.heads)
-        h = attend(h[:, :, 0], h[:, :, 1], h[:, :, 2]).reshape(n, height * width, channels)
+        h = h.reshape(n, -1, 3, self.heads, channels // self.heads)
+        h = attend(h[:, :, 0], h[:, :, 1], h[:, :, 2]).reshape(n, -1, channels)
         return x + nn.Dense(channels, dtype=self.dtype, name="out")(h).reshape(x.shape)

@@ -50,7 +50,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n dim"], t: Times, cond: PyTree = None) -> Float[Array, "n predicted"]:
         if x.ndim != 2:
-            raise InputError(f"an mlp takes vectors, but an example here has shape {x.shape[1:]}; use a unet")
+            dims = f" with dims = {x.ndim - 2}" if x.ndim in (3, 5) else ""
+            raise InputError(f"an mlp takes vectors, but an example here has shape {x.shape[1:]}; use a unet{dims}")
         time = TimeEmbedding(self.time_dim, self.time_steps, self.dtype, name="time")(t)
         time = time + LabelEmbedding(self.classes, self.time_dim, self.dtype, name="label")(cond, len(x))
         h = nn.Dense(self.width, dtype=self.dtype, name="stem")(x)

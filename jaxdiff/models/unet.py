@@ -1,13 +1,13 @@
 """The U-Net of DDPM.
 
-With R a residual block, A self-attention, ↓ and ↑ halving and doubling of the image, and h_0 … h_{L−1} the inputs of
+With R a residual block, A self-attention, ↓ and ↑ halving and doubling of every size, and h_0 … h_{L−1} the inputs of
 the L levels on the way down:
 
-    h_0 = conv3×3(x)
+    h_0 = conv(x)                                              its kernel is 3×3, or 3 in each of other dimensions
     h_{i+1} = ↓ (A R)^layers (h_i)                             the last level does not halve
     m = M M h_L,   M = R A R A R
     u_i = (A R)^layers [↑ u_{i+1}, h_i],   u_L = m             the last level does not double
-    output = conv3×3(SiLU(GroupNorm(u_0)))
+    output = conv(SiLU(GroupNorm(u_0)))
 
 Source: Ho, Jain & Abbeel 2020, "Denoising Diffusion Probabilistic Models" (arXiv:2006.11239, appendix B), after
 Ronneberger et al. 2015 (arXiv:1505.04597).
@@ -23,19 +23,19 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.models import layers
-from jaxdiff.models.layers import Images, Times
+from jaxdiff.models.layers import Grids, Times
 from jaxdiff.typing import InputError, PyTree
 
 
 class UNet(nn.Module):
-    """A U-Net on images: `model.apply(variables, x, t, cond)` returns the prediction, in float32.
+    """A U-Net on signals, images or volumes: `model.apply(variables, x, t, cond)` returns the prediction, in float32.
 
     The defaults give the network of 10,188,081 parameters for 28×28×1 images. `cond` and the initial weights are as
     for `jaxdiff.models.MLP`: an untrained network predicts zero.
 
     Fields:
       stem: channels of the first convolution.
-      down: channels of each level on the way down; between two levels the image is halved.
+      down: channels of each level on the way down; between two levels every size is halved.
       middle: channels of the blocks at the lowest resolution.
       up: channels of each level on the way up, the lowest resolution first.
       layers: pairs of a residual block and self-attention in each level.
@@ -44,11 +44,13 @@ class UNet(nn.Module):
       heads: of the self-attention.
       groups: of GroupNorm, whose ε is 1e-5.
       patch: 2 merges squares of 2×2 pixels into one with 4 times the channels: 28×28 becomes 14×14.
+      dims: 1 for signals (length, channels), 2 for images (height, width, channels), or 3 for volumes
+        (depth, height, width, channels). Attention is among all positions.
       time_dim, time_steps, classes, outputs, dtype: as for `jaxdiff.models.MLP`.
 
     Raises:
-      InputError: if the fields do not fit together, x are not images or of an unsuitable size, or there is a condition
-        but no classes.
+      InputError: if the fields do not fit together, x have other dimensions or an unsuitable size, or there is a
+        condition but no classes.
     """
 
     stem: int = 32
@@ -65,6 +67,7 @@ class UNet(nn.Module):
     classes: int = 0
     outputs: int = 1
     dtype: DTypeLike = jnp.float32
+    dims: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,6 +78,7 @@ class UNet(nn.Module):
                 raise InputError(
                     f"{name} = {entries} needs one entry for each of the {levels} levels of down = {tuple(self.down)}"
                 )
+        layers.check_dims(self.dims)
         layers.check_fields(self, "layers", "patch", "heads", "groups", "outputs")
         for name, fields in {"groups": ("stem", "down", "middle", "up"), "heads": ("down", "middle", "up")}.items():
             divisor = getattr(self, name)
@@ -88,24 +92,17 @@ class UNet(nn.Module):
 
     @property
     def size_multiple(self) -> int:
-        """Height and width of its images are multiples of this: patch·2^(levels − 1)."""
+        """The sizes of its samples are multiples of this: patch·2^(levels − 1)."""
         return self.patch * 2 ** (len(self.down) - 1)
 
-    def check_size(self, height: int, width: int) -> None:
-        """Raise an InputError if images of this size can't be halved often enough."""
-        if height % self.size_multiple or width % self.size_multiple:
-            raise InputError(
-                f"an image of {height}×{width} can't be halved {len(self.down) - 1} times after patches of "
-                f"{self.patch}: height and width must be multiples of {self.size_multiple}; pad or resize the images, "
-                "or use fewer levels"
-            )
+    def check_size(self, *sizes: int) -> None:
+        """Raise an InputError if samples of this size, such as height and width, can't be halved often enough."""
+        layers.check_sizes(sizes, patch=self.patch, halvings=len(self.down) - 1)
 
     @nn.compact
-    def __call__(self, x: Images, t: Times, cond: PyTree = None) -> Float[Array, "n height width predicted"]:
-        if x.ndim != 4:
-            raise InputError(f"a unet takes images, but an example here has shape {x.shape[1:]}; use an mlp")
-        height, width, channels = x.shape[1:]
-        self.check_size(height, width)
+    def __call__(self, x: Grids, t: Times, cond: PyTree = None) -> Float[Array, "n *sizes predicted"]:
+        layers.check_rank("a unet", self.dims, x.shape[1:], otherwise="use an mlp")
+        self.check_size(*x.shape[1:-1])
         time = layers.TimeEmbedding(self.time_dim, self.time_steps, self.dtype, name="time")(t)
         time = time + layers.LabelEmbedding(self.classes, self.time_dim, self.dtype, name="label")(cond, len(x))
 
@@ -119,11 +116,11 @@ class UNet(nn.Module):
                     h = attention(name=f"{name}_{i}_attention")(h)
             return h
 
-        h = layers.conv(self.stem, dtype=self.dtype, name="stem")(layers.to_patches(x, self.patch))
+        h = layers.conv(self.stem, self.dims, dtype=self.dtype, name="stem")(layers.to_patches(x, self.patch))
         inputs = []
         for i, features in enumerate(self.down):
             if i > 0:
-                h = layers.halve(h.shape[-1], dtype=self.dtype, name=f"down{i}_halve")(h)
+                h = layers.halve(h.shape[-1], self.dims, dtype=self.dtype, name=f"down{i}_halve")(h)
             inputs.append(h)
             h = level(h, features, self.attention[i], f"down{i}")
         for i, features in enumerate(self.middle):
@@ -137,6 +134,6 @@ class UNet(nn.Module):
             h = jnp.concatenate([h, inputs.pop()], axis=-1)
             h = level(h, features, self.attention[-1 - i], f"up{i}")
         h = layers.silu(layers.group_norm(self.groups, dtype=self.dtype, name="norm")(h))
-        predicted = self.outputs * channels * self.patch**2
-        h = nn.Conv(predicted, (3, 3), dtype=jnp.float32, kernel_init=nn.initializers.zeros, name="head")(h)
+        predicted, zeros = self.outputs * x.shape[-1] * self.patch**self.dims, nn.initializers.zeros
+        h = layers.conv(predicted, self.dims, dtype=jnp.float32, kernel_init=zeros, name="head")(h)
         return layers.from_patches(h, self.patch)

@@ -40,7 +40,7 @@ class Sampling:
     timesteps: str | tuple[float, ...] = "uniform"
     """The name of a rule of `jaxdiff.timesteps`, or the times themselves."""
     n: int = 64
-    """The number of images; points in the plane are always drawn in thousands."""
+    """The number of samples; points are always drawn in thousands."""
     batch: int = 64
     """How many samples to draw at a time; rounded up to a multiple of the devices."""
     clip: Clip = "static"

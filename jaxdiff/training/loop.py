@@ -34,7 +34,7 @@ from jaxdiff.typing import InputError, PyTree, key_of
 
 _log = logging.getLogger(__name__)
 
-_POINTS = 2000  # in a picture of points in the plane
+_POINTS = 2000  # in a picture of points
 
 
 class Interrupted(Exception):  # noqa: N818 - a request, not an error
@@ -166,21 +166,26 @@ def _agreed(received: list[int], dispatch: Dispatch) -> int | None:
     return signal.SIGTERM if any(reached) else None
 
 
-def _picture(experiment: Experiment, dataset: Dataset, params: PyTree, mesh: Mesh) -> UInt8[np.ndarray, "h w 3"]:
+def _picture(experiment: Experiment, dataset: Dataset, params: PyTree, mesh: Mesh) -> UInt8[np.ndarray, "h w 3"] | None:
     """Samples of these weights, always from the same key, so that the pictures of a run can be compared.
 
-    Every process must call it: they draw images together. Points are few, and every process draws all of them.
+    Every process must call it: they draw samples together. Points in the plane are few, and every process draws all of
+    them. None for samples without a picture.
     """
     if experiment.classifies:
         return plots.accuracy_by_noise(noisy_accuracy(experiment, params), classes=experiment.classes)
+    if not plots.has_picture(shape := experiment.shape):
+        return None
     sampling = experiment.config.sampling
     key = key_of(experiment.config.train.seed)
-    if len(experiment.shape) == 1:
+    if shape == (2,):
         here = jax.tree.map(jnp.asarray, multihost_utils.process_allgather(params, tiled=True))
         denoiser = experiment.sampling_denoiser(here)
-        return plots.diffusion_in_the_plane(key, denoiser, dataset.x[:_POINTS], sampling)
-    classes, n, denoiser = experiment.classes, sampling.n, experiment.sampling_denoiser(params)
+        points = np.asarray(data.normalize(dataset.x[:_POINTS], dataset.levels))
+        return plots.diffusion_in_the_plane(key, denoiser, points, sampling)
+    classes, denoiser, are_points = experiment.classes, experiment.sampling_denoiser(params), len(shape) < 2
+    n = _POINTS if are_points else sampling.n
     cond = np.arange(n) % classes if classes else None
     sampling = dataclasses.replace(sampling, batch=n, progress=False)
-    images = sample_in_batches(key, denoiser, sampling, shape=experiment.shape, n=n, cond=cond, mesh=mesh)
-    return plots.image_grid(images, columns=classes or None)  # a column for each label
+    samples = sample_in_batches(key, denoiser, sampling, shape=shape, n=n, cond=cond, mesh=mesh)
+    return plots.draw(samples, columns=None if are_points else classes or None)  # a column for each label

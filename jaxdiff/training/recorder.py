@@ -68,9 +68,13 @@ class Recorder:
         while self._queue:
             self._absorb()
 
-    def picture(self, step: int, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
-        """Save a picture of the samples at this step, and show it in TensorBoard."""
-        if self._writes:
+    def picture(self, step: int, pixels: UInt8[np.ndarray, "height width 3"] | None) -> None:
+        """Save a picture of the samples at this step, and show it in TensorBoard; None says that there is none."""
+        if not self._writes:
+            return
+        if pixels is None:
+            tqdm.write(f"step {step}: samples of more than 4 axes have no picture", file=sys.stderr)
+        else:
             path = self._workdir / "samples" / f"{step:08d}.png"
             path.parent.mkdir(exist_ok=True)
             plots.save(path, pixels)
