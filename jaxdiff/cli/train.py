@@ -21,6 +21,9 @@ def main() -> None:
         "config", None, "The config: a file of configs/, as FILE or FILE:VARIANT.", lock_config=True
     )
     flags.DEFINE_string("workdir", None, "The run's folder; a run of the same config in it is resumed.")
+    flags.DEFINE_list(
+        "allow_change", [], "Settings that may differ from those of the run, as in optimizer.learning_rate,train.steps."
+    )
     flags.DEFINE_bool("distributed", False, "Whether to train on several hosts: starts jax.distributed first.")
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if the cluster does not announce it.")
     flags.DEFINE_integer("num_processes", None, "Number of processes, if the cluster does not announce it.")
@@ -41,4 +44,4 @@ def _train() -> None:
         raise InputError(f"--{unused[0]} needs --distributed; give that too, or leave it out")
     else:
         xla.split_cpu(config.train.batch_size // config.train.accumulate, config.train.fsdp)
-    loop.train(config, Path(FLAGS.workdir))
+    loop.train(config, Path(FLAGS.workdir), allow_change=FLAGS.allow_change)

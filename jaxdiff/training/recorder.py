@@ -59,7 +59,8 @@ class Recorder:
         if self._writes:
             _drop_after(workdir / "metrics.jsonl", start)
             self._file = (workdir / "metrics.jsonl").open("a")
-            self._board = SummaryWriter(str(workdir), purge_step=start + 1)
+            # max_queue=0, no limit: if its thread has ended by an error, a full queue would block this one.
+            self._board = SummaryWriter(str(workdir), purge_step=start + 1, max_queue=0)
             # disable=None: a bar if there is a terminal; else `_report` writes lines.
             self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
 
