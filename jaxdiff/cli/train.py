@@ -1,5 +1,6 @@
 """The command line of `train.py`."""
 
+import faulthandler
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from jaxdiff.training import loop
 from jaxdiff.typing import InputError
 
 FLAGS = flags.FLAGS
+_HEARTBEAT = 40  # seconds
 
 
 def main() -> None:
@@ -35,8 +37,12 @@ def _train() -> None:
     config = Config.from_mapping(FLAGS.config)
     cluster = {name: FLAGS[name].value for name in ("coordinator", "num_processes", "process_id")}
     if FLAGS.distributed:
+        faulthandler.disable()  # absl's, which would print the stack of every thread then
         try:
-            jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+            # If a host dies, JAX aborts the others when they have missed it for so long; no Python code can see that.
+            jax.distributed.initialize(
+                FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, heartbeat_timeout_seconds=_HEARTBEAT
+            )
         except (ValueError, RuntimeError) as error:
             given = ", ".join(f"--{name}={value}" for name, value in cluster.items())
             raise InputError(f"--distributed can't start with {given}: {error}") from error
