@@ -31,15 +31,16 @@ ALLOWABLE = (
 )
 
 
-def check_names(allow_change: Collection[str]) -> None:
-    """Raise an InputError if a setting is named that can't be allowed to change."""
-    names = [allow_change] if isinstance(allow_change, str) else list(allow_change)
+def checked(allow_change: Collection[str] | str) -> tuple[str, ...]:
+    """Return the names of settings that may change; raise an InputError if one of them can't be allowed to."""
+    names = (allow_change,) if isinstance(allow_change, str) else tuple(allow_change)
     for name in names:
         if name not in ALLOWABLE:
             raise InputError(
                 f"allow_change = {name!r} is no setting that may change within a run; only those of optimizer and "
                 f"train, loss.weight and loss.times may{suggest(name, ALLOWABLE)}"
             )
+    return names
 
 
 def check(old: Config, new: Config, step: int, allow_change: Collection[str], *, where: str) -> None:

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 _POINTS = 2000  # in a picture of points in the plane
 
 
-def train(config: Config, workdir: Path, *, allow_change: Collection[str] = ()) -> State:
+def train(config: Config, workdir: Path, *, allow_change: Collection[str] | str = ()) -> State:
     """Train to `config.train.steps`, resuming from the newest whole checkpoint in `workdir`; return the last state.
 
     The weights after step n are the same bit for bit however often the run was stopped and resumed, on the same devices
@@ -52,7 +52,7 @@ def train(config: Config, workdir: Path, *, allow_change: Collection[str] = ()) 
       Interrupted: after SIGTERM or Ctrl-C, with the state saved.
     """
     settings = config.train
-    resumption.check_names(allow_change)
+    allow_change = resumption.checked(allow_change)
     folder.check_path(workdir)
     mesh = make_mesh(settings.fsdp, settings.batch_size, settings.accumulate)
     with ExitStack() as stack:
