@@ -72,14 +72,13 @@ _ADVICE = {
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "end other programs, as the system has no open files left",
-    errno.ENOMEM: "lower the batch size (train.batch_size or, at the same result, a higher train.accumulate; --batch)",
+    errno.ENOMEM: "lower the batch size: raise train.accumulate or lower train.batch_size to train, --batch to sample",
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.EROFS: "choose a folder that can be written",
     errno.EACCES: "get the permission, or choose another folder",
     errno.EPERM: "get the permission, or choose another folder",
     errno.ESTALE: "mount the network folder again",
     errno.EIO: "check the disk or the network folder",
-    errno.ETIMEDOUT: "check the network folder",
 }
 
 

@@ -5,7 +5,8 @@ a log line.
 
 A line of `metrics.jsonl` covers the steps since the line before: the means of `loss` and `grad_norm`, the last
 `learning_rate`, `images_per_second` over all the time that passed (with compilation, saving and pictures), and
-`data_wait`, the fraction of that time in which the loop waited for data.
+`data_wait`, the fraction of that time in which the loop waited for data. A checkpoint keeps what the next line already
+covers, so that a resumed run writes the same line.
 """
 
 import collections
