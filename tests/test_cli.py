@@ -231,7 +231,8 @@ def test_another_config_in_the_folder_is_told_with_the_differences(commands, tra
     assert err == (
         f"error: workdir = {run} holds a run of another config:\n"
         "  train.ema_decay: 0.9 -> 0.5\n"
-        "choose another folder, or set these back to go on with that run\n"
+        "choose another folder, or set these back to go on with that run, or go on with the change by "
+        "allow_change=train.ema_decay\n"
     )
     assert code == 1
 

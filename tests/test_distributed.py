@@ -88,6 +88,30 @@ def test_two_processes_stop_together_go_on_and_train_as_one_would(tmp_path):
         assert picture.getextrema()[0][1] > 0
 
 
+def test_two_processes_abandon_a_picture_of_minutes_together(tmp_path):
+    changes = {
+        **CONFIG,
+        "schedule.num_timesteps": 200_000,
+        "sampling.steps": 200_000,
+        "every.sample": 2,
+    }
+    config, workdir = tiny.write_config(tmp_path, changes, base=tiny.IMAGES), tmp_path / "two"
+    processes = start_two(f"--config={config}", f"--workdir={workdir}", cache=tmp_path)
+    end = time.monotonic() + 100
+    while not (workdir / "checkpoints" / "2").exists():  # written before the first picture is begun
+        assert all(process.poll() is None for process in processes), finish_all(processes)
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(3)
+    processes[1].send_signal(signal.SIGTERM)
+    for code, err in finish_all(processes):
+        assert code == 128 + signal.SIGTERM, err
+        assert "stopped by SIGTERM; step 2 is saved, run the same command to go on" in err
+        assert "Traceback" not in err
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2"]
+    assert not (workdir / "samples").exists()
+
+
 def test_what_one_process_refuses_stops_both(tmp_path):
     config, workdir = tiny.write_config(tmp_path), tmp_path / "run"
     workdir.mkdir()

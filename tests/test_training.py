@@ -411,14 +411,26 @@ def test_a_finished_run_has_nothing_to_do_and_says_so(unbroken, caplog):
     assert sorted(unbroken.rglob("*")) == before
 
 
-def test_a_loss_that_is_nan_stops_the_run_at_its_step_with_the_last_good_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("spoilt", ["the data", "the weights"])
+def test_a_loss_that_is_nan_stops_the_run_at_its_step_with_the_last_good_checkpoint(tmp_path, monkeypatch, spoilt):
     points = data.load("swissroll")
     position = 16 * 22 + 3  # in the batch of step 23
     bad = indices(0, 0, (30, 16), len(points.x)).reshape(-1)[position]
     x = points.x.copy()
-    x[bad] = np.nan
-    monkeypatch.setattr(data, "load", lambda *_, **__: data.Dataset(**{**vars(points), "x": x}))
-    with pytest.raises(DivergenceError, match=r"^at step 23 the loss is nan .*; lower optimizer.learning_rate or set"):
+    dataset = data.Dataset(**{**vars(points), "x": x})
+    x[bad] = np.nan  # after the check of the data
+    monkeypatch.setattr(data, "load", lambda *_, **__: dataset)
+    reason = f"example {bad} of the data in its batch has values that are not finite"
+    if spoilt == "the weights":
+        batches = loop.make_batches
+
+        def healed(*arguments: Any, **options: Any) -> Any:
+            """The batches of the spoilt data, which say that they are finite."""
+            return dataclasses.replace(batches(*arguments, **options), examples=Examples(points.x, None))
+
+        monkeypatch.setattr(loop, "make_batches", healed)
+        reason = "lower optimizer.learning_rate or set"
+    with pytest.raises(DivergenceError, match=rf"^at step 23 the loss is nan .*; {reason}"):
         loop.train(tiny.config(), tmp_path)
     assert [line["step"] for line in metrics_of(tmp_path)] == [10, 20]
     run = load(tmp_path)

@@ -1,5 +1,6 @@
 """The frame of a command line: parse the flags, run, and print errors of the user's as one line."""
 
+import errno
 import inspect
 import logging
 import os
@@ -7,19 +8,20 @@ import re
 import runpy
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
+from jaxdiff.experiment.workdir import last_step
 from jaxdiff.registry import suggest
 from jaxdiff.storage import make_folder, user_path
-from jaxdiff.training.loop import Interrupted
 from jaxdiff.training.recorder import DivergenceError
+from jaxdiff.training.signals import Interrupted
 from jaxdiff.typing import InputError
 
 FLAGS = flags.FLAGS
@@ -32,10 +34,10 @@ def run(main: Callable[[], None], *, module: str, required: tuple[str, ...]) -> 
     """
 
     def guarded(arguments: list[str]) -> None:
-        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax logs every file
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every error that it raises, several times
         logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs the damage that an error tells
-        _silence_abandoned_reads()
+        _silence_threads()
         try:
             if arguments[1:]:
                 raise InputError(f"{arguments[1]!r} is not a flag; every setting is written --NAME=VALUE")
@@ -55,7 +57,72 @@ def run(main: Callable[[], None], *, module: str, required: tuple[str, ...]) -> 
 
     for flag in FLAGS.get_flags_for_module(module):
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # --help looks in the script
-    app.run(guarded, flags_parser=_parse)
+    try:
+        app.run(guarded, flags_parser=_parse)
+    except Exception as error:
+        if (line := explain(error)) is None:
+            raise
+        print(f"error: {line}{_how_to_go_on()}", file=sys.stderr, flush=True)
+        os._exit(1)  # what libraries still try to write at the exit would fail too, with a traceback each
+
+
+_ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or ask for a larger quota",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "end other programs, as the system has no open files left",
+    errno.ENOMEM: "lower the batch size: raise train.accumulate or lower train.batch_size to train, --batch to sample",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "get the permission, or choose another folder",
+    errno.EPERM: "get the permission, or choose another folder",
+    errno.ESTALE: "mount the network folder again",
+    errno.EIO: "check the disk or the network folder",
+}
+
+
+def explain(error: BaseException) -> str | None:
+    """Return one line about an error of the operating system, or about memory; None for any other error.
+
+    Libraries wrap such errors in others, or keep only their text: all errors that led to this one are looked at.
+    """
+    for found in _chain(error):
+        text = next(iter(str(found).splitlines()), "")
+        number = found.errno if isinstance(found, OSError) else None
+        if number is None and not isinstance(found, OSError):
+            number = next((code for code in _ADVICE if os.strerror(code).lower() in str(found).lower()), None)
+        if isinstance(found, MemoryError) or (number is None and "RESOURCE_EXHAUSTED" in text):
+            number = errno.ENOMEM
+        if number in _ADVICE:
+            where = getattr(found, "filename", None)
+            about = f" ({where})" if where else f" ({text[:200]})" if number == errno.ENOMEM and text else ""
+            return f"{os.strerror(number)}{about}; {_ADVICE[number]}"
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that led to it, the last one first, each once."""
+    waiting, seen = [error], set()
+    while waiting:
+        found = waiting.pop(0)
+        if id(found) not in seen:
+            seen.add(id(found))
+            yield found
+            context = None if found.__suppress_context__ else found.__context__
+            inner = found.exceptions if isinstance(found, BaseExceptionGroup) else ()
+            waiting += [other for other in (*inner, found.__cause__, context) if other is not None]
+
+
+def _how_to_go_on() -> str:
+    """Return which step of the run in training is safe, and the way on; nothing if no run was in training."""
+    if "config" not in FLAGS or not FLAGS.is_parsed() or not FLAGS.workdir:
+        return ""
+    try:
+        step = last_step(user_path(FLAGS.workdir, what="--workdir"))
+    except (OSError, InputError):
+        return ""
+    return f", then run the same command to go on: {f'step {step} is saved' if step else 'no step is saved yet'}"
 
 
 def _fail(error: object) -> NoReturn:
@@ -124,13 +191,23 @@ def _choose_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def _silence_abandoned_reads() -> None:
-    """Hide tracebacks of reads of a damaged checkpoint, whose other arrays Orbax leaves to a closed event loop."""
+def _silence_threads() -> None:
+    """Hide tracebacks of threads of libraries.
+
+    Orbax leaves reads of a damaged checkpoint to a closed event loop, and TensorBoard writes in a thread.
+    """
     usual = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             usual(unraisable)
 
+    def thread_hook(ended: threading.ExceptHookArgs) -> None:
+        if ended.exc_value is None or (line := explain(ended.exc_value)) is None:
+            usual_in_threads(ended)
+        else:
+            logging.getLogger(__name__).warning("%s", line)
+
+    usual_in_threads, threading.excepthook = threading.excepthook, thread_hook
     sys.unraisablehook = hook
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

@@ -1,5 +1,7 @@
 """The command line of `train.py`."""
 
+import faulthandler
+
 import jax
 from absl import flags
 from ml_collections import config_flags
@@ -12,6 +14,7 @@ from jaxdiff.training import loop
 from jaxdiff.typing import InputError
 
 FLAGS = flags.FLAGS
+_HEARTBEAT = 40  # seconds
 
 
 def main() -> None:
@@ -20,6 +23,9 @@ def main() -> None:
         "config", None, "The config: a file of configs/, as FILE or FILE:VARIANT.", lock_config=True
     )
     flags.DEFINE_string("workdir", None, "The run's folder; a run of the same config in it is resumed.")
+    flags.DEFINE_list(
+        "allow_change", [], "Settings that may differ from those of the run, as in optimizer.learning_rate,train.steps."
+    )
     flags.DEFINE_bool("distributed", False, "Whether to train on several hosts: starts jax.distributed first.")
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if the cluster does not announce it.")
     flags.DEFINE_integer("num_processes", None, "Number of processes, if the cluster does not announce it.")
@@ -32,8 +38,12 @@ def _train() -> None:
     config = Config.from_mapping(FLAGS.config)
     cluster = {name: FLAGS[name].value for name in ("coordinator", "num_processes", "process_id")}
     if FLAGS.distributed:
+        faulthandler.disable()  # absl's, which would print the stack of every thread then
         try:
-            jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+            # If a host dies, JAX aborts the others when they have missed it for so long; no Python code can see that.
+            jax.distributed.initialize(
+                FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, heartbeat_timeout_seconds=_HEARTBEAT
+            )
         except (ValueError, RuntimeError) as error:
             given = ", ".join(f"--{name}={value}" for name, value in cluster.items())
             raise InputError(f"--distributed can't start with {given}: {error}") from error
@@ -41,4 +51,4 @@ def _train() -> None:
         raise InputError(f"--{unused[0]} needs --distributed; give that too, or leave it out")
     else:
         xla.split_cpu(config.train.batch_size // config.train.accumulate, config.train.fsdp)
-    loop.train(config, workdir)
+    loop.train(config, workdir, allow_change=FLAGS.allow_change)

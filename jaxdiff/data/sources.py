@@ -37,6 +37,33 @@ class Dataset:
     levels: int | None
     classes: int | None
 
+    def __post_init__(self) -> None:
+        """Raise an InputError that names the first example which breaks a rule above."""
+        x, wanted = self.x, np.uint8 if self.levels is not None else np.float32
+        what = f"data set {self.name!r}"
+        if not isinstance(x, np.ndarray) or x.dtype != wanted or x.ndim < 2 or not x.size:
+            found = f"{x.dtype}{x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+            raise InputError(
+                f"{what} has x = {found} with levels = {self.levels}; x must be a NumPy array (n, ...) of at least one "
+                "example, uint8 with levels or float32 without"
+            )
+        if self.levels is None:
+            _check_each(f"{what}: x", x, np.isfinite(x), "must be finite")
+        elif not 2 <= self.levels <= 256:
+            raise InputError(f"{what} has levels = {self.levels}; there must be 2 to 256, the values of uint8")
+        elif x.max() >= self.levels:
+            _check_each(f"{what}: x", x, x < self.levels, f"must be below levels = {self.levels}")
+        labels, classes = self.labels, self.classes
+        if labels is None and classes is None:
+            return
+        if not isinstance(labels, np.ndarray) or labels.shape != x.shape[:1] or labels.dtype != np.int32 or not classes:
+            found = f"{labels.dtype}{labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
+            raise InputError(
+                f"{what} has labels = {found} and classes = {classes} for {len(x)} examples; labels must be an int32 "
+                f"array ({len(x)},) with classes >= 1, or both None"
+            )
+        _check_each(f"{what}: labels", labels, (labels >= 0) & (labels < classes), f"must lie in 0 ... {classes - 1}")
+
     @property
     def shape(self) -> Shape:
         """Shape of one example."""
@@ -45,6 +72,14 @@ class Dataset:
     @property
     def spec(self) -> DataSpec:
         return DataSpec(shape=self.shape, levels=self.levels, classes=self.classes)
+
+
+def _check_each(what: str, values: np.ndarray, valid: np.ndarray, rule: str) -> None:
+    if not valid.all():
+        index = np.unravel_index(valid.argmin(), valid.shape)
+        raise InputError(
+            f"{what}[{index[0]}] holds {values[index]}; it {rule}: mend example {index[0]} or leave it out"
+        )
 
 
 def load(name: str, *, split: str = "train", dir: str | None = None, seed: int = 0) -> Dataset:
@@ -141,13 +176,19 @@ def _from_arrays(name: str, found: Any) -> Dataset:
     if not isinstance(found, tuple) or len(found) != 2:
         raise InputError(f"name = {name!r} returned a {type(found).__name__}; {rule}")
     x, labels = np.asarray(found[0]), None if found[1] is None else np.asarray(found[1])
-    if x.ndim < 2 or not len(x) or (x.dtype != np.uint8 and x.dtype.kind != "f"):
+    if x.ndim < 2 or not x.size or (x.dtype != np.uint8 and x.dtype.kind != "f"):
         raise InputError(f"name = {name!r} returned x as {x.dtype}{x.shape}; {rule}")
-    if labels is not None and (labels.shape != x.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0):
+    if labels is not None and (labels.shape != x.shape[:1] or labels.dtype.kind not in "iu"):
         raise InputError(f"name = {name!r} returned labels as {labels.dtype}{labels.shape}; {rule}")
+    if labels is not None:
+        _check_each(
+            f"data set {name!r}: labels", labels, (labels >= 0) & (labels < 2**31), "must lie in 0 ... 2^31 - 1"
+        )
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which a `Dataset` refuses
+        x = x if x.dtype == np.uint8 else x.astype(np.float32)
     return Dataset(
         name=name,
-        x=x if x.dtype == np.uint8 else x.astype(np.float32),
+        x=x,
         labels=None if labels is None else labels.astype(np.int32),
         levels=256 if x.dtype == np.uint8 else None,
         classes=None if labels is None else int(labels.max()) + 1,

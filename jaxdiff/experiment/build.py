@@ -261,12 +261,19 @@ def test_split(experiment: Experiment) -> Dataset:
     found = data.load(section.name, split="test", dir=section.dir)
     if found.labels is None:
         raise InputError(f"data.name = {section.name!r}: its test split has no labels to measure a classifier with")
+    ours, most = (experiment.shape, experiment.levels), found.labels.max()
+    if (found.shape, found.levels) != ours or most >= experiment.classes:
+        raise InputError(
+            f"data.name = {section.name!r}: the test split has {found.shape} with levels = {found.levels} and labels "
+            f"up to {most}, the train split {ours[0]} with levels = {ours[1]} and labels below {experiment.classes}; "
+            "make them alike"
+        )
     return found
 
 
-def noisy_accuracy(experiment: Experiment, params: PyTree, n: int = 1000) -> NoisyAccuracy:
+def noisy_accuracy(experiment: Experiment, params: PyTree, n: int = 1000, *, progress: bool = False) -> NoisyAccuracy:
     """Return the accuracy of a classifier by noise level, on the first n examples of `test_split`."""
     test: Any = test_split(experiment)
     key = key_of(experiment.config.train.seed)
     x0 = data.normalize(test.x[:n], test.levels)
-    return accuracy_by_noise(key, experiment.classifier(params), x0, test.labels[:n])
+    return accuracy_by_noise(key, experiment.classifier(params), x0, test.labels[:n], progress=progress)

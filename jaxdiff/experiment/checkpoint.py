@@ -9,7 +9,9 @@ every array (the file format detects damage to its index but not to the values):
 It changes with any single element, since the weights are odd.
 """
 
+import itertools
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 
+from jaxdiff.experiment.workdir import side_folder
 from jaxdiff.typing import InputError, PyTree
 
 _log = logging.getLogger(__name__)
+
+_NOTES = "notes"
 
 
 class NoCheckpointError(InputError):
@@ -40,15 +45,41 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=writes, cleanup_tmp_directories=writes)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
-    def save(self, step: int, items: dict[str, PyTree]) -> None:
-        """Start writing the items of `step`, and return once their arrays may be overwritten."""
+    def save(self, step: int, items: dict[str, PyTree], notes: dict[str, Any] | None = None) -> None:
+        """Start writing the items of `step`, and return once their arrays may be overwritten.
+
+        `notes` are plain values for JSON, which `notes_of` returns.
+        """
         if step in self._manager.all_steps():
             return
-        saved = {
+        saved: dict[str, Any] = {
             name: ocp.args.StandardSave({"values": values, "fingerprint": fingerprint(values)})
             for name, values in items.items()
         }
+        if notes is not None:
+            saved[_NOTES] = ocp.args.JsonSave(notes)
         self._manager.save(step, args=ocp.args.Composite(**saved))
+
+    def verify(self, step: int, abstract: dict[str, PyTree]) -> None:
+        """Wait until the items of `step` are on disk and read them back, or raise a NoCheckpointError."""
+        self.wait()
+        for name, item in abstract.items():  # one after the other, to need the memory of one only
+            reason = self._read(step, {name: item})
+            if isinstance(reason, str):
+                raise NoCheckpointError(
+                    f"the checkpoint of step {step} was written to {self._folder} but can't be read back ({reason}), "
+                    "so this storage loses data; choose a workdir elsewhere"
+                )
+
+    def notes_of(self, step: int) -> dict[str, Any] | None:
+        """Return the notes of a checkpoint; None if it has none or they are damaged."""
+        if not (self._folder / str(step) / _NOTES).is_dir():
+            return None
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**{_NOTES: ocp.args.JsonRestore()}))[_NOTES]
+        except Exception as error:  # as for `_read`
+            _log.warning("the notes of step %d are damaged and are not used: %s", step, error)
+            return None
 
     def restore(self, abstract: dict[str, PyTree], *, repair: bool = False) -> tuple[int, dict[str, Any]] | None:
         """Return the step and the items of the newest checkpoint whose items are whole; None if there is none at all.
@@ -118,9 +149,10 @@ class Checkpoints:
     def _set_aside(self, steps: list[int]) -> None:
         aside = self._folder.parent / "damaged"
         if jax.process_index() == 0:
-            aside.mkdir(exist_ok=True)
+            side_folder(aside)
             for step in steps:
-                (self._folder / str(step)).rename(aside / f"{step}-{len(list(aside.iterdir()))}")
+                names = (aside / f"{step}-{n}" for n in itertools.count(len(list(aside.iterdir()))))
+                (self._folder / str(step)).rename(next(name for name in names if not os.path.lexists(name)))
         multihost_utils.sync_global_devices("damaged checkpoints put aside")
         self._manager.reload()
 

@@ -14,12 +14,11 @@ from matplotlib.collections import LineCollection
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from jaxdiff import samplers
 from jaxdiff.evaluation import NoisyAccuracy
 from jaxdiff.likelihood import Elbo
 from jaxdiff.processes import Denoiser, Process, for_sample
 from jaxdiff.samplers.ancestral import posterior_variances, reverse_step
-from jaxdiff.samplers.batching import Sampling
+from jaxdiff.samplers.batching import Sampling, sample_at
 from jaxdiff.schedules import check_times
 from jaxdiff.storage import replacing
 from jaxdiff.typing import HostSamples, InputError, RandomKey, Scalar, Shape
@@ -254,15 +253,14 @@ def diffusion_in_the_plane(
     key_noise, key_samples = jax.random.split(key)
     visited = sampling.times(denoiser.process.schedule)
     columns = sorted({int(np.abs(visited - time).argmin()) for time in times}, reverse=True)
-    options: Any = {"n": len(data), "shape": (2,), "timesteps": visited, "trajectory": True}
-    path = samplers.sample(key_samples, denoiser, sampling.sampler, **options)
+    path = sample_at(key_samples, denoiser, sampling, shape=(2,), n=len(data), at=columns[::-1])
     figure, axes = _figure(2.2 * len(columns), 6.8, rows=3, columns=len(columns))
     axes = axes.reshape(3, -1)
     for column, index in enumerate(columns):
         t = float(visited[index])
         forward = np.asarray(_corrupt(denoiser, data, key_noise, t))
         reach = max(2.5, float(np.quantile(np.abs(forward), 0.995)) * 1.1)
-        for row, points in enumerate((forward, path[:, index])):
+        for row, points in enumerate((forward, path[index])):
             axes[row, column].scatter(*np.asarray(points).T, s=1, alpha=0.4, linewidths=0, color=f"C{row}")
         side = np.linspace(-reach, reach, 15, dtype=np.float32)
         field = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)

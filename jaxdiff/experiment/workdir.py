@@ -1,42 +1,136 @@
 """The folder of a run. This module writes and reads the first two of its files.
 
-config.json    the config and the `DataSpec`
+config.json    the config, the `DataSpec`, whether x64 is on, and how the config changed on resumption, by step
+lock           the host and the process that train in the folder, or did so last
 examples.npy   examples of the data, raw as in `Dataset.x`, if the process is made from some
 checkpoints/   see `jaxdiff.experiment.checkpoint`
 damaged/       damaged checkpoints, if any were found
 samples/       images sampled during training, NNNNNNNN.png by step
 metrics.jsonl  one line per log, beside TensorBoard's event files
+*.aside        what was in the way of a side file
 
 The folder may be a stranger's: none of these may be a link that leads out of it.
 """
 
+import contextlib
 import dataclasses
+import errno
+import itertools
 import json
+import logging
 import os
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Num
 
 from jaxdiff.data import Dataset, DataSpec
+from jaxdiff.experiment import resumption
 from jaxdiff.experiment.components import takes_examples
 from jaxdiff.experiment.config import Config
 from jaxdiff.registry import differences
 from jaxdiff.storage import make_folder, replacing
 from jaxdiff.typing import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_log = logging.getLogger(__name__)
+
 _EXAMPLES = "examples.npy"
-_WRITTEN = ("config.json", _EXAMPLES, "checkpoints", "damaged", "samples", "metrics.jsonl")
+_WRITTEN = ("config.json", "lock", _EXAMPLES, "checkpoints", "damaged", "samples", "metrics.jsonl")
 _MOST_EXAMPLES = 2048  # enough for a covariance of images; they become a constant of the compiled step
 
-# A resumed run may differ in these: they change its steps by rounding alone, or say where to stop (a cosine decay then
-# ends at the new place).
-_FREE = ("data.dir:", "data.on_device:", "train.steps", "train.fsdp:", "every.", "sampling.")
+# Orbax looks for files by patterns that contain its own path, and takes some characters of that path for wildcards.
+_WILDCARDS = "*?[]\\"
 
 
-def prepare(workdir: Path, config: Config) -> None:
-    """Make the folder; raise an InputError if it can't be written or holds a run of another config."""
+def check_path(workdir: Path) -> None:
+    """Raise an InputError if no checkpoint below this folder could be read back."""
+    resolved = Path(os.path.realpath(workdir))
+    try:
+        str(resolved).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"workdir = {str(workdir)!r} is not valid UTF-8; rename the folder") from None
+    schemes = [part for part in resolved.parts if part in ("gs:", "s3:", "az:")]
+    if found := [*schemes, *(character for character in _WILDCARDS if character in str(resolved))]:
+        raise InputError(
+            f"workdir = {workdir} is the folder {resolved}, and checkpoints can't be read from a path that contains "
+            f"{found[0]!r}; rename that folder or choose another"
+        )
+
+
+@contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Make the folder, and hold its lock, so that no second run writes to it.
+
+    The operating system holds the lock: it is free once this process has ended in any way. Where a file system has no
+    locks, this only warns. Raises an InputError if another process holds the lock, or the folder can't be written.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    with contextlib.ExitStack() as stack:
+        make_folder(workdir, what=f"workdir = {workdir}")
+        try:
+            file = stack.enter_context(open(os.open(workdir / "lock", flags, 0o666), "r+"))
+            if fcntl is None:
+                raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate()
+            json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+            file.flush()
+        except BlockingIOError:
+            raise InputError(
+                f"workdir = {workdir} is in use by {_holder(workdir)}; wait for that run or stop it, or choose another "
+                "folder"
+            ) from None
+        except OSError as error:
+            _log.warning("%s can't be locked (%s): start no second run in it", workdir, error.strerror)
+        yield
+
+
+def _holder(workdir: Path) -> str:
+    try:
+        held = json.loads((workdir / "lock").read_text())
+        return f"process {held['pid']} on {held['host']}"
+    except (OSError, ValueError, TypeError, KeyError):
+        return "another process"
+
+
+def set_aside(path: Path, why: object) -> None:
+    """Rename what is at a path and can't be used, with a warning; a run goes on without its side files."""
+    names = (path.with_name(f"{path.name}.aside{n or ''}") for n in itertools.count())
+    free = next(name for name in names if not os.path.lexists(name))
+    path.rename(free)
+    _log.warning("%s can't be used (%s); it is now %s, and the run goes on without it", path, why, free.name)
+
+
+def side_folder(path: Path) -> Path:
+    """Make a folder for side files, and return its path; anything else at that path is set aside."""
+    if os.path.lexists(path) and not path.is_dir():
+        set_aside(path, "it is not a folder")
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def last_step(workdir: Path) -> int:
+    """Return the step of the newest checkpoint in the folder, whole or damaged; 0 if there is none."""
+    folder = workdir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def prepare(workdir: Path, config: Config, allow_change: Collection[str] = ()) -> None:
+    """Make the folder; raise an InputError if it can't be written or holds a run that can't go on with this config.
+
+    `allow_change` names settings that may differ: see `jaxdiff.experiment.resumption`.
+    """
     make_folder(workdir, what=f"workdir = {workdir}")
     for name in _WRITTEN:
         target = os.path.realpath(workdir / name)
@@ -44,27 +138,56 @@ def prepare(workdir: Path, config: Config) -> None:
             raise InputError(f"workdir = {workdir}: {name} is a link to {target}, outside the folder; remove that link")
     if not (workdir / "config.json").exists():
         return
-    lines = differences(read(workdir)[0].to_mapping(), config.to_mapping())
-    if found := [line for line in lines if not line.startswith(_FREE)]:
-        listed = "\n  ".join(found)
+    where = f"workdir = {workdir}"
+    resumption.check(read(workdir)[0], config, last_step(workdir), allow_change, where=where)
+    begun, now = _content(workdir).get("x64"), _x64()
+    if begun is not None and begun != now:
         raise InputError(
-            f"workdir = {workdir} holds a run of another config:\n  {listed}\n"
-            "choose another folder, or set these back to go on with that run"
+            f"JAX_ENABLE_X64 is {'on' if now else 'off'}, but the run in {where} was begun with it "
+            f"{'on' if begun else 'off'}; set it back to go on with that run"
         )
 
 
-def write(workdir: Path, config: Config, spec: DataSpec, examples: Num[np.ndarray, "n *shape"] | None = None) -> None:
-    """Write the raw examples, if any, and then `config.json`, each whole or not at all."""
+def _x64() -> bool:
+    return jnp.result_type(float) == jnp.float64
+
+
+def _content(workdir: Path) -> dict[str, Any]:
+    """The content of config.json, which `read` has found valid; {} if there is none."""
+    path = workdir / "config.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write(
+    workdir: Path,
+    config: Config,
+    spec: DataSpec,
+    examples: Num[np.ndarray, "n *shape"] | None = None,
+    *,
+    step: int = 0,
+) -> None:
+    """Write the raw examples, if any, and then `config.json`, each whole or not at all.
+
+    If the folder holds a run that is at `step`, the history in `config.json` gets what the config changes.
+    """
     if examples is not None:
         with replacing(workdir / _EXAMPLES) as file:
             np.save(file, examples)
-    text = json.dumps({"config": config.to_mapping(), "data": dataclasses.asdict(spec)}, indent=2)
+    old = _content(workdir)
+    history = old.get("history", [])
+    if old and (changes := differences(read(workdir)[0].to_mapping(), config.to_mapping())):
+        history = [*history, {"step": step, "changes": changes}]
+    content = {"config": config.to_mapping(), "data": dataclasses.asdict(spec), "x64": _x64(), "history": history}
+    text = json.dumps(content, indent=2)
+    if json.loads(text) == old:
+        return
     with replacing(workdir / "config.json") as file:
         file.write(f"{text}\n".encode())
 
 
 def read(workdir: Path) -> tuple[Config, DataSpec]:
     """Return the config and the data's spec of the run in a folder, or raise an InputError if it holds none."""
+    check_path(workdir)
     path = workdir / "config.json"
     if not path.is_file():
         raise InputError(f"workdir = {workdir} is not a run: it has no config.json; give a folder that train.py wrote")

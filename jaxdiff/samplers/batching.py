@@ -1,8 +1,7 @@
 """Draw many samples: in batches of one compiled size, spread over the devices, a few steps at a time."""
 
 import dataclasses
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, get_args
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from jaxdiff import xla
 from jaxdiff.processes import Denoiser
-from jaxdiff.samplers import probability_flow
+from jaxdiff.samplers import pieces, probability_flow
 from jaxdiff.samplers import timesteps as timesteps_
 from jaxdiff.samplers.base import Sampler
 from jaxdiff.samplers.loop import Carry, Keys, begin, check_rows, check_sampler, check_start, sample_keys, stepper
@@ -27,7 +26,6 @@ from jaxdiff.schedules import Schedule
 from jaxdiff.typing import HostSamples, InputError, PyTree, RandomKey, Samples, Shape
 
 Clip = Literal["static", "dynamic", "none"]
-_PIECES = 20  # the most pieces that the steps of a batch are cut into
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +86,6 @@ def sample_in_batches(
     times = sampling.times(denoiser.process.schedule)
     check_start(times, start)
     steps = len(times) - 1
-    edges = np.linspace(0, steps, min(_PIECES, steps) + 1).astype(np.int32)
     visited = jnp.asarray(times, jnp.result_type(float))
     sharding = NamedSharding(mesh, P(mesh.axis_names))
     check_sampler(sampler := make(sampling.sampler), times, denoiser.process.schedule)
@@ -98,15 +95,37 @@ def sample_in_batches(
 
         def draw(indices: Integer[Array, " size"], rows: tuple[PyTree, Any]) -> Samples:
             keys = _spread_keys(key, indices, sharding)
-            carry = begin_all(keys, denoiser, rows[1], **static)
-            for first, last in itertools.pairwise(edges):
-                carry = continue_all((keys, rows[0]), denoiser, visited, carry, (first, last), **static)
-                jax.block_until_ready(carry)  # so that Python handles signals between pieces
+            take = partial(continue_all, (keys, rows[0]), denoiser, visited, **static)
+            before = 0
+            for done, carry in pieces.advance(take, begin_all(keys, denoiser, rows[1], **static), [steps]):  # noqa: B007
                 if bar is not None:
-                    bar.update(int(last - first))
+                    bar.update(done - before)
+                before = done
             return carry[0]
 
         return in_batches(draw, n, rows=(cond, start), batch=sampling.batch, mesh=mesh)
+
+
+def sample_at(
+    key: RandomKey, denoiser: Denoiser, sampling: Sampling, *, shape: Shape, n: int, at: Sequence[int]
+) -> dict[int, HostSamples]:
+    """Return x after each of the increasing numbers of steps `at`, of n samples that this process draws alone.
+
+    The samples are those of `jaxdiff.sample`, which returns x after every step.
+    """
+    mesh = Mesh(jax.local_devices()[:1], ("data",))
+    static: dict[str, Any] = {"sampler": make(sampling.sampler), "shape": shape, "sharding": NamedSharding(mesh, P())}
+    keys, times = sample_keys(key, np.arange(n)), sampling.times(denoiser.process.schedule)
+    visited = jnp.asarray(times, jnp.result_type(float))
+    take = partial(xla.outermost(_continue, *static), (keys, None), denoiser, visited, **static)
+    begun = xla.outermost(_begin, *static)(keys, denoiser, None, **static)
+    found = {0: np.asarray(begun[0])}
+    with probability_flow.plain_errors(), _bar(sampling.progress, at[-1], unit="step") as bar:
+        for done, carry in pieces.advance(take, begun, at):
+            found[done] = np.asarray(carry[0])
+            if bar is not None:
+                bar.update(done - bar.n)
+    return {index: found[index] for index in at}
 
 
 def _begin(
@@ -183,7 +202,9 @@ def in_batches(
 
 def _bar(progress: bool, total: int, *, unit: str) -> Any:
     """Return a progress bar, shown on terminals only, or a context of None."""
-    return tqdm(total=total, unit=unit, disable=None, dynamic_ncols=True) if progress else nullcontext()
+    # leave=None: below another bar it disappears when it is full.
+    options: Any = {"disable": None, "leave": None, "dynamic_ncols": True}
+    return tqdm(total=total, unit=unit, **options) if progress else nullcontext()
 
 
 def _size(n: int, batch: int, mesh: Mesh) -> int:

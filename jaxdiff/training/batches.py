@@ -81,6 +81,12 @@ class Batches:
                 batch = ready.result()
                 yield Dispatch(first=first, count=count, batch=batch, waited=time.perf_counter() - began)
 
+    def not_finite(self, step: int) -> int | None:
+        """Return the index of an example with values that are not finite in the batch of a step, or None."""
+        chosen = indices(self.seed, step, (1, self.batch_size), len(self.examples.x))[0]
+        finite = np.isfinite(self.examples.x[chosen]).reshape(len(chosen), -1).all(1)
+        return None if finite.all() else int(chosen[finite.argmin()])
+
     def _batch(self, first: int, count: int) -> Examples | Int[Array, "steps batch"]:
         chosen = indices(self.seed, first, (count, self.batch_size), len(self.examples.x))
         if self.resident is not None:

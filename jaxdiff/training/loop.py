@@ -2,14 +2,11 @@
 
 import dataclasses
 import logging
-import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +17,17 @@ from jaxtyping import Array, Bool, UInt8
 
 from jaxdiff import data
 from jaxdiff.data import Dataset
-from jaxdiff.experiment import Config, Experiment, make_experiment, plots
+from jaxdiff.experiment import Config, Experiment, make_experiment, plots, resumption
 from jaxdiff.experiment import workdir as folder
 from jaxdiff.experiment.build import noisy_accuracy, test_split
 from jaxdiff.experiment.checkpoint import Checkpoints
+from jaxdiff.samplers import pieces
 from jaxdiff.samplers.batching import sample_in_batches
 from jaxdiff.storage import user_path
-from jaxdiff.training.batches import Dispatch, make_batches
-from jaxdiff.training.recorder import DivergenceError, Recorder
+from jaxdiff.training.batches import Batches, make_batches
+from jaxdiff.training.recorder import DivergenceError, Recorder, picture_path
 from jaxdiff.training.sharding import make_mesh
+from jaxdiff.training.signals import Interrupted, stop_requests
 from jaxdiff.training.step import State, abstract_state, init_state, make_step
 from jaxdiff.typing import InputError, PyTree, key_of
 
@@ -37,89 +36,163 @@ _log = logging.getLogger(__name__)
 _POINTS = 2000  # in a picture of points
 
 
-class Interrupted(Exception):  # noqa: N818 - a request, not an error
-    """A signal stopped the run; its state is saved."""
-
-    def __init__(self, number: int, step: int) -> None:
-        name = signal.Signals(number).name
-        super().__init__(f"stopped by {name}; step {step} is saved, run the same command to go on")
-        self.number = number
-
-
-def train(config: Config, workdir: Path) -> State:
+def train(config: Config, workdir: Path, *, allow_change: Collection[str] | str = ()) -> State:
     """Train to `config.train.steps`, resuming from the newest whole checkpoint in `workdir`; return the last state.
 
     The weights after step n are the same bit for bit however often the run was stopped and resumed, on the same devices
     with the same versions.
 
+    Args:
+      allow_change: settings, such as "optimizer.learning_rate", that may differ from those the run was begun with:
+        see `jaxdiff.experiment.resumption`. What changes is kept in the history in `config.json`.
+
     Raises:
-      InputError: if the config can't run here (found before any slow work), `workdir` can't be written or holds another
-        run, or the data can't be read.
+      InputError: if the config can't run here (found before any slow work), `workdir` can't be written, is in use or
+        holds another run, or the data can't be read.
       DivergenceError: if the loss or the weights are no longer finite; the last checkpoint is from before.
       Interrupted: after SIGTERM or Ctrl-C, with the state saved.
     """
     workdir = user_path(workdir, what="workdir")
     settings = config.train
+    allow_change = resumption.checked(allow_change)
+    folder.check_path(workdir)
     mesh = make_mesh(settings.fsdp, settings.batch_size, settings.accumulate)
-    dataset, experiment = _set_up(config, workdir)
-    abstract = abstract_state(experiment, mesh)
-    with closing(Checkpoints(workdir / "checkpoints", keep=config.every.keep)) as checkpoints:
+    with ExitStack() as stack:
+        dataset, experiment, examples = stack.enter_context(_set_up(config, workdir, allow_change))
+        abstract = abstract_state(experiment, mesh)
+        checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", keep=config.every.keep)))
         found = checkpoints.restore(abstract.items(), repair=True)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         new = jax.jit(partial(init_state, experiment), out_shardings=shardings)
         state = new() if found is None else State.from_items(found[1])
         start = int(state.step)
-        if start >= settings.steps:
+        if jax.process_index() == 0:
+            folder.write(workdir, config, dataset.spec, examples, step=start)
+        undrawn = _is_undrawn(config, workdir, start)
+        if start >= settings.steps and not undrawn:
             _log.warning("%s is at step %d of %d already: nothing to do", workdir, start, settings.steps)
             return state
         options: Any = {"on_device": config.data.on_device, "labelled": experiment.classes > 0}
         batches = make_batches(dataset, mesh, seed=settings.seed, batch_size=settings.batch_size, **options)
-        run_step = make_step(experiment, mesh, abstract)
-        lengths = {"start": start, "steps": settings.steps, "batch_size": settings.batch_size}
-        recorder = Recorder(workdir, **lengths, every=config.every.log)
-        with closing(recorder), _signals() as received:
-            # On CPU a loop around convolutions is slow (see `jaxdiff.training.step`), and a dispatch is cheap.
-            size = settings.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
-            for dispatch in batches.stream(start, settings.steps, size):
-                state, metrics = run_step(state, batches.resident, dispatch.batch)
-                recorder.push(dispatch, metrics)
-                done = dispatch.first + dispatch.count
-                last, stop = done == settings.steps, _agreed(received, dispatch)
-                if last or stop or done % config.every.checkpoint == 0:
-                    recorder.drain()
-                    if not _finite(state):  # a finite loss does not imply it
-                        raise DivergenceError(
-                            f"after step {done} the weights are no longer finite; lower optimizer.learning_rate"
-                        )
-                    checkpoints.save(done, state.items())
-                if stop and not last:
-                    checkpoints.wait()
-                    raise Interrupted(stop, done)
-                if last or done % config.every.sample == 0:
-                    recorder.drain()
-                    recorder.picture(done, _picture(experiment, dataset, state.ema, mesh))
-            checkpoints.wait()
-    return state
+        lengths: Any = {"start": start, "steps": settings.steps, "every": config.every.log}
+        recorder = Recorder(workdir, batches, **lengths, window=checkpoints.notes_of(start))
+        stack.enter_context(closing(recorder))
+        asked = stack.enter_context(stop_requests())
+        run = _Run(experiment, dataset, batches, abstract, checkpoints, recorder, asked)
+        if undrawn:
+            run.draw(start, state)
+        return run.train(start, state)
 
 
-def _set_up(config: Config, workdir: Path) -> tuple[Dataset, Experiment]:
-    """Let process 0 prepare the folder (if it can't, every process raises), read the data and build the experiment."""
-    refusal = None
-    if jax.process_index() == 0:
+class _Run(NamedTuple):
+    """What the steps of one run use."""
+
+    experiment: Experiment
+    dataset: Dataset
+    batches: Batches
+    abstract: State
+    checkpoints: Checkpoints
+    recorder: Recorder
+    asked: Callable[[], int | None]  # see `stop_requests`
+
+    def train(self, start: int, state: State) -> State:
+        """Take the steps from `start` on; save, draw and stop when it is time to."""
+        config = self.experiment.config
+        steps, verified, drawn = config.train.steps, False, False
+        run_step = make_step(self.experiment, self.batches.mesh, self.abstract)
+        # On CPU a loop around convolutions is slow (see `jaxdiff.training.step`), and a dispatch is cheap.
+        size = config.train.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
+        for dispatch in self.batches.stream(start, steps, size):
+            state, metrics = run_step(state, self.batches.resident, dispatch.batch)
+            self.recorder.push(dispatch, metrics)
+            done = dispatch.first + dispatch.count
+            stop, has_picture = self.asked(), _has_picture(config, done)
+            # A process compiles its first picture, and no signal can interrupt that: it saves the state before.
+            first_picture, drawn = has_picture and not drawn, drawn or has_picture
+            if stop or first_picture or done == steps or done % config.every.checkpoint == 0:
+                self.save(done, state)
+                if not verified:
+                    self.checkpoints.verify(done, self.abstract.items())
+                verified = True
+            if stop:
+                self.checkpoints.wait()
+                raise Interrupted(stop, done)
+            if has_picture:
+                self.draw(done, state)
+        self.checkpoints.wait()
+        return state
+
+    def save(self, step: int, state: State) -> None:
+        """Start saving a state, once it is known to be finite."""
+        self.recorder.drain()
+        if not _finite(state):  # a finite loss does not imply it
+            raise DivergenceError(f"after step {step} the weights are no longer finite; lower optimizer.learning_rate")
+        self.checkpoints.save(step, state.items(), self.recorder.window())
+
+    def draw(self, step: int, state: State) -> None:
+        """Draw the picture of a step; if a signal arrives before it is done, save the state instead."""
+
+        def check() -> None:
+            if stop := self.asked():
+                raise Interrupted(stop, step)
+
+        self.recorder.drain()
         try:
-            folder.prepare(workdir, config)
-        except InputError as error:
-            refusal = error
-    if multihost_utils.broadcast_one_to_all(np.int32(refusal is not None)):
-        raise refusal or InputError(f"process 0 refuses workdir = {workdir}; its own message says why")
-    dataset = data.load(config.data.name, dir=config.data.dir)
-    examples = folder.choose_examples(workdir, config, dataset)
-    experiment = make_experiment(config, dataset.spec, examples)
-    if experiment.classifies:
-        test_split(experiment)  # raises now rather than after training
-    if jax.process_index() == 0:
-        folder.write(workdir, config, dataset.spec, examples)
-    return dataset, experiment
+            with pieces.calling(check):
+                pixels = _picture(self.experiment, self.dataset, state.ema, self.batches.mesh)
+        except Interrupted:
+            self.save(step, state)
+            self.checkpoints.wait()
+            raise
+        self.recorder.picture(step, pixels)
+
+
+def _has_picture(config: Config, step: int) -> bool:
+    return step == config.train.steps or step % config.every.sample == 0
+
+
+def _is_undrawn(config: Config, workdir: Path, step: int) -> bool:
+    """Return whether a run that was stopped at this step still lacks the picture of it; the same on all processes."""
+    lacks = step > 0 and _has_picture(config, step) and not picture_path(workdir, step).exists()
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(lacks)))
+
+
+@contextmanager
+def _set_up(
+    config: Config, workdir: Path, allow_change: Collection[str]
+) -> Iterator[tuple[Dataset, Experiment, np.ndarray | None]]:
+    """Let process 0 lock and prepare the folder; read the data and build the experiment. Every process raises alike.
+
+    Yields the data, the experiment and the examples that its process is made from.
+    """
+    refusal = None
+    with ExitStack() as stack:
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(folder.lock(workdir))
+                folder.prepare(workdir, config, allow_change)
+            except InputError as error:
+                refusal = error
+        if multihost_utils.broadcast_one_to_all(np.int32(refusal is not None)):
+            raise refusal or InputError(f"process 0 refuses workdir = {workdir}; its own message says why")
+        dataset = data.load(config.data.name, dir=config.data.dir)
+        examples = folder.choose_examples(workdir, config, dataset)
+        experiment = make_experiment(config, dataset.spec, examples)
+        if experiment.classifies:
+            test_split(experiment)  # raises now rather than after training
+        if allow_change and (workdir / "config.json").exists():
+            _check_state(make_experiment(folder.read(workdir)[0], dataset.spec, examples), experiment, allow_change)
+        yield dataset, experiment, examples
+
+
+def _check_state(old: Experiment, new: Experiment, allow_change: Collection[str]) -> None:
+    """Raise an InputError if a changed setting needs another training state than the one in the checkpoints."""
+    before, after = (jax.eval_shape(partial(init_state, experiment)) for experiment in (old, new))
+    if repr(before) != repr(after):  # structure, shapes and dtypes
+        raise InputError(
+            f"allow_change = {','.join(allow_change)}: with this change the state of training has other parts than in "
+            "the checkpoints of the run; set the change back, or begin a new run in another folder"
+        )
 
 
 @jax.jit
@@ -128,55 +201,19 @@ def _finite(state: State) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Yield a list that gets the number of the first SIGTERM or SIGINT; a second one acts at once, as usual."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    # Several processes must agree on where to stop. JAX sees to that for SIGTERM (`_agreed`), so Ctrl-C becomes one.
-    several = jax.process_count() > 1
-    numbers = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
-    before = {int(number): signal.getsignal(number) for number in numbers}
-
-    def note(number: int, _: Any) -> None:
-        signal.signal(number, before[number])
-        if several:
-            os.kill(os.getpid(), signal.SIGTERM)
-        else:
-            received.append(number)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _agreed(received: list[int], dispatch: Dispatch) -> int | None:
-    """The signal to stop for after this dispatch, the same on every process; None to go on."""
-    if jax.process_count() == 1:
-        return received[0] if received else None
-    # The processes agree on one step; JAX must be asked at each.
-    steps = range(dispatch.first + 1, dispatch.first + dispatch.count + 1)
-    reached = [multihost_utils.reached_preemption_sync_point(step) for step in steps]
-    return signal.SIGTERM if any(reached) else None
-
-
 def _picture(experiment: Experiment, dataset: Dataset, params: PyTree, mesh: Mesh) -> UInt8[np.ndarray, "h w 3"] | None:
     """Samples of these weights, always from the same key, so that the pictures of a run can be compared.
 
     Every process must call it: they draw samples together. Points in the plane are few, and every process draws all of
     them. None for samples without a picture.
     """
+    progress = jax.process_index() == 0
     if experiment.classifies:
-        return plots.accuracy_by_noise(noisy_accuracy(experiment, params), classes=experiment.classes)
+        found = noisy_accuracy(experiment, params, progress=progress)
+        return plots.accuracy_by_noise(found, classes=experiment.classes)
     if not plots.has_picture(shape := experiment.shape):
         return None
-    sampling = experiment.config.sampling
+    sampling = dataclasses.replace(experiment.config.sampling, progress=progress)
     key = key_of(experiment.config.train.seed)
     if shape == (2,):
         here = jax.tree.map(jnp.asarray, multihost_utils.process_allgather(params, tiled=True))
@@ -186,6 +223,6 @@ def _picture(experiment: Experiment, dataset: Dataset, params: PyTree, mesh: Mes
     classes, denoiser, are_points = experiment.classes, experiment.sampling_denoiser(params), len(shape) < 2
     n = _POINTS if are_points else sampling.n
     cond = np.arange(n) % classes if classes else None
-    sampling = dataclasses.replace(sampling, batch=n, progress=False)
+    sampling = dataclasses.replace(sampling, batch=n)
     samples = sample_in_batches(key, denoiser, sampling, shape=shape, n=n, cond=cond, mesh=mesh)
     return plots.draw(samples, columns=None if are_points else classes or None)  # a column for each label

@@ -5,27 +5,32 @@ a log line.
 
 A line of `metrics.jsonl` covers the steps since the line before: the means of `loss` and `grad_norm`, the last
 `learning_rate`, `images_per_second` over all the time that passed (with compilation, saving and pictures), and
-`data_wait`, the fraction of that time in which the loop waited for data.
+`data_wait`, the fraction of that time in which the loop waited for data. A checkpoint keeps what the next line already
+covers, so that a resumed run writes the same line.
 """
 
 import collections
 import json
 import math
+import os
 import secrets
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from jaxdiff.experiment import plots
+from jaxdiff.experiment.workdir import set_aside, side_folder
 from jaxdiff.storage import replacing
-from jaxdiff.training.batches import Dispatch
+from jaxdiff.training.batches import Batches, Dispatch
 from jaxdiff.training.step import Metrics
 
 _IN_FLIGHT = 2  # dispatches that may run ahead of the host
@@ -38,19 +43,31 @@ class DivergenceError(RuntimeError):
 class Recorder:
     """Reports on one run. Only process 0 of a multi-host run writes; every process watches for NaN."""
 
-    def __init__(self, workdir: Path, *, start: int, steps: int, batch_size: int, every: int) -> None:
-        self._workdir, self._every, self._batch_size, self._steps = workdir, every, batch_size, steps
+    def __init__(
+        self,
+        workdir: Path,
+        batches: Batches,
+        *,
+        start: int,
+        steps: int,
+        every: int,
+        window: dict[str, Any] | None = None,  # what `window` returned at `start`
+    ) -> None:
+        self._workdir, self._every, self._batches, self._steps = workdir, every, batches, steps
         self._writes = jax.process_index() == 0
         self._queue: collections.deque[tuple[Dispatch, Metrics]] = collections.deque()
-        self._window: list[Metrics] = []
-        self._waited, self._since = 0.0, time.perf_counter()
+        self._window, self._waited, seconds = _restored(window)
+        self._since = time.perf_counter() - seconds
         if self._writes:
             _drop_after(workdir / "metrics.jsonl", start)
             self._file = (workdir / "metrics.jsonl").open("a")
-            # A name that nobody can foresee, since the writer follows links, and an absolute path, since it takes gs:x
-            # for a bucket.
+            # A name that nobody can foresee, since the writer follows links; an absolute path, since it takes gs:x for a
+            # bucket; and no limit (max_queue=0): a full queue whose thread has ended by an error would block this one.
             self._board = SummaryWriter(
-                str(workdir.absolute()), purge_step=start + 1, filename_suffix=f".{secrets.token_hex(8)}"
+                str(workdir.absolute()),
+                purge_step=start + 1,
+                max_queue=0,
+                filename_suffix=f".{secrets.token_hex(8)}",
             )
             # disable=None: a bar if there is a terminal; else `_report` writes lines.
             self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
@@ -75,8 +92,10 @@ class Recorder:
         if pixels is None:
             tqdm.write(f"step {step}: samples of more than 4 axes have no picture", file=sys.stderr)
         else:
-            path = self._workdir / "samples" / f"{step:08d}.png"
-            path.parent.mkdir(exist_ok=True)
+            path = picture_path(self._workdir, step)
+            side_folder(path.parent)
+            if path.is_dir():
+                set_aside(path, "it is a folder")
             plots.save(path, pixels)
             self._board.add_image("samples", pixels, step, dataformats="HWC")
             tqdm.write(f"step {step}: {path}", file=sys.stderr)
@@ -88,15 +107,28 @@ class Recorder:
             self._board.close()
             self._file.close()
 
+    def window(self) -> dict[str, Any] | None:
+        """Return what the next line already covers, for JSON; None if that is nothing. Call `drain` first."""
+        if not self._window:
+            return None
+        metrics = {name: values.tolist() for name, values in self._steps_since()._asdict().items()}
+        return {**metrics, "waited": self._waited, "seconds": time.perf_counter() - self._since}
+
+    def _steps_since(self) -> Metrics:
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *self._window)
+
     def _absorb(self) -> None:
         dispatch, on_device = self._queue.popleft()
         metrics = jax.device_get(on_device)
         finite = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
         if not finite.all():
             i = int(np.argmin(finite))
+            fix = "lower optimizer.learning_rate or set optimizer.clip_norm"
+            if (example := self._batches.not_finite(dispatch.first + i)) is not None:
+                fix = f"example {example} of the data in its batch has values that are not finite; leave it out"
             raise DivergenceError(
                 f"at step {dispatch.first + i + 1} the loss is {metrics.loss[i]} and its gradient's norm "
-                f"{metrics.grad_norm[i]}; lower optimizer.learning_rate or set optimizer.clip_norm"
+                f"{metrics.grad_norm[i]}; {fix}"
             )
         self._window.append(metrics)
         self._waited += dispatch.waited
@@ -109,12 +141,12 @@ class Recorder:
     def _report(self, step: int) -> None:
         now = time.perf_counter()
         elapsed = now - self._since
-        window = jax.tree.map(lambda *parts: np.concatenate(parts), *self._window)
+        window = self._steps_since()
         record = {
             "loss": float(window.loss.mean()),
             "grad_norm": float(window.grad_norm.mean()),
             "learning_rate": float(window.learning_rate[-1]),
-            "images_per_second": len(window.loss) * self._batch_size / elapsed,
+            "images_per_second": len(window.loss) * self._batches.batch_size / elapsed,
             "data_wait": min(self._waited / elapsed, 1.0),
         }
         self._window, self._waited, self._since = [], 0.0, now
@@ -131,9 +163,49 @@ class Recorder:
             tqdm.write(f"step {step}/{self._steps}  loss {record['loss']:.4f}  {speed}", file=sys.stderr)
 
 
+def picture_path(workdir: Path, step: int) -> Path:
+    """Return the path of the picture of this step."""
+    return workdir / "samples" / f"{step:08d}.png"
+
+
+def _restored(window: dict[str, Any] | None) -> tuple[list[Metrics], float, float]:
+    """Return the metrics, the seconds waited and the seconds passed of an unfinished window."""
+    try:
+        parts: Any = [np.asarray(window[name], jnp.result_type(float)) for name in Metrics._fields] if window else None
+        return ([Metrics(*parts)], window["waited"], window["seconds"]) if window else ([], 0.0, 0.0)
+    except (KeyError, TypeError, ValueError):  # damaged
+        return [], 0.0, 0.0
+
+
 def _drop_after(path: Path, step: int) -> None:
-    """Drop the reports after the step that a run resumes from, which it will make again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    """Drop the reports after the step that a run resumes from, which it will make again.
+
+    A file with lines that are no reports, other than a last one that was cut off, is set aside; its reports are kept.
+    """
+    kept, damaged, lines = [], None, []
+    try:
+        if os.path.lexists(path):
+            lines = path.read_bytes().split(b"\n") if path.is_file() else []
+            damaged = None if path.is_file() else "it is not a file"
+    except OSError as error:
+        damaged = error.strerror
+    for number, line in enumerate(lines, 1):
+        found = _step_of(line)
+        if found is None and line and number < len(lines):
+            damaged = f"line {number} is no report"
+        elif found is not None and found <= step:
+            kept.append(line + b"\n")
+    if damaged:
+        set_aside(path, damaged)
+    if lines or damaged:
         with replacing(path) as file:
-            file.write("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step).encode())
+            file.write(b"".join(kept))
+
+
+def _step_of(line: bytes) -> int | None:
+    """Return the step of a line, or None if the line is no report."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None

@@ -26,7 +26,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxdiff import data, xla
-from jaxdiff.experiment import Experiment, Optimizer
+from jaxdiff.experiment import Experiment
+from jaxdiff.experiment.resumption import learning_rate
 from jaxdiff.losses.time_sampling import LossHistory, first_history
 from jaxdiff.training import learned_schedule
 from jaxdiff.training.batches import Examples
@@ -69,18 +70,6 @@ class Metrics(NamedTuple):
 
 Batch = Examples | Int[Array, "steps batch"]
 StepFunction = Callable[[State, Examples | None, Batch], tuple[State, Metrics]]
-
-
-def learning_rate(config: Optimizer, steps: int) -> optax.Schedule:
-    """Return a linear warm-up, then a constant rate or a cosine that reaches 0 right after the last step."""
-    after = optax.constant_schedule(config.learning_rate)
-    if config.decay == "cosine":
-        after = optax.cosine_decay_schedule(config.learning_rate, max(steps - config.warmup_steps, 1))
-    if not config.warmup_steps:
-        return after
-    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    # The first step has count 0: a warm-up must not spend it on a rate of 0.
-    return optax.join_schedules([lambda n: warmup(n + 1), after], [config.warmup_steps])
 
 
 def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:

@@ -1,0 +1,85 @@
+"""Which settings of a run may change when it is resumed.
+
+Free are those that change the steps by rounding alone, or say where to stop and what to report. Some others may change
+if they are named in `allow_change`: they leave the state and the meaning of the data as they are.
+"""
+
+import dataclasses
+from collections.abc import Collection
+
+import optax
+
+from jaxdiff.experiment.config import Config, Optimizer, Train
+from jaxdiff.registry import differences, suggest
+from jaxdiff.typing import InputError
+
+_FREE = (
+    "data.dir:",
+    "data.on_device:",
+    "train.steps:",
+    "train.steps_per_dispatch:",
+    "train.fsdp:",
+    "every.",
+    "sampling.",
+)
+
+ALLOWABLE = (
+    *(f"optimizer.{field.name}" for field in dataclasses.fields(Optimizer)),
+    *(f"train.{field.name}" for field in dataclasses.fields(Train)),
+    "loss.weight",
+    "loss.times",
+)
+
+
+def checked(allow_change: Collection[str] | str) -> tuple[str, ...]:
+    """Return the names of settings that may change; raise an InputError if one of them can't be allowed to."""
+    names = (allow_change,) if isinstance(allow_change, str) else tuple(allow_change)
+    for name in names:
+        if name not in ALLOWABLE:
+            raise InputError(
+                f"allow_change = {name!r} is no setting that may change within a run; only those of optimizer and "
+                f"train, loss.weight and loss.times may{suggest(name, ALLOWABLE)}"
+            )
+    return names
+
+
+def check(old: Config, new: Config, step: int, allow_change: Collection[str], *, where: str) -> None:
+    """Raise an InputError if the run of the config `old`, which is at this step, can't go on with the config `new`."""
+    if new.train.steps < step:
+        raise InputError(
+            f"train.steps = {new.train.steps}, but {where} is at step {step} already; set train.steps to {step} or more"
+        )
+    changed = {line.partition(":")[0]: line for line in differences(old.to_mapping(), new.to_mapping())}
+    refused = {name: line for name, line in changed.items() if name not in allow_change}
+    found = {name: line for name, line in refused.items() if not line.startswith(_FREE)}
+    if found:
+        listed = "\n  ".join(found.values())
+        way = ""
+        if all(name in ALLOWABLE for name in found):
+            way = f", or go on with the change by allow_change={','.join({**dict.fromkeys(allow_change), **found})}"
+        raise InputError(
+            f"{where} holds a run of another config:\n  {listed}\n"
+            f"choose another folder, or set these back to go on with that run{way}"
+        )
+    if step and "train.steps" in refused and "cosine" in (old.optimizer.decay, new.optimizer.decay):
+        before, after = (
+            float(learning_rate(config.optimizer, config.train.steps)(n))
+            for config, n in ((old, step - 1), (new, step))
+        )
+        raise InputError(
+            f"{refused['train.steps']}, but optimizer.decay = 'cosine' ends at train.steps: the learning rate would go "
+            f"from {before:.2g} at step {step} to {after:.2g} at the next one; set train.steps back to "
+            f"{old.train.steps}, or go on with the change by allow_change={','.join([*allow_change, 'train.steps'])}"
+        )
+
+
+def learning_rate(config: Optimizer, steps: int) -> optax.Schedule:
+    """Return a linear warm-up, then a constant rate or a cosine that reaches 0 right after the last step."""
+    after = optax.constant_schedule(config.learning_rate)
+    if config.decay == "cosine":
+        after = optax.cosine_decay_schedule(config.learning_rate, max(steps - config.warmup_steps, 1))
+    if not config.warmup_steps:
+        return after
+    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    # The first step has count 0: a warm-up must not spend it on a rate of 0.
+    return optax.join_schedules([lambda n: warmup(n + 1), after], [config.warmup_steps])
