@@ -61,8 +61,8 @@ class Recorder:
         if self._writes:
             _drop_after(workdir / "metrics.jsonl", start)
             self._file = (workdir / "metrics.jsonl").open("a")
-            # A name that nobody can foresee, as the writer follows links; an absolute path, as it takes gs:x for a bucket;
-            # and no limit (max_queue=0), as a full queue whose thread has ended by an error would block this one.
+            # A name that nobody can foresee, as the writer follows links; an absolute path, as it takes gs:x for a
+            # bucket; no limit (max_queue=0), as a full queue whose thread has ended by an error would block this one.
             self._board = SummaryWriter(
                 str(workdir.absolute()),
                 purge_step=start + 1,
