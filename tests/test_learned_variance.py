@@ -4,6 +4,7 @@ For data N(0, c) with the exact denoiser the true reverse step q(x_s|x_t) is nor
 and the variance β̃ + m² Var(x_0|x_t), where m = α_s σ²_{t|s}/σ_t² and Var(x_0|x_t) = c σ_t²/(α_t² c + σ_t²).
 """
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -149,7 +150,9 @@ def test_learned_variance_is_refused_if_impossible() -> None:
     with pytest.raises(InputError, match="does not predict a variance"):
         losses.hybrid(plain, jnp.ones(2), 0.5, key=jax.random.key(0))
     with pytest.raises(InputError, match="learned_variance needs a discrete schedule"):
-        losses.hybrid(plain.with_process(jd.Gaussian(schedules.VP())), jnp.ones(2), 0.5, key=jax.random.key(0))
+        losses.hybrid(
+            dataclasses.replace(plain, process=jd.Gaussian(schedules.VP())), jnp.ones(2), 0.5, key=jax.random.key(0)
+        )
     with pytest.raises(InputError, match="trained without learned_variance = True"):
         tiny.config({"sampling.sampler": "ddpm:variance=learned"})
     with pytest.raises(InputError, match="discrete steps, which schedule 'vp' lacks"):

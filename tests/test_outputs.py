@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from jaxdiff import data
 from jaxdiff.cli import outputs
 from jaxdiff.experiment import plots, workdir
+from jaxdiff.training.batches import Batches, make_batches
 from jaxdiff.training.recorder import Recorder
+from jaxdiff.training.sharding import make_mesh
 from jaxdiff.typing import InputError
 
 IMAGE = np.zeros((3, 4, 3), np.uint8)
@@ -174,6 +176,11 @@ def test_a_run_whose_files_lead_out_of_its_folder_is_refused(name: str, exists: 
     workdir.prepare(tmp_path / "linked", tiny.config())
 
 
+def batches() -> Batches:
+    dataset = data.Dataset(name="points", x=np.zeros((8, 2), np.float32), labels=None, levels=None, classes=None)
+    return make_batches(dataset, make_mesh(1, 8), seed=0, batch_size=8, on_device=False)
+
+
 def test_the_records_of_a_run_go_through_no_link_that_can_be_foreseen(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
@@ -181,7 +188,7 @@ def test_the_records_of_a_run_go_through_no_link_that_can_be_foreseen(tmp_path: 
     (run / "metrics.jsonl").write_text('{"step": 1}\n{"step": 9}\n{"st')
     (run / "metrics.jsonl.part").symlink_to(tmp_path / "victim")
     for _ in range(2):
-        Recorder(run, start=5, steps=10, batch_size=1, every=1).close()
+        Recorder(run, batches(), start=5, steps=10, every=1).close()
     assert (tmp_path / "victim").read_text() == "untouched"
     assert (run / "metrics.jsonl").read_text() == '{"step": 1}\n'
     events = [path.name for path in run.iterdir() if "tfevents" in path.name]
@@ -194,7 +201,7 @@ def test_a_folder_of_any_name_takes_records(name: str, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     run = Path(name)
     workdir.prepare(run, tiny.config())
-    recorder = Recorder(run, start=0, steps=10, batch_size=1, every=1)
+    recorder = Recorder(run, batches(), start=0, steps=10, every=1)
     recorder.picture(3, IMAGE)
     recorder.close()
     np.testing.assert_array_equal(data.read_picture(run / "samples" / "00000003.png"), IMAGE / 255)

@@ -21,6 +21,7 @@ from jaxdiff.typing import Prediction
 
 SCHEDULES: dict[str, Schedule] = {name: make() for name, make in schedules.SCHEDULES.items()}
 SAMPLERS: dict[str, Sampler] = {name: make() for name, make in samplers.SAMPLERS.items() if "dpmpp" not in name}
+SAMPLERS["langevin"] = samplers.Langevin(200)  # enough for the few steps here
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
@@ -33,7 +34,7 @@ def toy(params: Any, x: jax.Array, t: jax.Array, *cond: jax.Array) -> jax.Array:
 
 
 PARAMS = {"scale": jnp.full((1, 3), 0.7), "bias": jnp.array([[0.1, -0.2, 0.3]])}
-PROCESS = Gaussian(schedules.Discrete(np.linspace(0.05, 0.9, 10)))
+PROCESS = Gaussian(schedules.Discrete(np.linspace(0.05, 0.75, 10)))
 TOY = jd.denoiser(toy, PARAMS, PROCESS)
 
 
@@ -45,7 +46,7 @@ def draw(key: jax.Array, denoiser: Any, sampler: str | Sampler = "ddpm", **optio
 def test_a_sample_depends_only_on_its_own_key(sampler: str) -> None:
     """Not on its place among others, on these others, or, for one sampler of each kind, on how many they are."""
     key, times = jax.random.key(3), timesteps.make("uniform", 5, PROCESS.schedule)
-    many = draw(key, TOY, sampler, n=16)
+    many = draw(key, TOY, SAMPLERS[sampler], n=16)
     assert many.shape == (16, 3)
     assert many.dtype == np.float32
     assert len(np.unique(many[:, 0])) == 16
@@ -55,7 +56,7 @@ def test_a_sample_depends_only_on_its_own_key(sampler: str) -> None:
     tolerance = {"rtol": 1e-3, "atol": 1e-3} if sampler == "adaptive" else {"rtol": 1e-5, "atol": 1e-6}
     np.testing.assert_allclose(picked[:3], many[order[:3]], **tolerance)
     if sampler in ("ddpm", "dpm++3m", "predictor_corrector", "adaptive"):  # a batch of another size is compiled anew
-        np.testing.assert_allclose(draw(key, TOY, sampler, n=3), many[:3], **tolerance)
+        np.testing.assert_allclose(draw(key, TOY, SAMPLERS[sampler], n=3), many[:3], **tolerance)
 
 
 def test_the_key_of_sample_i_is_fold_in() -> None:
@@ -160,7 +161,7 @@ def test_the_same_call_is_compiled_once() -> None:
         return params * x
 
     for i in range(3):
-        model = jd.denoiser(network, jnp.float32(i), Gaussian(schedules.Discrete(np.linspace(0.05, 0.9, 10))))
+        model = jd.denoiser(network, jnp.float32(i), Gaussian(schedules.Discrete(np.linspace(0.05, 0.75, 10))))
         draw(jax.random.key(i), model, samplers.DDIM(eta=0.5), n=4, steps=None, timesteps=[1.0, 0.5 + 0.1 * i, 0.0])
         if i == 0:
             first = len(traces)

@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).parents[1]
 POINTS: Mapping[str, Any] = {
     "data": {"name": "swissroll"},
     "model": {"name": "mlp", "width": 16, "depth": 1, "time_dim": 8},
-    "schedule": {"name": "cosine", "num_timesteps": 20},
+    "schedule": {"name": "linear", "num_timesteps": 20, "beta_last": 0.01},
     "optimizer": {"learning_rate": 0.01, "warmup_steps": 4},
     "train": {"steps": 30, "batch_size": 16, "ema_decay": 0.9, "steps_per_dispatch": 5},
     "sampling": {"steps": 4, "n": 8},

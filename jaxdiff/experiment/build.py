@@ -28,6 +28,7 @@ from jaxdiff.likelihood.elbo import prior_term, reconstruction_term
 from jaxdiff.losses.time_sampling import LossHistory, TimeSampler, time_sampler, to_steps
 from jaxdiff.losses.weightings import for_target
 from jaxdiff.processes import Denoiser, Perturbed, Process, TransformCondition, require_gaussian
+from jaxdiff.samplers.loop import check_sampler
 from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Samples, Scalar, Shape, Time, key_of
 
 
@@ -247,6 +248,8 @@ def _check_process(experiment: Experiment) -> None:
         require_gaussian(process, what="learned_variance", instead="set it to False")
     if isinstance(experiment.schedule, schedules.Learned) and experiment.schedule.ends is not None:
         require_gaussian(process, what="schedule.learn_ends", instead="set it to False")
+    if not experiment.classifies:
+        check_sampler(sampler, experiment.config.sampling.times(experiment.schedule), process)
     process = process.for_sample(jax.random.key(0), experiment.shape)
     if isinstance(process, Perturbed):
         x = jnp.zeros(experiment.shape)

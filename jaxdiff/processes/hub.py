@@ -61,7 +61,7 @@ class Conditioned(Wrapper):
 def check_same(process: Process, other: Process) -> None:
     """Raise an InputError if two processes differ in more than the parameters that they draw for each sample."""
     (leaves, kind), (others, other_kind) = (jax.tree.flatten((p.schedule, p.noise)) for p in (process, other))
-    alike: bool = type(process) is type(other) and kind == other_kind  # type: ignore[operator]
+    alike: bool = isinstance(other, type(process)) and kind == other_kind  # type: ignore[operator]
     if not alike or not all(is_traced(pair) or np.array_equal(*pair) for pair in zip(leaves, others, strict=True)):
         raise InputError(
             f"process = {other!r}, but the model was made for {process!r}; a model is right under its own process only"

@@ -14,7 +14,7 @@ from jaxdiff.typing import RandomKey, Sample, T, Time
 class Sampler(Protocol):
     """One step of one sample from t to s < t. A hashable value: equal samplers share a compilation.
 
-    A sampler that is wrong for some timesteps also has `check(times, schedule)`, which raises an `InputError` for them.
+    A sampler that is wrong for some timesteps also has `check(times, process)`, which raises an `InputError` for them.
     """
 
     def init(self, x: Sample) -> Any:

@@ -88,7 +88,7 @@ def sample_in_batches(
     steps = len(times) - 1
     visited = jnp.asarray(times, jnp.result_type(float))
     sharding = NamedSharding(mesh, P(mesh.axis_names))
-    check_sampler(sampler := make(sampling.sampler), times, denoiser.process.schedule)
+    check_sampler(sampler := make(sampling.sampler), times, denoiser.process)
     static: dict[str, Any] = {"sampler": sampler, "shape": shape, "sharding": sharding}
     begin_all, continue_all = xla.outermost(_begin, *static), xla.outermost(_continue, *static)
     with _bar(sampling.progress, -(-n // _size(n, sampling.batch, mesh)) * steps, unit="step") as bar:

@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
-from jaxdiff.processes import Conditioned, Denoiser, for_sample
+from jaxdiff.processes import Conditioned, Denoiser, Process, for_sample
 from jaxdiff.samplers import timesteps as timesteps_
 from jaxdiff.samplers.base import Sampler
 from jaxdiff.samplers.names import make
 from jaxdiff.samplers.timesteps import Timesteps
-from jaxdiff.schedules import Schedule
 from jaxdiff.typing import InputError, PyTree, RandomKey, Sample, Samples, Shape, check_whole, elementwise, is_traced
 
 Keys = Key[Array, " n"]
@@ -70,7 +69,7 @@ def sample(
     denoiser.process.for_sample(key, shape)  # raises if the process can't take this shape
     times = timesteps_.make(timesteps, steps, denoiser.process.schedule)
     check_start(times, start)
-    check_sampler(sampler := make(sampler), times, denoiser.process.schedule)
+    check_sampler(sampler := make(sampler), times, denoiser.process)
     options: Any = {"times": times, "shape": shape, "cond": cond, "start": start, "trajectory": trajectory}
     return sample_each(sample_keys(key, np.arange(n)), denoiser, sampler, **options)
 
@@ -109,12 +108,12 @@ def check_start(times: Times, start: Any) -> None:
         )
 
 
-def check_sampler(sampler: Sampler, times: Times, schedule: Schedule) -> None:
+def check_sampler(sampler: Sampler, times: Times, process: Process) -> None:
     """Let a sampler that has a method `check` refuse the times; traced ones are not known."""
     check = getattr(sampler, "check", None)
-    if check is not None and not is_traced((times, schedule)):
+    if check is not None and not is_traced((times, process.schedule)):
         with jax.ensure_compile_time_eval():
-            check(np.asarray(times), schedule)
+            check(np.asarray(times), process)
 
 
 def sample_keys(key: RandomKey, indices: Integer[np.ndarray | Array, " n"]) -> Keys:

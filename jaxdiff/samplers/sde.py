@@ -40,11 +40,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.processes import Denoiser, require_gaussian
+from jaxdiff.processes import Denoiser, Process, require_gaussian
 from jaxdiff.samplers.ancestral import DDIM, posterior_variances, reverse_step
 from jaxdiff.samplers.base import Sampler, Stateless, static_dataclass
 from jaxdiff.samplers.ode import Heun
-from jaxdiff.schedules import Schedule, check_times, rates
+from jaxdiff.schedules import check_times, rates
 from jaxdiff.typing import InputError, RandomKey, Sample, Time
 
 _NO_NOISE = 0.01  # σ/α below which too much noise is not seen in data of unit variance
@@ -123,8 +123,9 @@ class Langevin(Stateless):
     def __post_init__(self) -> None:
         PredictorCorrector(self.corrections, self.snr)  # validates the fields
 
-    def check(self, times: np.ndarray, schedule: Schedule) -> None:
+    def check(self, times: np.ndarray, process: Process) -> None:
         """Raise an InputError if the corrections can't take the noise away as fast as the timesteps ask."""
+        schedule = require_gaussian(process).schedule
         log_snr = np.asarray(schedule.log_snr(jnp.asarray(times, float)), np.float64)
         # From α_t = 0 x starts at the noise of s, and x̂_0 at s = 0 does not matter.
         counts = (times[1:] > 0) & (log_snr[1:] < -2 * math.log(_NO_NOISE)) & np.isfinite(log_snr[:-1])
