@@ -59,6 +59,8 @@ def main() -> None:
     )
     flags.DEFINE_float("guidance", None, "Guidance weight w towards the label; 0 is the plain conditional model.")
     flags.DEFINE_string("classifier", None, "Folder of a classifier's run to guide by, instead of classifier-free.")
+    flags.DEFINE_string("dir", None, "Folder of the data set, for test images; default: the run's, with --trust.")
+    flags.DEFINE_bool("trust", False, "Whether to run code that the folders of --workdir and --classifier name.")
     flags.DEFINE_string("mask", "top", f"What --inpaint keeps: {', '.join(_MASKS)}, or a PNG, white where it keeps.")
     flags.DEFINE_float("time", 0.5, "Noise level of --image_to_image, in (0, 1].")
     flags.DEFINE_integer("resample", 5, "How often --inpaint makes each step; more fits the new part better.")
@@ -76,7 +78,7 @@ def _sample() -> None:
         raise InputError(f"--seed = {FLAGS.seed}; must satisfy 0 <= seed < 2^32")
     task = _chosen_task()
     xla.split_cpu(FLAGS.batch)
-    run = load(FLAGS.workdir)
+    run = load(FLAGS.workdir, trust=FLAGS.trust)
     if task and run.experiment.classifies:
         raise InputError(f"--{task} needs a model that draws, but this run is a classifier; leave it out")
     message, image, arrays = _TASKS[task](run) if task else _draw(run)
@@ -109,6 +111,7 @@ def _chosen_task() -> str | None:
     inpaints, varies = task == "inpaint", task == "image_to_image"
     unused = {
         "images": not task and f"--{', --'.join(_TASKS)}",
+        "dir": task and FLAGS.images != "test" and "--images=test",
         "n": task and f"drawing samples: --{task} gives the number of images",
         "mask": not inpaints and "--inpaint",
         "time": not varies and "--image_to_image",
@@ -132,7 +135,7 @@ def _options(labels: Any) -> dict[str, Any]:
 
 @functools.cache
 def _classifier() -> Run | None:
-    return None if FLAGS.classifier is None else load(FLAGS.classifier)
+    return None if FLAGS.classifier is None else load(FLAGS.classifier, trust=FLAGS.trust)
 
 
 def _labels(run: Run) -> tuple[list[int], dict[int, float] | None]:
@@ -164,7 +167,7 @@ def _one_label(run: Run) -> int | dict[int, float] | None:
 
 def _draw(run: Run) -> Output:
     if run.experiment.classifies:
-        found = run.noisy_accuracy()
+        found = run.noisy_accuracy(dir=FLAGS.dir)
         print(found)
         image = plots.accuracy_by_noise(found, classes=run.experiment.classes)
         return f"a classifier of step {run.step}", image, found._asdict()
@@ -186,7 +189,7 @@ def _images(run: Run, n: int) -> HostSamples:
     if FLAGS.images == "samples":
         return run.sample(jax.random.key(FLAGS.seed), n=n, **_options(_one_label(run)))
     if FLAGS.images == "test":
-        return run.test_examples(n)
+        return run.test_examples(n, dir=FLAGS.dir)
     return data.read_files(FLAGS.images.split(","), n=n)
 
 

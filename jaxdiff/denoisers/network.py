@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.processes import Denoiser, Process, Wrapper, parameterization
-from jaxdiff.typing import InputError, Prediction, PyTree, Sample, Time, pytree, static
+from jaxdiff.typing import Extended, InputError, Prediction, PyTree, Sample, Time, pytree, static
 
 
 @pytree(eq=False)
@@ -110,7 +110,7 @@ class _Limited(Wrapper):
     """A denoiser with x̂_0 clipped to `limits` or, if these are None, to a quantile of its size that is scaled to 1."""
 
     inner: Denoiser
-    limits: tuple[float, float] | None = static(default=None)
+    limits: tuple[Extended, Extended] | None = static(default=None)
     quantile: float = static(default=1.0)
 
     def __call__(self, x_t: Sample, t: Time, cond: PyTree = None, /) -> Prediction:

@@ -144,6 +144,10 @@ def to_steps(t: Float[Array, " n"], *, num_timesteps: int) -> Float[Array, " n"]
     return jnp.ceil(t * num_timesteps) / num_timesteps
 
 
+def _rounded(key: RandomKey, n: int, *, draw: TimeSampler, num_timesteps: int) -> Float[Array, " n"]:
+    return to_steps(draw(key, n), num_timesteps=num_timesteps)
+
+
 def time_sampler(times: Times, schedule: Schedule) -> TimeSampler:
     """Return the sampler of training times for a schedule.
 
@@ -162,7 +166,7 @@ def time_sampler(times: Times, schedule: Schedule) -> TimeSampler:
         "secant": functools.partial(secant, schedule=schedule),
     }
     if draw := between.get(times):
-        return draw if last is None else lambda key, n: to_steps(draw(key, n), num_timesteps=last)
+        return draw if last is None else functools.partial(_rounded, draw=draw, num_timesteps=last)
     if last is None or times == "continuous":
         return continuous
     return functools.partial(discrete, num_timesteps=last)

@@ -26,7 +26,7 @@ Space of Diffusion-Based Generative Models".
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,9 @@ from jaxdiff.samplers.ancestral import DDIM
 from jaxdiff.samplers.base import Sampler, Stateless, static_dataclass
 from jaxdiff.samplers.ode import Heun
 from jaxdiff.schedules import check_times, rates
-from jaxdiff.typing import InputError, RandomKey, Sample, Time
+from jaxdiff.typing import AtMost, Extended, InputError, RandomKey, Sample, Time, check_between, shown
+
+Corrections = Annotated[int, AtMost(1000)]
 
 
 @static_dataclass
@@ -64,15 +66,16 @@ class PredictorCorrector:
     The predictor is any other sampler. Each of the `corrections` is a network call; `snr` is r in ε = (r σ_s)².
     """
 
-    corrections: int = 1
+    corrections: Corrections = 1
     snr: float = 0.16
     predictor: Sampler = DDIM(eta=1.0)
 
     def __post_init__(self) -> None:
         if self.corrections < 1:
             raise InputError(f"corrections = {self.corrections}; take at least 1 Langevin step, or another sampler")
-        if not self.snr > 0:
-            raise InputError(f"snr = {self.snr}; the step size (snr·σ)² must be above 0")
+        check_between(self, 0, 10, "snr")  # Langevin steps diverge from 1 on
+        if not isinstance(self.predictor, Sampler):
+            raise InputError(f"predictor = {shown(self.predictor)}; it must be a sampler, such as DDIM()")
 
     def init(self, x: Sample) -> Any:
         """Return the state of the predictor."""
@@ -103,7 +106,7 @@ class Langevin(Stateless):
     It suits variance-exploding schedules. The step to t = 0 returns x̂_0. The fields are as for `PredictorCorrector`.
     """
 
-    corrections: int = 5
+    corrections: Corrections = 5
     snr: float = 0.16
 
     def __post_init__(self) -> None:
@@ -135,8 +138,8 @@ class EDM(Stateless):
     """
 
     gamma: float = 0.4
-    low: float = 0.0
-    high: float = math.inf
+    low: Extended = 0.0
+    high: Extended = math.inf
     noise: float = 1.0
 
     def __post_init__(self) -> None:

@@ -114,7 +114,7 @@ def _set_up(config: Config, workdir: Path) -> tuple[Dataset, Experiment]:
     examples = folder.choose_examples(workdir, config, dataset)
     experiment = make_experiment(config, dataset.spec, examples)
     if experiment.classifies:
-        test_split(experiment)  # raises now rather than after training
+        test_split(experiment, config.data.dir)  # raises now rather than after training
     if jax.process_index() == 0:
         folder.write(workdir, config, dataset.spec, examples)
     return dataset, experiment
