@@ -8,7 +8,6 @@ import difflib
 import functools
 import inspect
 import math
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -196,9 +195,21 @@ def checked(path: str, value: Any, hint: Any) -> Any:
     except TypeError:
         if get_origin(hint) is Literal:
             raise InputError(f"{path} = {shown(value)} is unknown{suggest(str(value), get_args(hint))}") from None
-        kind = hint.__name__ if get_origin(hint) is None else str(hint)
-        kind = re.sub(r"(typing\.)?Annotated\[(.+?), AtMost\(.*?\)\]", r"\2", kind).replace("collections.abc.", "")
-        raise InputError(f"{path} = {shown(value)} has the wrong type; it must be {kind}") from None
+        raise InputError(f"{path} = {shown(value)} has the wrong type; it must be {_described(hint)}") from None
+
+
+def _described(hint: Any) -> str:
+    """The text of an annotation, without the bounds in it."""
+    kind, options = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        return _described(options[0])
+    if kind in (Union, types.UnionType):
+        return " | ".join(map(_described, options))
+    if kind in (Sequence, tuple, list):
+        return f"{kind.__name__}[{', '.join(map(_described, options))}]"
+    if kind is not None or not isinstance(hint, type):
+        return "..." if hint is Ellipsis else str(hint).replace("collections.abc.", "")
+    return "None" if hint is type(None) else hint.__name__
 
 
 class _SizeError(Exception):

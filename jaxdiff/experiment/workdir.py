@@ -79,7 +79,7 @@ def read(workdir: Path, *, trust: bool | Collection[str] = False) -> tuple[Confi
     try:
         if (size := path.stat().st_size) > _MOST_BYTES:
             raise ValueError(f"it has {size} bytes, more than {_MOST_BYTES}")
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_text(encoding="utf-8"))
         values, data = content["config"], content["data"]
         code = ", ".join(sorted(registry.outside(values)))
         fix = f"in all, {path} names {code[:1000]}; "

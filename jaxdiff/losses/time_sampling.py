@@ -131,7 +131,8 @@ class LossHistory:
         key_bin, key_time = jax.random.split(key)
         p = self.probabilities()
         chosen = jax.random.categorical(key_bin, jnp.log(p), shape=(n,))
-        return (chosen + continuous(key_time, n)) / len(p), 1 / (len(p) * p[chosen])
+        within = continuous(key_time, n)
+        return (chosen.astype(within.dtype) + within) / len(p), 1 / (len(p) * p[chosen])
 
 
 def first_history(times: Times, schedule: Schedule) -> LossHistory | None:

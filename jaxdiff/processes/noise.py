@@ -206,7 +206,7 @@ class Bernoulli(_Discrete):
 
     def __post_init__(self) -> None:
         if not 1e-6 <= self.p <= 1 - 1e-6:
-            raise InputError(f"p = {self.p}; must satisfy 1e-6 <= p <= 1 − 1e-6")
+            raise InputError(f"p = {self.p}; must satisfy 0 < p < 1, with 1e-6 to either end")
 
     def _scipy(self) -> Any:
         return tables.scipy_stats().bernoulli(self.p)
