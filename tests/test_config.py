@@ -182,7 +182,7 @@ def test_every_item_of_a_sequence_is_checked(position):
         ("train.fsdp", 0, "train.fsdp = 0; it must be at least 1"),
         ("optimizer.learning_rate", -0.1, "optimizer.learning_rate = -0.1; it must be at least 0, and finite"),
         ("optimizer.learning_rate", float("nan"), "optimizer.learning_rate = nan; it must be a finite number"),
-        ("optimizer.learning_rate", float("inf"), "optimizer.learning_rate = inf; it must be a finite number"),
+        ("optimizer.learning_rate", float("inf"), "optimizer.learning_rate = inf; it must be at least 0, and finite"),
         ("optimizer.warmup_steps", -1, "optimizer.warmup_steps = -1; it must be at least 0"),
         ("optimizer.weight_decay", -1.0, "optimizer.weight_decay = -1.0; it must be at least 0"),
         ("optimizer.clip_norm", 0.0, "optimizer.clip_norm = 0.0; it must be above 0, or None"),

@@ -1,5 +1,6 @@
 """What a folder of somebody else can't do: run code, read files of its choice, or take all memory."""
 
+import gc
 import json
 import re
 import sys
@@ -16,6 +17,7 @@ import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from test_checkpoint import closed_event_loops, forgotten_coroutines  # noqa: F401
 
 from jaxdiff import registry
 from jaxdiff.data import DataSpec
@@ -24,7 +26,10 @@ from jaxdiff.experiment.checkpoint import Checkpoints, NoCheckpointError
 from jaxdiff.run import Run, load
 from jaxdiff.typing import InputError
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [
+    pytest.mark.usefixtures("unchecked"),
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+]
 
 POINTS = DataSpec(shape=(2,), levels=None)
 TEXT = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\ndef make(*a, **b): raise SystemExit\n"
@@ -245,6 +250,7 @@ def test_examples_are_checked_by_their_header(tmp_path: Path, examples: Any) -> 
         workdir.read_examples(tmp_path, config, POINTS)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # reads that Orbax leaves behind
 def test_a_checkpoint_is_read_only_in_the_shapes_and_chunks_of_the_network(tmp_path: Path) -> None:
     import tensorstore
 
@@ -269,6 +275,7 @@ def test_a_checkpoint_is_read_only_in_the_shapes_and_chunks_of_the_network(tmp_p
     del array
     with pytest.raises(NoCheckpointError):
         read(2**20)
+    gc.collect()
 
 
 JSON = st.recursive(

@@ -100,6 +100,7 @@ class Checkpoints:
         restored: Any = None
         reason = "another process can't read it"
         try:
+            self.wait()
             for name in wanted:
                 _check_chunks(self._folder / str(step) / name)
             restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))

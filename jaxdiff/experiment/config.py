@@ -24,7 +24,7 @@ from jaxdiff.processes import parameterization
 from jaxdiff.processes.transforms import Transform
 from jaxdiff.samplers import timesteps
 from jaxdiff.samplers.batching import Sampling
-from jaxdiff.typing import AtMost, Count, InputError, fields_of
+from jaxdiff.typing import AtMost, Count, Extended, InputError, fields_of
 
 Seed = Annotated[int, AtMost(2**32)]
 Component = Any  # a text or a mapping; a mapping with all plain options once the Config is made
@@ -67,7 +67,7 @@ class Loss:
 class Optimizer:
     """AdamW with gradient clipping, and a learning rate with linear warm-up and optional decay."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Extended = 1e-3
     warmup_steps: int = 0
     decay: Literal["constant", "cosine"] = "constant"
     weight_decay: float = 0.0

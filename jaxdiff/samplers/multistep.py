@@ -71,8 +71,8 @@ class DPMSolver:
     def __post_init__(self) -> None:
         orders = (1, 2) if self.stochastic else (1, 2, 3)
         if self.order not in orders:
-            found = f"order = {self.order}, stochastic = {self.stochastic}"
-            raise InputError(f"{found}; the order must be one of {orders}{' for the SDE form' * self.stochastic}")
+            form = " for the SDE form, stochastic = True" if self.stochastic else ""
+            raise InputError(f"order = {self.order}; it must be one of {orders}{form}")
 
     def init(self, x: Sample) -> History:
         """Return an empty history."""

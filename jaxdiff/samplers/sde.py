@@ -36,7 +36,7 @@ from jaxdiff.samplers.ancestral import DDIM
 from jaxdiff.samplers.base import Sampler, Stateless, static_dataclass
 from jaxdiff.samplers.ode import Heun
 from jaxdiff.schedules import check_times, rates
-from jaxdiff.typing import AtMost, Extended, InputError, RandomKey, Sample, Time, check_between, shown
+from jaxdiff.typing import AtMost, Extended, InputError, RandomKey, Sample, Time, shown
 
 Corrections = Annotated[int, AtMost(1000)]
 
@@ -73,7 +73,8 @@ class PredictorCorrector:
     def __post_init__(self) -> None:
         if self.corrections < 1:
             raise InputError(f"corrections = {self.corrections}; take at least 1 Langevin step, or another sampler")
-        check_between(self, 0, 10, "snr")  # Langevin steps diverge from 1 on
+        if not 0 < self.snr < 10:  # Langevin steps diverge from 1 on
+            raise InputError(f"snr = {self.snr}; the step size (snr·σ)² must be above 0, and snr below 10")
         if not isinstance(self.predictor, Sampler):
             raise InputError(f"predictor = {shown(self.predictor)}; it must be a sampler, such as DDIM()")
 
