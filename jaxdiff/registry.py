@@ -7,25 +7,59 @@ A component is named by a text or by a mapping, as on a command line or in a fil
 
 The name is a registered name, or names a class or function of any importable module. Its options are checked by the
 annotations of the constructor, which also turn whole numbers into floats and lists into tuples.
+
+A name from outside imports and calls code of its author's choice. That is wanted for the names that a user writes, and
+not for those in a folder that comes from somebody else: `only` refuses them.
 """
 
 import ast
 import dataclasses
-import difflib
 import importlib
 import inspect
 import math
 import operator
 import re
-import types
+import sys
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, Union, get_args, get_origin
+from contextvars import ContextVar
+from typing import Any
 
-from jaxdiff.typing import InputError
+from jaxdiff.typing import InputError, checked, near, plain, shown, suggest
 
 Names = Mapping[str, Callable[..., Any]]
+
+_LONGEST = 1000  # characters of a text that names a component
+
+# The names from outside that may be imported, and what to do about others; None for any name.
+_allowed: ContextVar[tuple[Collection[str], str] | None] = ContextVar("allowed", default=None)
+
+
+class UntrustedError(InputError):
+    """A name from outside jaxdiff where only trusted names may be imported."""
+
+
+@contextmanager
+def only(allowed: Collection[str], fix: str) -> Iterator[None]:
+    """Let a block build components of jaxdiff and these names from outside; others raise an error that ends in `fix`.
+
+    Raises:
+      UntrustedError: in place of the import of another name.
+    """
+    token = _allowed.set((allowed, fix))
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def outside(value: Any) -> set[str]:
+    """Return the names `package.module:Name` among the texts of nested mappings and lists."""
+    if isinstance(value, Mapping | list | tuple):
+        return set().union(*map(outside, value.values() if isinstance(value, Mapping) else value))
+    found = re.match(r"[\w.]+:[\w.]+(?=:|$)", value) if isinstance(value, str) else None
+    return {found[0]} if found else set()
 
 
 def make(what: str, value: Any, names: Names, *, given: Collection[str] = (), **extra: Any) -> Any:
@@ -55,10 +89,10 @@ def normalize(
     name, options, parameters, _ = _resolve(what, value, names, given)
     for key, item in options.items():
         if not _is_plain(item):
-            raise InputError(f"{what}.{key} = {item!r}; it must be a value that JSON can hold")
+            raise InputError(f"{what}.{key} = {shown(item)}; it must be a value that JSON can hold")
     defaults = {key: parameter.default for key, parameter in parameters.items() if key not in given}
-    plain = {key: _plain(default) for key, default in defaults.items() if _is_plain(default)}
-    return {"name": name, **plain, **options}
+    written = {key: plain(default) for key, default in defaults.items() if _is_plain(default)}
+    return {"name": name, **written, **options}
 
 
 def takes(what: str, value: Any, names: Names, option: str) -> bool:
@@ -70,14 +104,15 @@ def find(what: str, name: str, names: Names) -> Callable[..., Any]:
     """Return the constructor with this name, a registered one or `package.module:Name`, or raise an InputError."""
     if name in names:
         return names[name]
+    _check_trusted(what, name, names)
     module, colon, attribute = name.partition(":")
     if not colon or not all(part.isidentifier() for part in module.split(".")):
         known = ", ".join(sorted(names))
-        raise InputError(f"{what} = {name!r}; the known ones are {known}, or package.module:Name{_near(name, names)}")
+        raise InputError(f"{what} = {name!r}; the known ones are {known}, or package.module:Name{near(name, names)}")
     try:
         source = importlib.import_module(module)
     except ImportError as error:
-        advice = f"the module must be importable, see PYTHONPATH{_near(module, names)}"
+        advice = f"the module must be importable, see PYTHONPATH{near(module, names)}"
         raise InputError(f"{what} = {name!r}: {error}; {advice}") from error
     try:
         found = operator.attrgetter(attribute)(source)
@@ -86,6 +121,17 @@ def find(what: str, name: str, names: Names) -> Callable[..., Any]:
     if not callable(found):
         raise InputError(f"{what} = {name!r} is a {type(found).__name__}; name a class or function")
     return found
+
+
+def _check_trusted(what: str, name: str, names: Names) -> None:
+    """Raise an UntrustedError unless any name may be imported, or this one, or it is a name of a registered class."""
+    module, _, attribute = name.partition(":")
+    if (limits := _allowed.get()) is None or name in limits[0] or ":" not in name:
+        return
+    found = vars(sys.modules.get(module, object)).get(attribute) if module.startswith("jaxdiff.") else None
+    if any(found is constructor for constructor in names.values()):
+        return
+    raise UntrustedError(f"{what} = {shown(name)} is code from outside jaxdiff; {limits[1]}")
 
 
 def _resolve(
@@ -97,27 +143,30 @@ def _resolve(
     hints = {key: parameter.annotation for key, parameter in parameters.items() if key not in given}
     for key in options:
         if key in given or (key not in hints and not open_ended):
-            shown = value if isinstance(value, str) else name
-            listed = ", ".join(hints) or "none"
-            raise InputError(f"{what} = {shown!r} has no option {key!r}; it takes {listed}{_near(key, hints)}")
+            written, listed = value if isinstance(value, str) else name, ", ".join(hints) or "none"
+            unknown = f"{what} = {shown(written)} has no option {shown(key)}"
+            raise InputError(f"{unknown}; it takes {listed}{near(key, hints)}")
     fitted = {key: checked(f"{what}.{key}", item, hints.get(key, Any)) for key, item in options.items()}
     return name, fitted, parameters, open_ended
 
 
 def _parse(what: str, value: str | Mapping[str, Any], names: Names) -> tuple[str, dict[str, Any]]:
     """The name and the options, unchecked."""
+    text = value.get("name") if isinstance(value, Mapping) else value
+    if isinstance(text, str) and len(text) > _LONGEST:
+        raise InputError(f"{what} = {shown(text)} has {len(text)} characters; write at most {_LONGEST}")
     if isinstance(value, Mapping):
-        if not isinstance(value.get("name"), str):
+        if not isinstance(text, str):
             raise InputError(f"{what}.name is missing; the known ones are {', '.join(sorted(names))}")
-        return value["name"], {key: item for key, item in value.items() if key != "name"}
+        return text, {key: item for key, item in value.items() if key != "name"}
     if not isinstance(value, str):
-        raise InputError(f"{what} = {value!r}; it must be a text, NAME:OPTION=VALUE, or a mapping with a name")
+        raise InputError(f"{what} = {shown(value)}; it must be a text, NAME:OPTION=VALUE, or a mapping with a name")
     name, _, rest = value.partition(":")
     first, _, after = rest.partition(":")
     if first and "=" not in first and name not in names:
         name, rest = f"{name}:{first}", after
     options: dict[str, Any] = {}
-    for option in filter(None, re.split(r",(?![^(\[]*[)\]])", rest)):  # not at the commas of a tuple
+    for option in filter(None, _split(rest)):
         key, equals, text = option.partition("=")
         if not equals:
             raise InputError(f"{what} = {value!r} has no option {option!r}; write NAME:OPTION=VALUE,OPTION=VALUE")
@@ -125,9 +174,20 @@ def _parse(what: str, value: str | Mapping[str, Any], names: Names) -> tuple[str
             raise InputError(f"{what} = {value!r} gives {key!r} twice; give it once")
         try:
             options[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # not a value, or too many brackets
             options[key] = text
     return name, options
+
+
+def _split(text: str) -> list[str]:
+    """Split a text at its commas, but not at those in brackets."""
+    parts, start, depth = [], 0, 0
+    for i, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth <= 0:
+            parts.append(text[start:i])
+            start = i + 1
+    return [*parts, text[start:]]
 
 
 def _signature(constructor: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
@@ -144,54 +204,6 @@ def _signature(constructor: Callable[..., Any]) -> tuple[dict[str, inspect.Param
     return named, inspect.Parameter.VAR_KEYWORD in kinds
 
 
-def checked(path: str, value: Any, hint: Any) -> Any:
-    """Return the value as its annotation asks for it, or raise an InputError."""
-    try:
-        return _fitted(value, hint)
-    except TypeError:
-        if get_origin(hint) is Literal:
-            raise InputError(f"{path} = {value!r} is unknown{suggest(str(value), get_args(hint))}") from None
-        kind = hint.__name__ if get_origin(hint) is None else str(hint).replace("collections.abc.", "")
-        raise InputError(f"{path} = {value!r} has the wrong type; it must be {kind}") from None
-
-
-def _fitted(value: Any, hint: Any) -> Any:
-    """`checked`, with a TypeError if the value doesn't fit. A bool does not count as a number."""
-    kind, options = get_origin(hint), get_args(hint)
-    value = _plain(value)
-    if hint in (Any, object, inspect.Parameter.empty) or (kind is None and not isinstance(hint, type)):
-        return value
-    if kind in (Union, types.UnionType):
-        for option in options:
-            try:
-                return _fitted(value, option)
-            except TypeError:
-                continue
-    elif kind is Literal:
-        if any(type(value) is type(option) and value == option for option in options):
-            return value
-    elif kind is tuple and options[-1] is not Ellipsis:
-        if isinstance(value, tuple) and len(value) == len(options):
-            return tuple(map(_fitted, value, options))
-    elif kind in (Sequence, tuple, list):
-        if isinstance(value, tuple):
-            return tuple(_fitted(item, options[0]) for item in value)
-    elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif hasattr(hint, "array_type") and isinstance(value, int | float | tuple):  # numbers, as a file has them
-        return tuple(_fitted(item, hint) for item in value) if isinstance(value, tuple) else _fitted(value, float)
-    elif isinstance(value, kind or hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    raise TypeError
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return tuple(map(_plain, value)) if type(value) in (list, tuple) else value
-
-
 def _is_plain(value: Any) -> bool:
     """Whether JSON can hold it."""
     if type(value) in (list, tuple):
@@ -203,18 +215,19 @@ def _is_plain(value: Any) -> bool:
 
 def dataclass_from(cls: Any, values: Mapping[str, Any]) -> Any:
     """Return a dataclass made from a mapping; fields that are dataclasses are made from its sections."""
-    hints, fields = typing.get_type_hints(cls), {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     arguments = {}
     for name, value in values.items():
         if name not in fields:
-            raise InputError(f"{name} is not a field of the config{suggest(name, fields)}")
+            raise InputError(f"{str(name)[:200]} is not a field of the config{suggest(name, fields)}")
         if not dataclasses.is_dataclass(hints[name]):
             arguments[name] = checked(name, value, hints[name])
         elif isinstance(value, Mapping):
             with named(name):
                 arguments[name] = dataclass_from(hints[name], value)
         else:
-            raise InputError(f"{name} = {value!r}; it must be a section with fields of its own")
+            raise InputError(f"{name} = {shown(value)}; it must be a section with fields of its own")
     for name, field in fields.items():
         if name not in values and field.default is field.default_factory is dataclasses.MISSING:
             raise InputError(f"{name} is missing from the config")
@@ -223,7 +236,7 @@ def dataclass_from(cls: Any, values: Mapping[str, Any]) -> Any:
 
 def check_types(section: Any) -> None:
     """Make every field of a frozen dataclass what its annotation says, or raise an InputError."""
-    for name, hint in typing.get_type_hints(type(section)).items():
+    for name, hint in typing.get_type_hints(type(section), include_extras=True).items():
         object.__setattr__(section, name, checked(name, getattr(section, name), hint))
 
 
@@ -241,7 +254,7 @@ def named(section: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{section}.{error}") from None
+        raise type(error)(f"{section}.{error}") from None
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
@@ -254,14 +267,3 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
         elif a != b:
             found.append(f"{path}{key}: {a!r} -> {b!r}")
     return found
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the nearest known one, or all of them."""
-    names = [str(item) for item in known]
-    return _near(name, names) or f"; the known ones are {', '.join(sorted(names)) or 'none'}"
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -36,7 +36,17 @@ from jaxdiff.samplers.batching import all_devices, in_batches, sample_in_batches
 from jaxdiff.samplers.probability_flow import Outcome, Solver
 from jaxdiff.samplers.timesteps import Timesteps
 from jaxdiff.storage import user_path
-from jaxdiff.typing import HostSamples, InputError, PyTree, RandomKey, Sample, Samples, check_whole, elementwise
+from jaxdiff.typing import (
+    HostSamples,
+    InputError,
+    PyTree,
+    RandomKey,
+    Sample,
+    Samples,
+    check_whole,
+    elementwise,
+    fields_of,
+)
 
 AnySamples = Float[np.ndarray | Array, "n *shape"]
 
@@ -69,6 +79,9 @@ class Run:
     experiment: Experiment
     params: PyTree  # the averaged (EMA) weights
     step: int  # the optimizer steps that the weights have seen
+    trusted: bool = True  # whether what the config says of the data is followed without asking; see `load`
+
+    __getstate__ = fields_of
 
     @property
     def config(self) -> Config:
@@ -211,25 +224,39 @@ class Run:
         denoiser = self.experiment.clip_denoised(denoiser)
         return sample_in_batches(key, denoiser, sampling, shape=self.experiment.shape, **rows)
 
-    def noisy_accuracy(self, n: int = 1000) -> NoisyAccuracy:
-        """Return the accuracy of a classifier on n examples of the test split, by noise level."""
+    def noisy_accuracy(self, n: int = 1000, *, dir: str | None = None) -> NoisyAccuracy:
+        """Return the accuracy of a classifier on n examples of the test split, by noise level.
+
+        `dir` and errors are as for `test_examples`.
+        """
         if not self.experiment.classifies:
             raise InputError("this run is a denoiser; only a classifier has an accuracy")
-        return noisy_accuracy(self.experiment, self.params, n)
+        return noisy_accuracy(self.experiment, self.params, n, dir=self._data_dir(dir))
 
-    def test_examples(self, n: int) -> HostSamples:
+    def test_examples(self, n: int, *, dir: str | None = None) -> HostSamples:
         """Return the first n examples of the test split of the run's data set.
 
+        Args:
+          dir: the folder of the data set, for `jaxdiff.data.load`; None is the config's, which only a trusted run uses.
+
         Raises:
-          InputError, ConnectionError: if the data set can't be read or is smaller.
+          InputError, ConnectionError: if the data set can't be read or is smaller, or the run is not trusted and its
+            data set is code of a user, or in a folder that the config gives.
         """
         section = self.config.data
-        found = data.load(section.name, split="test", dir=section.dir)
+        found = data.load(section.name, split="test", dir=self._data_dir(dir))
         if not 1 <= n <= len(found.x):
             raise InputError(
                 f"n = {n}, but the test split of {section.name} has {len(found.x)} examples; use 1 to that many"
             )
         return np.asarray(data.normalize(found.x[:n], found.levels), np.float32)
+
+    def _data_dir(self, dir: str | None) -> str | None:
+        """The folder of the data set, if reading the set runs no code and opens no file of a stranger's choice."""
+        section = self.config.data
+        if not self.trusted:
+            data.check_untrusted(section.name, section.dir if dir is None else None, dir=dir)
+        return section.dir if dir is None else dir
 
     def encode(self, x0: AnySamples, **options: Unpack[SolverOptions]) -> HostSamples:
         """Return the latents x_1 of samples along the model's unclipped probability-flow ODE: nearly N(0, σ_1² I).
@@ -336,14 +363,19 @@ class Run:
         return in_batches(integrate, len(x), rows=x, check=check, batch=batch, progress=progress)[0]
 
 
-def load(workdir: str | Path) -> Run:
+def load(workdir: str | Path, *, trust: bool = False) -> Run:
     """Return the run in a folder, with the averaged weights of its newest whole checkpoint.
 
+    Args:
+      trust: whether to import and call what the folder's config names as `package.module:Name`, and to read its data
+        set from where the config says. Both can run code of the folder's author; without, such names are refused.
+
     Raises:
-      InputError: if the folder holds no run or no whole checkpoint, or lacks the examples that its process is made of.
+      InputError: if the folder holds no run or no whole checkpoint, lacks the examples that its process is made of, or
+        names code from outside jaxdiff without `trust`.
     """
     path = user_path(workdir, what="workdir")
-    config, spec = workdir_.read(path)
+    config, spec = workdir_.read(path, trust=trust)
     experiment = make_experiment(config, spec, workdir_.read_examples(path, config, spec))
     everywhere = NamedSharding(all_devices(), PartitionSpec())
     abstract = jax.tree.map(
@@ -351,4 +383,4 @@ def load(workdir: str | Path) -> Run:
     )
     with closing(Checkpoints(path / "checkpoints")) as checkpoints:
         step, params = checkpoints.restore_weights(abstract)
-    return Run(experiment=experiment, params=params, step=step)
+    return Run(experiment=experiment, params=params, step=step, trusted=trust)

@@ -4,8 +4,15 @@ Everything is written for one sample: `x_t` has the sample's own shape and `t` i
 """
 
 import dataclasses
+import difflib
+import functools
+import inspect
+import math
 import operator
-from typing import Any, NamedTuple, TypeVar, dataclass_transform
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +35,19 @@ class InputError(ValueError):
     """Invalid input. The message names the argument, its value, the rule and the fix; command lines print it alone."""
 
 
+class AtMost(NamedTuple):
+    """The greatest size of a number, as in Annotated[int, AtMost(512)]; see `checked` for numbers without one."""
+
+    most: float
+
+
+Extended = Annotated[float, AtMost(math.inf)]  # a number that may be ±inf
+# Sizes of arrays and of programs. The bounds are far above honest use, and below what exhausts a machine.
+Count = Annotated[int, AtMost(10**6)]  # of timesteps, of samples or of labels
+Width = Annotated[int, AtMost(2**16)]
+Layers = Annotated[int, AtMost(256)]
+
+
 class Prediction(NamedTuple):
     """The pair (x̂_0, n̂) that the output of any network is converted into, so that x_t = α_t g_t(x0) + σ_t noise."""
 
@@ -48,12 +68,12 @@ def pytree(cls: Any = None, /, *, kw_only: bool = True, eq: bool = True) -> Any:
     """Make a class a frozen dataclass that JAX treats as a pytree, with `static` fields in its structure.
 
     Unlike `jax.tree_util.register_dataclass`, rebuilding an instance from its leaves skips `__init__`, so that
-    `__post_init__` validates what users pass and nothing else. Use `eq=False` where a field holds arrays, which have
-    no hash.
+    `__post_init__` validates what users pass and nothing else. `check_fields` does so before it. Use `eq=False` where a
+    field holds arrays, which have no hash.
     """
 
     def wrap(cls: type[T]) -> type[T]:
-        cls = dataclasses.dataclass(frozen=True, kw_only=kw_only, eq=eq)(cls)
+        cls = dataclasses.dataclass(frozen=True, kw_only=kw_only, eq=eq)(checks_fields(cls))
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]
         leaves = [field.name for field in fields if not field.metadata.get("static")]
         fixed = [field.name for field in fields if field.metadata.get("static")]
@@ -83,6 +103,13 @@ def check_component(name: str, value: Any, kind: type, example: str) -> None:
         raise InputError(f"{name} = {value!r}; it must be a {kind.__name__}, such as {example}")
     if jax.tree_util.all_leaves([value]):
         raise InputError(f"{name} = {value!r} is not a pytree; decorate its class with jaxdiff.typing.pytree")
+
+
+def check_between(component: Any, low: float, high: float, *names: str) -> None:
+    """Raise an `InputError` unless low < value < high for each of these fields."""
+    for name in names:
+        if not low < getattr(component, name) < high:
+            raise InputError(f"{name} = {getattr(component, name)}; must satisfy {low:g} < {name} < {high:g}")
 
 
 def check_whole(name: str, value: Any, *, least: int = 1) -> int:
@@ -122,3 +149,177 @@ def elementwise(key: RandomKey) -> RandomKey:
 def is_traced(tree: PyTree) -> bool:
     """Return whether any leaf has no known value because a transformation such as `jax.jit` is tracing it."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass, which as its `__getstate__` leaves cached properties out of copies."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def checks_fields(cls: type[T]) -> type[T]:
+    """Make a class that becomes a dataclass call `check_fields` first in its `__post_init__`."""
+    after: Any = getattr(cls, "__post_init__", None)
+
+    def post_init(self: Any) -> None:
+        check_fields(self)
+        if after is not None:
+            after(self)
+
+    cls.__post_init__ = post_init  # type: ignore[attr-defined]
+    return cls
+
+
+def check_fields(component: Any) -> None:
+    """Raise an `InputError` if a field of a dataclass does not fit an annotation of numbers, texts and tuples of them.
+
+    Whole numbers become floats, and sequences tuples, where the annotation says so. Fields that may be arrays keep
+    their value, and pass if `jax.jit` traces it.
+    """
+    kind: Any = type(component)
+    for name, hint, is_array in _plain_fields(kind):
+        value = getattr(component, name)
+        if is_traced(value):
+            continue
+        if not is_array:
+            object.__setattr__(component, name, checked(name, value, hint))
+        elif value is None or isinstance(value, bool | int | float | str | Sequence):
+            checked(name, value, hint)
+        elif isinstance(value, np.ndarray | jax.Array) and not np.isfinite(np.asarray(value)).all():
+            raise InputError(f"{name} = {shown(value)}; every number of it must be finite")
+
+
+@functools.cache
+def _plain_fields(cls: Any) -> list[tuple[str, Any, bool]]:
+    """The fields whose annotations `checked` understands, and whether these allow arrays."""
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except (NameError, TypeError):  # those that can't be evaluated are not checked
+        hints = {field.name: field.type for field in dataclasses.fields(cls)}
+    found = []
+    for field in dataclasses.fields(cls):
+        scalars = (int, float, bool, str, type(None))
+        arrays = [part for part in _parts(hints[field.name]) if not any(part is scalar for scalar in scalars)]
+        if field.init and all(hasattr(part, "array_type") for part in arrays):
+            found.append((field.name, hints[field.name], bool(arrays)))
+    return found
+
+
+def _parts(hint: Any) -> list[Any]:
+    """The types that an annotation is made of; a literal counts as a text."""
+    kind, options = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return [str]
+    if kind is Annotated:
+        return _parts(options[0])
+    if kind in (Union, types.UnionType, tuple, Sequence, list):
+        return [part for option in options if option is not Ellipsis for part in _parts(option)]
+    return [hint]
+
+
+def checked(path: str, value: Any, hint: Any) -> Any:
+    """Return the value as its annotation asks for it, or raise an `InputError`.
+
+    Without `AtMost`, a float must be within ±1e18, whose square float32 holds, and a whole number within ±(2^31 − 1).
+    NaN is no number.
+    """
+    try:
+        return _fitted(value, hint)
+    except _SizeError as error:
+        raise InputError(f"{path} = {shown(value)}; {error}") from None
+    except RecursionError:
+        raise InputError(f"{path} = {shown(value)} is nested too deeply; write it with fewer brackets") from None
+    except TypeError:
+        if get_origin(hint) is Literal:
+            raise InputError(f"{path} = {shown(value)} is unknown{suggest(str(value), get_args(hint))}") from None
+        raise InputError(f"{path} = {shown(value)} has the wrong type; it must be {_described(hint)}") from None
+
+
+def _described(hint: Any) -> str:
+    """The text of an annotation, without the bounds in it."""
+    kind, options = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        return _described(options[0])
+    if kind in (Union, types.UnionType):
+        return " | ".join(map(_described, options))
+    if kind in (Sequence, tuple, list):
+        return f"{kind.__name__}[{', '.join(map(_described, options))}]"
+    if kind is not None or not isinstance(hint, type):
+        return "..." if hint is Ellipsis else str(hint).replace("collections.abc.", "")
+    return "None" if hint is type(None) else hint.__name__
+
+
+class _SizeError(Exception):
+    """A number is too large, or not a number."""
+
+
+def _fitted(value: Any, hint: Any, most: float | None = None) -> Any:
+    """`checked`, with a TypeError if the value doesn't fit. A bool does not count as a number."""
+    kind, options = get_origin(hint), get_args(hint)
+    value = plain(value)
+    if kind is Annotated:
+        bounds = [part.most for part in options[1:] if isinstance(part, AtMost)]
+        return _fitted(value, options[0], *bounds)
+    if hint in (Any, object, inspect.Parameter.empty) or (kind is None and not isinstance(hint, type)):
+        return value
+    if kind in (Union, types.UnionType):
+        for option in options:
+            try:
+                return _fitted(value, option)
+            except TypeError:
+                continue
+    elif kind is Literal:
+        if any(type(value) is type(option) and value == option for option in options):
+            return value
+    elif kind is tuple and options[-1] is not Ellipsis:
+        if isinstance(value, tuple) and len(value) == len(options):
+            return tuple(map(_fitted, value, options))
+    elif kind in (Sequence, tuple, list):
+        value = value.tolist() if hasattr(value, "tolist") else value
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+            return tuple(_fitted(item, options[0]) for item in value)
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(_sized(value, 1e18 if most is None else most))
+    elif hasattr(hint, "array_type") and isinstance(value, int | float | tuple):  # numbers, as a file has them
+        return tuple(_fitted(item, hint) for item in value) if isinstance(value, tuple) else _fitted(value, float)
+    elif isinstance(value, kind or hint) and (hint is bool or not isinstance(value, bool)):
+        return _sized(value, 2**31 - 1 if most is None else most) if hint is int else value
+    raise TypeError
+
+
+def _sized(value: float, most: float) -> float:
+    if value != value or abs(value) == math.inf > most:
+        raise _SizeError("it must be a finite number")
+    if abs(value) > most:
+        raise _SizeError(f"it must be at most {most:g}" if value > 0 else f"it must be at least {-most:g}")
+    return value
+
+
+def plain(value: Any) -> Any:
+    """Return a value as files have it: lists as tuples, and scalars of NumPy and JAX as numbers."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if getattr(value, "shape", None) == () and hasattr(value, "item") and not is_traced(value):
+        return value.item() if getattr(value.dtype, "kind", "") in "biuf" else value
+    return tuple(map(plain, value)) if type(value) in (list, tuple) else value
+
+
+def shown(value: Any) -> str:
+    """Return the text of a value for a message, cut after 200 characters."""
+    try:
+        text = " ".join(repr(value).split("\n"))
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, or brackets in brackets
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: the nearest known one, or all of them."""
+    names = [str(item) for item in known]
+    return near(name, names) or f"; the known ones are {', '.join(sorted(names)) or 'none'}"
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message with the nearest known name, empty if none is near."""
+    found = difflib.get_close_matches(name[:100], list(known), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""

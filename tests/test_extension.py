@@ -90,7 +90,7 @@ import json, sys
 import jax, numpy as np
 import jaxdiff as jd
 
-plain, perturbed = map(jd.load, sys.argv[1:])
+plain, perturbed = (jd.load(folder, trust=True) for folder in sys.argv[1:])
 found = {"step": plain.step, "model": type(plain.experiment.model).__name__, "width": plain.experiment.model.width}
 found |= {"schedule": type(plain.process.schedule).__name__, "low": plain.process.schedule.low}
 found |= {"noise": type(perturbed.process.noise).__name__, "by": perturbed.process.transform.by}

@@ -1,9 +1,11 @@
 """MNIST: IDX files, a folder of them, and the download from a server."""
 
+import contextlib
 import gc
 import gzip
 import hashlib
 import http.server
+import itertools
 import math
 import struct
 import threading
@@ -281,3 +283,89 @@ def test_canonical_checksums_are_those_of_tfds():
     assert len(mnist.CHECKSUMS) == 4
     for name, checksum in mnist.CHECKSUMS.items():
         assert registered[f"{mnist.BASE_URL}/{name}"].checksum == checksum
+
+
+def dripping(headers: str, content: bytes):
+    """An answer that sends one byte at a time for ever, after its headers if these are whole."""
+
+    def answer(handler: Handler) -> None:
+        handler.wfile.write(headers.encode())
+        for byte in itertools.cycle(content):
+            try:
+                handler.wfile.write(bytes([byte]))
+            except OSError:  # nobody reads any more
+                return
+            if handler.server.stopped.wait(0.05):
+                return
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "headers",
+    ["HTTP/1.0 200 OK\r\n\r\n", "HTTP/1.0 200 OK\r\nContent-Length: 900000\r\n\r\n", "HTTP/1.0 200 OK\r\nX: "],
+)
+def test_download_that_drips_ends_at_the_limit_of_a_file(server, tmp_path, monkeypatch, headers):
+    monkeypatch.setattr(mnist, "_WHOLE", 0.3)
+    monkeypatch.setattr(mnist, "_GIVE_UP", 0.1)
+    server.stopped = threading.Event()
+    monkeypatch.setattr(Handler, "do_GET", dripping(headers, b"0123456789"))
+    try:
+        with pytest.raises(ConnectionError, match=r"not arrived within 0\.3 seconds"):
+            mnist.download("train")
+    finally:
+        server.stopped.set()
+    assert names_in(tmp_path / "mnist") == []
+
+
+def test_download_without_end_stops_at_the_limit_of_its_size(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(mnist, "_MOST_BYTES", 5000)
+    server.files["train-images-idx3-ubyte.gz"] = bytes(2**20)
+    with pytest.raises(ConnectionError, match="more than 5000 bytes"):
+        mnist.download("train")
+    assert names_in(tmp_path / "mnist") == []
+
+
+@pytest.mark.parametrize("length", ["5", "99999999", "-1", "many"])
+def test_download_whose_length_is_a_lie_is_not_kept(server, tmp_path, monkeypatch, length):
+    content = TRAIN_FILES["train-images-idx3-ubyte.gz"]
+
+    def answer(handler: Handler) -> None:
+        handler.wfile.write(f"HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n".encode() + content)
+
+    monkeypatch.setattr(Handler, "do_GET", answer)
+    monkeypatch.setattr(mnist, "CHECKSUMS", dict.fromkeys(mnist.CHECKSUMS, hashlib.sha256(b"").hexdigest()))
+    with pytest.raises((ConnectionError, InputError), match="train-images"):
+        mnist.download("train")
+    assert names_in(tmp_path / "mnist") == []
+
+
+def test_download_in_circles_ends(server, tmp_path, monkeypatch):
+    def answer(handler: Handler) -> None:
+        handler.wfile.write(f"HTTP/1.0 302 Found\r\nLocation: {handler.path}\r\nContent-Length: 0\r\n\r\n".encode())
+
+    monkeypatch.setattr(Handler, "do_GET", answer)
+    with pytest.raises(ConnectionError, match="redirects"):
+        mnist.download("train")
+    assert names_in(tmp_path / "mnist") == []
+
+
+@pytest.mark.parametrize(
+    ("base", "location", "refused"),
+    [
+        ("https://a.org/mnist", "http://a.org/file", True),
+        ("https://a.org/mnist", "HTTP://a.org/file", True),
+        ("https://a.org/mnist", "//b.org/file", False),
+        ("https://a.org/mnist", "/other", False),
+        ("https://a.org/mnist", "ftp://a.org/file", True),
+        ("http://127.0.0.1/mnist", "http://127.0.0.1/file", False),
+    ],
+)
+def test_a_redirect_away_from_https_is_not_followed(monkeypatch, base, location, refused):
+    import requests
+
+    monkeypatch.setattr(mnist, "BASE_URL", base)
+    response = requests.Response()
+    response.url, response.status_code, response.headers["Location"] = f"{base}/file", 302, location
+    with pytest.raises(requests.RequestException) if refused else contextlib.nullcontext():
+        mnist._refuse_http(response)

@@ -17,7 +17,7 @@ PAIRS = [(sampler, schedule) for sampler, schedule in PAIRS if not sampler.start
 
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
 def test_a_sampler_is_right_under_a_schedule_or_refuses_it(sampler: str, schedule: str) -> None:
-    """For N(0.7, 0.5²): the mean to 4 standard errors, the deviation to 12 % (its error is 1.6 %, or 3.2 % for n = 500)."""
+    """For N(0.7, 0.5²): the mean to 4 standard errors, the deviation to 12 % (its error is 1.6 % or 3.2 %)."""
     options = {"hidden": 16} if schedule == "learned" else {}  # the default has an inverse that is slow to compute
     exact = jd.analytic.gaussian([0.7], 0.25, jd.schedules.SCHEDULES[schedule](**options))
     n = 500 if sampler == "langevin" else 2000  # with hundreds of corrections a step

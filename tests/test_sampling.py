@@ -345,7 +345,7 @@ def test_a_wrong_argument_of_sample_is_named(arguments: dict[str, Any], message:
         ({"steps": 0}, "steps = 0; it must be 1 or more"),
         ({"n": 0}, "n = 0; it must be 1 or more"),
         ({"batch": 0}, "batch = 0; it must be 1 or more"),
-        ({"clip": "hard"}, "clip = 'hard'; the known ones are static, dynamic, none"),
+        ({"clip": "hard"}, "clip = 'hard' is unknown; the known ones are dynamic, none, static"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -302,7 +302,7 @@ def test_every_weighting_is_made_from_its_name_and_tested_here() -> None:
         ("p2:gamma=-1", "weight = 'p2' with gamma = -1.0; gamma must be above 0, and finite"),
         ("p2:k=0", "weight = 'p2' with k = 0.0; k must be above 0, and finite"),
         ("elbo:num_timesteps=0", "weight = 'elbo' with num_timesteps = 0; num_timesteps must be above 0, and finite"),
-        ("sigmoid:bias=1e999", "weight = 'sigmoid' with bias = inf; bias must be finite"),
+        ("sigmoid:bias=1e999", "weight.bias = inf; it must be a finite number"),
     ],
 )
 def test_an_invalid_weighting_is_refused(text: str, message: str) -> None:

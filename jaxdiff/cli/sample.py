@@ -61,6 +61,8 @@ def main() -> None:
     )
     flags.DEFINE_float("guidance", None, "Guidance weight w towards the label; 0 is the plain conditional model.")
     flags.DEFINE_string("classifier", None, "Folder of a classifier's run to guide by, instead of classifier-free.")
+    flags.DEFINE_string("dir", None, "Folder of the data set, for test images; default: the run's, with --trust.")
+    flags.DEFINE_bool("trust", False, "Whether to run code that the folders of --workdir and --classifier name.")
     flags.DEFINE_string("mask", "top", f"What --inpaint keeps: {', '.join(_MASKS)}, or a picture: white is kept.")
     flags.DEFINE_float("time", 0.5, "Noise level of --image_to_image, in (0, 1].")
     flags.DEFINE_integer("resample", 5, "How often --inpaint makes each step; more fits the new part better.")
@@ -81,7 +83,7 @@ def _sample() -> None:
         raise InputError(f"--seed = {FLAGS.seed}; must satisfy 0 <= seed < 2^32")
     task = _chosen_task()
     xla.split_cpu(FLAGS.batch)
-    run = load(workdir)
+    run = load(workdir, trust=FLAGS.trust)
     if task and run.experiment.classifies:
         raise InputError(f"--{task} needs a model that draws, but this run is a classifier; leave it out")
     message, image, arrays = _TASKS[task](run) if task else _draw(run)
@@ -103,6 +105,7 @@ def _chosen_task() -> str | None:
     inpaints, varies = task == "inpaint", task == "image_to_image"
     unused = {
         "images": not task and f"--{', --'.join(_TASKS)}",
+        "dir": task and FLAGS.images != "test" and "--images=test",
         "n": task and f"drawing samples: --{task} gives the number of images",
         "mask": not inpaints and "--inpaint",
         "time": not varies and "--image_to_image",
@@ -126,7 +129,9 @@ def _options(labels: Any) -> dict[str, Any]:
 
 @functools.cache
 def _classifier() -> Run | None:
-    return None if FLAGS.classifier is None else load(user_path(FLAGS.classifier, what="--classifier"))
+    return (
+        None if FLAGS.classifier is None else load(user_path(FLAGS.classifier, what="--classifier"), trust=FLAGS.trust)
+    )
 
 
 def _labels(run: Run) -> tuple[list[int], dict[int, float] | None]:
@@ -158,7 +163,7 @@ def _one_label(run: Run) -> int | dict[int, float] | None:
 
 def _draw(run: Run) -> Output:
     if run.experiment.classifies:
-        found = run.noisy_accuracy()
+        found = run.noisy_accuracy(dir=FLAGS.dir)
         print(found)
         accuracy = plots.accuracy_by_noise(found, classes=run.experiment.classes)
         return f"a classifier of step {run.step}", accuracy, found._asdict()
@@ -180,7 +185,7 @@ def _images(run: Run, n: int) -> HostSamples:
     if FLAGS.images == "samples":
         return run.sample(key_of(FLAGS.seed), n=n, **_options(_one_label(run)))
     if FLAGS.images == "test":
-        return run.test_examples(n)
+        return run.test_examples(n, dir=FLAGS.dir)
     shape = run.experiment.shape
     channels = shape[-1] if len(shape) == 3 and shape[-1] in (1, 3) else None
     return data.read_files(_image_files(), n=n, channels=channels)

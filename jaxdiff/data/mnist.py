@@ -2,9 +2,12 @@
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urljoin
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -28,6 +31,8 @@ _KINDS = ("images-idx3", "labels-idx1")
 # Seconds: to connect to each of the mirror's sixteen addresses in turn; for a read; until the last attempt may start.
 # Together under 30.
 _CONNECT, _READ, _GIVE_UP = 1.5, 10.0, 10.0
+_WHOLE = 300.0  # seconds for a file that arrives, however slowly
+_MOST_BYTES = 2**24  # of a file; the largest has 9.9 MB
 _FIX = (
     "Give a folder that holds the files, as dir or with --config.data.dir=DIR, or train on configs/digits.py, which "
     "downloads nothing."
@@ -67,7 +72,7 @@ def download(split: str) -> Path:
 
     The folder is $JAXDIFF_DATA/mnist, by default mnist in the user's cache folder (~/.cache/jaxdiff on Linux). A file
     appears under its name only when it is whole and its SHA-256 is right. Without a network the call fails within 30
-    seconds.
+    seconds, and with a slow one within 5 minutes a file.
 
     Raises:
       ConnectionError: if a file can't be fetched.
@@ -83,7 +88,8 @@ def download(split: str) -> Path:
     folder = user_path(cache, what="JAXDIFF_DATA") / "mnist"
     pooch.get_logger().setLevel("WARNING")
     files = pooch.create(folder, base_url=f"{BASE_URL}/", registry=CHECKSUMS, retry_if_failed=2)
-    inner = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=(_CONNECT, _READ))
+    options = {"timeout": (_CONNECT, _READ), "hooks": {"response": _refuse_http}}
+    inner = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), **options)
     for kind in _KINDS:
         name = f"{_PREFIX[split]}-{kind}-ubyte.gz"
         try:
@@ -100,21 +106,63 @@ def download(split: str) -> Path:
     return folder
 
 
+def _refuse_http(response: Any, **options: Any) -> None:
+    """Raise, before it is followed, if a redirect leads from https to anything else."""
+    import requests
+
+    target = urljoin(response.url, response.headers.get("location", ""))
+    if response.is_redirect and BASE_URL.startswith("https:") and not target.startswith("https:"):
+        raise requests.exceptions.InvalidURL(f"it redirects to {target[:200]}, which is not https")
+
+
 class _Downloader:
-    """One of pooch's downloaders with a time limit: an attempt after `_GIVE_UP` seconds repeats the last error."""
+    """One of pooch's downloaders with limits of time and size.
+
+    An attempt after `_GIVE_UP` seconds repeats the last error. The download runs in a thread, as a server that sends a
+    byte now and then keeps every single read within its timeout; one that takes too long is left behind.
+    """
 
     def __init__(self, inner: Callable[..., None]) -> None:
         self._inner, self._start = inner, time.monotonic()
         self._error: OSError | None = None
 
     def __call__(self, url: str, output: str, pooch: object) -> None:
+        import requests
+
         if self._error and time.monotonic() - self._start > _GIVE_UP:
             raise self._error
+        found: list[Exception] = []
+        with open(output, "wb") as file:
+            thread = threading.Thread(target=self._run, args=(url, _Limited(file), pooch, found), daemon=True)
+            thread.start()
+            thread.join(_WHOLE)
+        if thread.is_alive():
+            found = [requests.Timeout(f"it has not arrived within {_WHOLE:g} seconds")]
+        for error in found:
+            self._error = error if isinstance(error, OSError) else None
+            raise error
+
+    def _run(self, url: str, file: "_Limited", pooch: object, found: list[Exception]) -> None:
         try:
-            self._inner(url, output, pooch)
-        except OSError as error:
-            self._error = error
-            raise
+            self._inner(url, file, pooch)
+        except Exception as error:  # for the thread that waits
+            found.append(error)
+
+
+class _Limited:
+    """A file that takes `_MOST_BYTES` at most."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._size = file, 0
+        self.flush = file.flush
+
+    def write(self, part: bytes) -> None:
+        import requests
+
+        self._size += len(part)
+        if self._size > _MOST_BYTES:
+            raise requests.exceptions.ContentDecodingError(f"it has more than {_MOST_BYTES} bytes")
+        self._file.write(part)
 
 
 def _find(folder: Path, name: str) -> Path:

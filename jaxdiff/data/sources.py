@@ -1,6 +1,8 @@
 """The data sets, by name, each as plain arrays in memory; `load` lists them."""
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,7 +15,7 @@ from tqdm import tqdm
 from jaxdiff import registry
 from jaxdiff.data import mnist, toy
 from jaxdiff.storage import user_path
-from jaxdiff.typing import InputError, Shape
+from jaxdiff.typing import Count, InputError, Shape, shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,16 @@ class DataSpec:
     shape: Shape  # of one example
     levels: int | None
     """Number of values that a coordinate can take, evenly spaced in [-1, 1]; None for continuous, unbounded data."""
-    classes: int | None = None  # None for data without labels
+    classes: Count | None = None  # None for data without labels
+
+    def __post_init__(self) -> None:
+        registry.check_types(self)
+        if not 1 <= len(self.shape) <= 8 or min(self.shape) < 1 or math.prod(self.shape) > 2**26:
+            raise InputError(f"shape = {shown(self.shape)}; it must be 1 to 8 sizes of at least 1, of product <= 2^26")
+        if self.levels is not None and not 2 <= self.levels <= 256:
+            raise InputError(f"levels = {self.levels}; must satisfy 2 <= levels <= 256, or None for continuous data")
+        if self.classes is not None and self.classes < 1:
+            raise InputError(f"classes = {self.classes}; it must be 1 or more, or None for data without labels")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,6 +131,22 @@ def load(name: str, *, split: str = "train", dir: str | None = None, seed: int =
         raise InputError(f"dir = {dir!r}, but {name} is read from no folder; leave dir out")
     found = registry.make("name", name, DATASETS, split=split, dir=dir, seed=seed)
     return found if isinstance(found, Dataset) else _from_arrays(name, found)
+
+
+def check_untrusted(name: str, config_dir: str | None, *, dir: str | None) -> None:
+    """Raise an InputError if a data set that a stranger's config names may run code, or read a folder of its choice.
+
+    `dir` is the folder that the user gives, `config_dir` the one that the config gives if it is to be read. TensorFlow
+    Datasets imports what the files of a folder name, and takes options in names.
+    """
+    by_user = "give trust=True (--trust) if you trust whoever wrote the run's folder"
+    plain_tfds = re.fullmatch(r"tfds:\w+(/[\w.-]+)?", name) is not None
+    if config_dir is not None:
+        found = f"data.dir = {shown(config_dir)} is what the config says"
+        raise InputError(f"{found}; give dir=FOLDER (--dir) yourself, or {by_user}")
+    if name not in DATASETS and not (plain_tfds and dir is not None):
+        instead = "give dir=FOLDER (--dir) yourself, or " if plain_tfds else ""
+        raise InputError(f"data.name = {shown(name)} may run code from outside jaxdiff; {instead}{by_user}")
 
 
 def normalize(

@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Int
 from jaxdiff.denoisers.network import as_pytree, null_condition
 from jaxdiff.processes import Conditioned, Denoiser, Process, Wrapper, check_same, require_gaussian
 from jaxdiff.schedules import Schedule, check_times
-from jaxdiff.typing import InputError, Prediction, PyTree, Sample, Scalar, Time, is_traced, pytree, static
+from jaxdiff.typing import Extended, InputError, Prediction, PyTree, Sample, Scalar, Time, is_traced, pytree, static
 
 _PURE_NOISE = -14.0  # a log-SNR at which the data part of x_t is a thousandth of the noise
 
@@ -43,8 +43,8 @@ class Interval:
     """A guidance weight: w where low <= log(α²/σ²) <= high in the denoiser's schedule, low < high, and 0 elsewhere."""
 
     w: "Weight"
-    low: float = static(default=-math.inf, kw_only=True)
-    high: float = static(default=math.inf, kw_only=True)
+    low: Extended = static(default=-math.inf, kw_only=True)
+    high: Extended = static(default=math.inf, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.low < self.high:

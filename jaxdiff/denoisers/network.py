@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxdiff.processes import Denoiser, Process, Wrapper, parameterization
 from jaxdiff.schedules import Discrete, check_times
-from jaxdiff.typing import InputError, Prediction, PyTree, Sample, Time, pytree, static
+from jaxdiff.typing import Extended, InputError, Prediction, PyTree, Sample, Time, pytree, static
 
 
 @pytree(eq=False)
@@ -125,7 +125,7 @@ class _Limited(Wrapper):
     """A denoiser with x̂_0 clipped to `limits` or, if these are None, to a quantile of its size that is scaled to 1."""
 
     inner: Denoiser
-    limits: tuple[float, float] | None = static(default=None)
+    limits: tuple[Extended, Extended] | None = static(default=None)
     quantile: float = static(default=1.0)
 
     def __call__(self, x_t: Sample, t: Time, cond: PyTree = None, /) -> Prediction:

@@ -10,6 +10,7 @@ channels beyond those of x are dropped.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -29,7 +30,9 @@ from jaxdiff.losses.time_sampling import LossHistory, TimeSampler, time_sampler,
 from jaxdiff.losses.weightings import for_target
 from jaxdiff.processes import Denoiser, Perturbed, Process, TransformCondition, require_gaussian
 from jaxdiff.samplers.loop import check_sampler
-from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Samples, Scalar, Shape, Time, key_of
+from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Samples, Scalar, Shape, Time, key_of, shown
+
+_MOST_BYTES = 2**36  # of a network's weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +239,10 @@ def make_experiment(config: Config, spec: DataSpec, examples: Num[np.ndarray, "n
             f"loss.weight = {config.loss.weight!r} is infinite at t = 1 on loss.target = {target!r}, where the "
             "schedule ends in pure noise; set loss.target to v, velocity or x0"
         )
-    jax.eval_shape(experiment.init, jax.random.key(0))
+    weights = jax.eval_shape(experiment.init, jax.random.key(0))
+    if (size := sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights))) > _MOST_BYTES:
+        found = f"model = {shown(config.model)} has {size} bytes of weights"
+        raise InputError(f"{found}; it must have at most {_MOST_BYTES}: make it smaller")
     _check_process(experiment)
     return experiment
 
@@ -258,25 +264,30 @@ def _check_process(experiment: Experiment) -> None:
         jax.eval_shape(lambda: step(jax.random.key(0), x, sampler.init(x))[0])
 
 
-def test_split(experiment: Experiment) -> Dataset:
+def test_split(experiment: Experiment, dir: str | None) -> Dataset:
     """Return the test split, on which a classifier is measured; raise if it can't be read or has no labels."""
-    section = experiment.config.data
-    found = data.load(section.name, split="test", dir=section.dir)
+    name = experiment.config.data.name
+    found = data.load(name, split="test", dir=dir)
     if found.labels is None:
-        raise InputError(f"data.name = {section.name!r}: its test split has no labels to measure a classifier with")
+        raise InputError(f"data.name = {name!r}: its test split has no labels to measure a classifier with")
     ours, most = (experiment.shape, experiment.levels), found.labels.max()
     if (found.shape, found.levels) != ours or most >= experiment.classes:
         raise InputError(
-            f"data.name = {section.name!r}: the test split has {found.shape} with levels = {found.levels} and labels "
+            f"data.name = {name!r}: the test split has {found.shape} with levels = {found.levels} and labels "
             f"up to {most}, the train split {ours[0]} with levels = {ours[1]} and labels below {experiment.classes}; "
             "make them alike"
         )
     return found
 
 
-def noisy_accuracy(experiment: Experiment, params: PyTree, n: int = 1000, *, progress: bool = False) -> NoisyAccuracy:
-    """Return the accuracy of a classifier by noise level, on the first n examples of `test_split`."""
-    test: Any = test_split(experiment)
+def noisy_accuracy(
+    experiment: Experiment, params: PyTree, n: int = 1000, dir: str | None = None, *, progress: bool = False
+) -> NoisyAccuracy:
+    """Return the accuracy of a classifier by noise level, on the first n examples of `test_split`.
+
+    `dir` is the folder of the data set; None is the config's.
+    """
+    test: Any = test_split(experiment, experiment.config.data.dir if dir is None else dir)
     key = key_of(experiment.config.train.seed)
     x0 = data.normalize(test.x[:n], test.levels)
     return accuracy_by_noise(key, experiment.classifier(params), x0, test.labels[:n], progress=progress)

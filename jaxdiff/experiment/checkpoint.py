@@ -131,6 +131,9 @@ class Checkpoints:
         restored: Any = None
         reason = "another process can't read it"
         try:
+            self.wait()
+            for name in wanted:
+                _check_chunks(self._folder / str(step) / name)
             restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
         except MemoryError:
             raise
@@ -155,6 +158,17 @@ class Checkpoints:
                 (self._folder / str(step)).rename(next(name for name in names if not os.path.lexists(name)))
         multihost_utils.sync_global_devices("damaged checkpoints put aside")
         self._manager.reload()
+
+
+def _check_chunks(item: Path) -> None:
+    """Raise a ValueError if an array is stored in chunks that are larger than itself.
+
+    Orbax refuses arrays of other shapes than asked for before it reads them, but unpacks whole chunks.
+    """
+    for array in jax.tree.leaves(ocp.StandardCheckpointHandler().metadata(item).tree):
+        chunk = array.storage.chunk_shape if getattr(array, "storage", None) else None
+        if any(a > max(b, 1) for a, b in zip(chunk or (), array.shape, strict=False)):
+            raise ValueError(f"{array.name} has shape {array.shape} and chunks of {chunk}")
 
 
 @jax.jit

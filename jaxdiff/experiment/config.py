@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import jax
 import numpy as np
@@ -24,8 +24,9 @@ from jaxdiff.processes import parameterization
 from jaxdiff.processes.transforms import Transform
 from jaxdiff.samplers import timesteps
 from jaxdiff.samplers.batching import Sampling
-from jaxdiff.typing import InputError
+from jaxdiff.typing import AtMost, Count, Extended, InputError, fields_of
 
+Seed = Annotated[int, AtMost(2**32)]
 Component = Any  # a text or a mapping; a mapping with all plain options once the Config is made
 
 
@@ -49,6 +50,8 @@ class Loss:
     weight: str | None = None  # as "min_snr:gamma=5"; None weights the error of `target` equally at all times
     times: Times = "auto"
 
+    __getstate__ = fields_of
+
     def __post_init__(self) -> None:
         registry.check_types(self)
         object.__setattr__(self, "target", parameterization.canonical(self.target, what="target"))
@@ -64,7 +67,7 @@ class Loss:
 class Optimizer:
     """AdamW with gradient clipping, and a learning rate with linear warm-up and optional decay."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Extended = 1e-3
     warmup_steps: int = 0
     decay: Literal["constant", "cosine"] = "constant"
     weight_decay: float = 0.0
@@ -82,11 +85,11 @@ class Train:
     """The training run."""
 
     steps: int
-    batch_size: int  # over all devices of all hosts
-    accumulate: int = 1  # micro-batches per optimizer step
-    steps_per_dispatch: int | None = None  # optimizer steps in one compiled call; None: 1 on CPU, else 10
+    batch_size: Count  # over all devices of all hosts
+    accumulate: Count = 1  # micro-batches per optimizer step
+    steps_per_dispatch: Count | None = None  # optimizer steps in one compiled call; None: 1 on CPU, else 10
     ema_decay: float = 0.9999  # reached by a warm-up: at step n the decay is at most (1 + n)/(10 + n)
-    seed: int = 0
+    seed: Seed = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of computation; auto: float32 on CPU, else bfloat16
     fsdp: int = 1  # devices that weights and optimizer state are sharded over
 
@@ -134,6 +137,8 @@ class Config:
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     every: Every = dataclasses.field(default_factory=Every)
+
+    __getstate__ = fields_of
 
     def __post_init__(self) -> None:
         registry.check_types(self)

@@ -21,7 +21,7 @@ import logging
 import os
 import socket
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Num
 
+from jaxdiff import registry
 from jaxdiff.data import Dataset, DataSpec
 from jaxdiff.experiment import resumption
 from jaxdiff.experiment.components import takes_examples
@@ -46,6 +47,7 @@ _log = logging.getLogger(__name__)
 
 _EXAMPLES = "examples.npy"
 _WRITTEN = ("config.json", "lock", _EXAMPLES, "checkpoints", "damaged", "samples", "metrics.jsonl")
+_MOST_BYTES = 2**22  # of a config.json
 _MOST_EXAMPLES = 2048  # enough for a covariance of images; they become a constant of the compiled step
 
 # Orbax looks for files by patterns that contain its own path, and takes some characters of that path for wildcards.
@@ -139,7 +141,13 @@ def prepare(workdir: Path, config: Config, allow_change: Collection[str] = ()) -
     if not (workdir / "config.json").exists():
         return
     where = f"workdir = {workdir}"
-    resumption.check(read(workdir)[0], config, last_step(workdir), allow_change, where=where)
+    resumption.check(
+        read(workdir, trust=registry.outside(config.to_mapping()))[0],
+        config,
+        last_step(workdir),
+        allow_change,
+        where=where,
+    )
     begun, now = _content(workdir).get("x64"), _x64()
     if begun is not None and begun != now:
         raise InputError(
@@ -175,7 +183,11 @@ def write(
             np.save(file, examples)
     old = _content(workdir)
     history = old.get("history", [])
-    if old and (changes := differences(read(workdir)[0].to_mapping(), config.to_mapping())):
+    if old and (
+        changes := differences(
+            read(workdir, trust=registry.outside(config.to_mapping()))[0].to_mapping(), config.to_mapping()
+        )
+    ):
         history = [*history, {"step": step, "changes": changes}]
     content = {"config": config.to_mapping(), "data": dataclasses.asdict(spec), "x64": _x64(), "history": history}
     text = json.dumps(content, indent=2)
@@ -185,18 +197,33 @@ def write(
         file.write(f"{text}\n".encode())
 
 
-def read(workdir: Path) -> tuple[Config, DataSpec]:
-    """Return the config and the data's spec of the run in a folder, or raise an InputError if it holds none."""
+def read(workdir: Path, *, trust: bool | Collection[str] = False) -> tuple[Config, DataSpec]:
+    """Return the config and the data's spec of the run in a folder, or raise an InputError if it holds none.
+
+    `trust` is whether the config may name code from outside jaxdiff, which reading it imports, or which names it may.
+    """
     check_path(workdir)
     path = workdir / "config.json"
     if not path.is_file():
         raise InputError(f"workdir = {workdir} is not a run: it has no config.json; give a folder that train.py wrote")
     try:
-        content = json.loads(path.read_text())
-        data = content["data"]
-        spec = DataSpec(shape=tuple(data["shape"]), levels=data["levels"], classes=data["classes"])
-        return Config.from_mapping(content["config"]), spec
-    except (ValueError, KeyError, TypeError) as error:
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise ValueError(f"it has {size} bytes, more than {_MOST_BYTES}")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        values, data = content["config"], content["data"]
+        code = ", ".join(sorted(registry.outside(values)))
+        fix = f"in all, {path} names {code[:1000]}; "
+        if isinstance(trust, bool):
+            fix += "give trust=True (--trust) if you trust whoever wrote this folder, or choose another one"
+        else:
+            fix += "the config of this run names other code: choose another folder"
+        with nullcontext() if trust is True else registry.only(trust or (), fix):
+            config = Config.from_mapping(values)
+        with registry.named("data"):
+            return config, registry.dataclass_from(DataSpec, data)
+    except registry.UntrustedError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is damaged, or another version of jaxdiff wrote it ({error}); restore it from a copy, "
             "or train in another folder"
@@ -234,10 +261,14 @@ def read_examples(workdir: Path, config: Config, spec: DataSpec) -> Num[np.ndarr
     if not path.is_file():
         raise InputError(f"{path} is missing, and the process of this run is made from it; {hint}")
     try:
-        found = np.load(path, allow_pickle=False)
+        mapped = np.lib.format.open_memmap(path, mode="r")  # reads the header only
         dtype = np.dtype(np.float32 if spec.levels is None else np.uint8)
-        if found.dtype != dtype or found.shape[1:] != spec.shape or len(found) < 2:
-            raise ValueError(f"it holds {found.dtype} of shape {found.shape}, not {dtype} (n, *{spec.shape})")
+        if mapped.dtype != dtype or mapped.shape[1:] != spec.shape or not 2 <= len(mapped) <= _MOST_EXAMPLES:
+            rule = f"{dtype} (n, *{spec.shape}), 2 <= n <= {_MOST_EXAMPLES}"
+            raise ValueError(f"it holds {mapped.dtype} of shape {mapped.shape}, not {rule}")
+        found = np.array(mapped)
+        if not np.isfinite(found).all():
+            raise ValueError("it holds values that are not finite")
     except (ValueError, EOFError, OSError) as error:
         raise InputError(f"{path} is damaged ({error}); {hint}") from error
     return found

@@ -132,7 +132,8 @@ class LossHistory:
         key_bin, key_time = jax.random.split(key)
         p = self.probabilities()
         chosen = jax.random.categorical(key_bin, jnp.log(p), shape=(n,))
-        return (chosen + continuous(key_time, n)) / len(p), 1 / (len(p) * p[chosen])
+        within = continuous(key_time, n)
+        return (chosen.astype(within.dtype) + within) / len(p), 1 / (len(p) * p[chosen])
 
 
 def first_history(times: Times, schedule: Schedule) -> LossHistory | None:
@@ -143,6 +144,10 @@ def first_history(times: Times, schedule: Schedule) -> LossHistory | None:
 def to_steps(t: Float[Array, " n"], *, num_timesteps: int) -> Float[Array, " n"]:
     """Round times up to k/num_timesteps."""
     return jnp.ceil(t * num_timesteps) / num_timesteps
+
+
+def _rounded(key: RandomKey, n: int, *, draw: TimeSampler, num_timesteps: int) -> Float[Array, " n"]:
+    return to_steps(draw(key, n), num_timesteps=num_timesteps)
 
 
 def time_sampler(times: Times, schedule: Schedule) -> TimeSampler:
@@ -163,7 +168,7 @@ def time_sampler(times: Times, schedule: Schedule) -> TimeSampler:
         "secant": functools.partial(secant, schedule=schedule),
     }
     if draw := between.get(times):
-        return draw if last is None else lambda key, n: to_steps(draw(key, n), num_timesteps=last)
+        return draw if last is None else functools.partial(_rounded, draw=draw, num_timesteps=last)
     if last is None or times == "continuous":
         return continuous
     return functools.partial(discrete, num_timesteps=last)

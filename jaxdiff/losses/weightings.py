@@ -30,14 +30,14 @@ Hoogeboom et al. 2024, "Simpler Diffusion".
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxdiff.processes.parameterization import canonical
 from jaxdiff.schedules import Schedule, rates
-from jaxdiff.typing import InputError, Scalar, Time
+from jaxdiff.typing import Count, InputError, Scalar, Time, checked
 
 
 class Weights(NamedTuple):
@@ -66,14 +66,13 @@ def truncated_snr() -> Weighting:
 
 def min_snr(gamma: float = 5.0) -> Weighting:
     """Return the weight min(SNR, γ) on x_0, which limits low noise levels; 0 < gamma < inf."""
-    _check("min_snr", "gamma", gamma, above=0)
+    gamma = _check("min_snr", "gamma", gamma, above=0)
     return _of_snr(lambda snr: Weights(jnp.minimum(1, gamma / snr), jnp.minimum(snr, gamma)))
 
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
     """Return the weight 1/(k + SNR)^γ on eps; gamma and k are above 0 and finite."""
-    _check("p2", "gamma", gamma, above=0)
-    _check("p2", "k", k, above=0)
+    gamma, k = _check("p2", "gamma", gamma, above=0), _check("p2", "k", k, above=0)
 
     def weigh(snr: Scalar) -> Weights:
         weight = (k + snr) ** -gamma
@@ -82,7 +81,7 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
     return _of_snr(weigh)
 
 
-def elbo(num_timesteps: int | None = None) -> Weighting:
+def elbo(num_timesteps: Count | None = None) -> Weighting:
     """Return the weight of the ELBO's diffusion term.
 
     The time t is uniform in (0, 1] or, if `num_timesteps` is a number T >= 1, on {1/T, …, 1}. If σ_0 = 0, the term at
@@ -90,8 +89,7 @@ def elbo(num_timesteps: int | None = None) -> Weighting:
     """
     if num_timesteps is None:
         return _diffusion_term
-    _check("elbo", "num_timesteps", num_timesteps, above=0)
-    T = num_timesteps
+    T = _check("elbo", "num_timesteps", num_timesteps, above=0, kind=Count)
 
     def weigh(schedule: Schedule, t: Time) -> Weights:
         s = jnp.where(t * T < 1.01, 0, t - 1 / T)  # 1/T may be rounded
@@ -105,7 +103,7 @@ def elbo(num_timesteps: int | None = None) -> Weighting:
 
 def sigmoid(bias: float = 2.0) -> Weighting:
     """Return the weight of the ELBO times S(b − λ), which cuts it off above the log-SNR `bias`, b, a finite number."""
-    _check("sigmoid", "bias", bias, above=-math.inf)
+    bias = _check("sigmoid", "bias", bias, above=-math.inf)
 
     def weigh(schedule: Schedule, t: Time) -> Weights:
         share = jax.nn.sigmoid(bias - schedule.log_snr(t))
@@ -158,7 +156,9 @@ def _snr(schedule: Schedule, t: Time) -> Scalar:
     return jnp.exp(schedule.log_snr(t))
 
 
-def _check(weight: str, option: str, value: float, *, above: float) -> None:
+def _check(weight: str, option: str, value: float, *, above: float, kind: Any = float) -> Any:
+    value = checked(f"weight = {weight!r} with {option}", value, kind)
     if not above < value < math.inf:
         rule = "finite" if above == -math.inf else f"above {above}, and finite"
         raise InputError(f"weight = {weight!r} with {option} = {value}; {option} must be {rule}")
+    return value

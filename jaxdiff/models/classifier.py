@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.models import layers
 from jaxdiff.models.layers import Grids, Times
-from jaxdiff.typing import InputError
+from jaxdiff.typing import Count, InputError, Layers, Width
 
 
 class Classifier(nn.Module):
@@ -46,20 +46,21 @@ class NoisyClassifier(nn.Module):
       InputError: if the fields do not fit together, or x have other dimensions or an unsuitable size.
     """
 
-    channels: Sequence[int] = (32, 64)
-    layers: int = 1
-    groups: int = 8
-    time_dim: int = 128
+    channels: Sequence[Width] = (32, 64)
+    layers: Layers = 1
+    groups: Width = 8
+    time_dim: Width = 128
     time_steps: int = 1000
-    patch: int = 1
-    classes: int = 0
+    patch: Width = 1
+    classes: Count = 0
     dtype: DTypeLike = jnp.float32
     dims: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        layers.check_fields(self, "channels", "layers", "groups", "patch")
         layers.check_dims(self.dims)
-        layers.check_fields(self, "layers", "groups", "patch")
+        layers.check_depth(self.layers * len(self.channels), "layers and channels")
         if not self.channels or any(width % self.groups for width in self.channels):
             raise InputError(
                 f"channels = {tuple(self.channels)}; it must be one or more multiples of groups = {self.groups}"

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from jaxdiff import typing
 from jaxdiff.models.attention import attend
 from jaxdiff.schedules import as_time
 from jaxdiff.typing import InputError, Shape
@@ -57,10 +58,14 @@ class LabelEmbedding(nn.Module):
 
 
 def check_fields(module: Any, *names: str) -> None:
-    """Raise an InputError unless these fields and `time_steps` are 1 or more, and `time_dim` is even."""
+    """Raise an InputError unless the fields fit their annotations, these and `time_steps` are 1 or more, in every
+    entry, and `time_dim` is even.
+    """
+    typing.check_fields(module)
     for name in (*names, "time_steps"):
-        if getattr(module, name) < 1:
-            raise InputError(f"{name} = {getattr(module, name)}; it must be 1 or more")
+        value = getattr(module, name)
+        if min(value if isinstance(value, tuple) else (value,), default=1) < 1:
+            raise InputError(f"{name} = {typing.shown(value)}; it must be 1 or more")
     if module.time_dim < 2 or module.time_dim % 2:
         raise InputError(f"time_dim = {module.time_dim}; it must be an even number: half sines, half cosines")
 
@@ -91,6 +96,12 @@ def check_sizes(sizes: Shape, *, patch: int, halvings: int) -> None:
             f"{name} of {'×'.join(map(str, sizes))} can't be halved {halvings} times after patches of {patch}: {axes} "
             f"must be multiples of {multiple}; pad or resize the {name.split()[1]}s, or use fewer levels"
         )
+
+
+def check_depth(blocks: int, names: str) -> None:
+    """Raise an InputError if the fields `names` ask for more blocks than can be built in reasonable time."""
+    if blocks > 256:
+        raise InputError(f"{names} make {blocks} blocks; make them fewer or shorter, for at most 256 blocks")
 
 
 class TimeEmbedding(nn.Module):

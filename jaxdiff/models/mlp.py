@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.models.layers import LabelEmbedding, TimeEmbedding, Times, check_fields
-from jaxdiff.typing import InputError, PyTree
+from jaxdiff.typing import Count, InputError, Layers, PyTree, Width
 
 
 class MLP(nn.Module):
@@ -35,12 +35,12 @@ class MLP(nn.Module):
       InputError: if a field is out of its range, x are not vectors, or there is a condition but no classes.
     """
 
-    width: int = 128
-    depth: int = 3
-    time_dim: int = 128
+    width: Width = 128
+    depth: Layers = 3
+    time_dim: Width = 128
     time_steps: int = 1000
-    classes: int = 0
-    outputs: int = 1
+    classes: Count = 0
+    outputs: Width = 1
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:

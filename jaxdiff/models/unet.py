@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.models import layers
 from jaxdiff.models.layers import Grids, Times
-from jaxdiff.typing import InputError, PyTree
+from jaxdiff.typing import Count, InputError, Layers, PyTree, Width
 
 
 class UNet(nn.Module):
@@ -53,25 +53,27 @@ class UNet(nn.Module):
         condition but no classes.
     """
 
-    stem: int = 32
-    down: Sequence[int] = (64, 128, 256)
-    middle: Sequence[int] = (256, 128)
-    up: Sequence[int] = (64, 32, 16)
-    layers: int = 2
+    stem: Width = 32
+    down: Sequence[Width] = (64, 128, 256)
+    middle: Sequence[Width] = (256, 128)
+    up: Sequence[Width] = (64, 32, 16)
+    layers: Layers = 2
     attention: Sequence[bool] = (True, True, True)
-    heads: int = 4
-    groups: int = 8
-    time_dim: int = 128
+    heads: Width = 4
+    groups: Width = 8
+    time_dim: Width = 128
     time_steps: int = 1000
-    patch: int = 1
-    classes: int = 0
-    outputs: int = 1
+    patch: Width = 1
+    classes: Count = 0
+    outputs: Width = 1
     dtype: DTypeLike = jnp.float32
     dims: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        layers.check_fields(self, "stem", "down", "middle", "up", "layers", "patch", "heads", "groups", "outputs")
         levels = len(self.down)
+        layers.check_depth(2 * levels * self.layers + 3 * len(self.middle), "layers, down and middle")
         for name in ("up", "attention"):
             entries = tuple(getattr(self, name))
             if len(entries) != levels:
@@ -79,7 +81,6 @@ class UNet(nn.Module):
                     f"{name} = {entries} needs one entry for each of the {levels} levels of down = {tuple(self.down)}"
                 )
         layers.check_dims(self.dims)
-        layers.check_fields(self, "layers", "patch", "heads", "groups", "outputs")
         for name, fields in {"groups": ("stem", "down", "middle", "up"), "heads": ("down", "middle", "up")}.items():
             divisor = getattr(self, name)
             for field in fields:

@@ -28,7 +28,7 @@ from jax.scipy import special
 from jaxtyping import Array
 
 from jaxdiff.processes import tables
-from jaxdiff.typing import InputError, RandomKey, Sample, Shape, Time, is_traced, pytree, static
+from jaxdiff.typing import InputError, RandomKey, Sample, Shape, Time, check_between, is_traced, pytree, static
 
 
 @runtime_checkable
@@ -150,7 +150,10 @@ class Gamma(_Continuous):
     def __post_init__(self) -> None:
         if not self.shape > 0:
             raise InputError(f"shape = {self.shape}; must satisfy shape > 0")
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except InputError as error:
+            raise InputError(f"shape = {self.shape}: {error}") from None
 
     def _scipy(self) -> Any:
         return tables.scipy_stats().gamma(self.shape)
@@ -189,8 +192,7 @@ class Poisson(_Discrete):
     rate: float = static(default=4.0)
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate < math.inf:
-            raise InputError(f"rate = {self.rate}; must satisfy 0 < rate < inf")
+        check_between(self, 1e-6, 1e9, "rate")
 
     def _scipy(self) -> Any:
         return tables.scipy_stats().poisson(self.rate)
@@ -203,8 +205,8 @@ class Bernoulli(_Discrete):
     p: float = static(default=0.5)
 
     def __post_init__(self) -> None:
-        if not 0 < self.p < 1:
-            raise InputError(f"p = {self.p}; must satisfy 0 < p < 1")
+        if not 1e-6 <= self.p <= 1 - 1e-6:
+            raise InputError(f"p = {self.p}; must satisfy 0 < p < 1, with 1e-6 to either end")
 
     def _scipy(self) -> Any:
         return tables.scipy_stats().bernoulli(self.p)
@@ -237,6 +239,7 @@ class _Filtered(NoiseDistribution):
         power = jnp.broadcast_to(self.power(jnp.maximum(frequency, lowest)), frequency.shape)
         response = jnp.sqrt(power / power.mean()).reshape(*grid, *[1] * (x.ndim - self.axes)).astype(x.dtype)
         spectrum = jnp.fft.fftn(x, axes=axes)
+        response = response.astype(spectrum.dtype)
         return jnp.fft.ifftn(spectrum / response if inverse else spectrum * response, axes=axes).real.astype(x.dtype)
 
 

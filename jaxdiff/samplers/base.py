@@ -7,7 +7,7 @@ import jax
 
 from jaxdiff.processes import Denoiser
 from jaxdiff.schedules import check_times
-from jaxdiff.typing import RandomKey, Sample, T, Time
+from jaxdiff.typing import RandomKey, Sample, T, Time, checks_fields
 
 
 @runtime_checkable
@@ -32,8 +32,8 @@ class Sampler(Protocol):
 
 @dataclass_transform(frozen_default=True)
 def static_dataclass(cls: type[T]) -> type[T]:
-    """Make a class a frozen dataclass that `jax.jit` treats as a constant, compared by value."""
-    return jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))
+    """Make a class a frozen dataclass that `jax.jit` treats as a constant, compared by value, and check its fields."""
+    return jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(checks_fields(cls)))
 
 
 class Stateless:

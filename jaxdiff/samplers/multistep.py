@@ -72,7 +72,7 @@ class DPMSolver:
     def __post_init__(self) -> None:
         orders = (1, 2) if self.stochastic else (1, 2, 3)
         if self.order not in orders:
-            form = " for the SDE form" if self.stochastic else ""
+            form = " for the SDE form, stochastic = True" if self.stochastic else ""
             raise InputError(f"order = {self.order}; it must be one of {orders}{form}")
 
     def init(self, x: Sample) -> History:

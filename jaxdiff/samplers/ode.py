@@ -20,7 +20,7 @@ Guided Sampling of Diffusion Probabilistic Models" (why the slope x̂_0); Kutta 
 """
 
 import dataclasses
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxdiff.processes import Denoiser, require_gaussian
 from jaxdiff.samplers.base import Stateless
 from jaxdiff.schedules import Schedule
-from jaxdiff.typing import InputError, Prediction, RandomKey, Sample, Time
+from jaxdiff.typing import Prediction, RandomKey, Sample, Time, check_fields
 
 Slope = Literal["x0", "noise"]
 Row = tuple[float, ...]
@@ -58,8 +58,7 @@ class RungeKutta(Stateless):
         jax.tree_util.register_static(cls)
 
     def __post_init__(self) -> None:
-        if self.slope not in get_args(Slope):
-            raise InputError(f"slope = {self.slope!r}; the known ones are {', '.join(get_args(Slope))}")
+        check_fields(self)
 
     def advance(self, key: RandomKey, x_t: Sample, *, t: Time, s: Time, denoiser: Denoiser) -> Sample:
         process = require_gaussian(denoiser.process)

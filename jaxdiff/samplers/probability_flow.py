@@ -20,7 +20,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import diffrax
 import jax
@@ -31,18 +31,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.processes import Denoiser, require_gaussian
 from jaxdiff.schedules import Schedule, check_times
-from jaxdiff.typing import InputError, PyTree, Sample, Scalar, Time
+from jaxdiff.typing import AtMost, InputError, PyTree, Sample, Scalar, Time, checks_fields
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Solver:
     """A diffrax solver with an error estimate, the errors a step may make, and the steps after which it gives up."""
 
     method: diffrax.AbstractAdaptiveSolver = dataclasses.field(default_factory=diffrax.Tsit5)
     rtol: float = 1e-5
     atol: float = 1e-5
-    max_steps: int = 4096
+    max_steps: Annotated[int, AtMost(10**6)] = 4096
 
     def __post_init__(self) -> None:
         if not (self.rtol > 0 and self.atol > 0):

@@ -6,13 +6,15 @@ denoisers of `jaxdiff.inpainting`: in a single step the unknown part fits the kn
 Source: Lugmayr et al. 2022, "RePaint: Inpainting using Denoising Diffusion Probabilistic Models" (algorithm 1).
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
 from jaxdiff.processes import Denoiser, require_gaussian
 from jaxdiff.samplers.ancestral import posterior_variances
 from jaxdiff.samplers.base import Sampler, Stateless, static_dataclass
-from jaxdiff.typing import InputError, RandomKey, Sample, Time
+from jaxdiff.typing import AtMost, InputError, RandomKey, Sample, Time
 
 
 @static_dataclass
@@ -23,7 +25,7 @@ class RePaint(Stateless):
     """
 
     sampler: Sampler
-    times: int = 10
+    times: Annotated[int, AtMost(1000)] = 10
 
     def __post_init__(self) -> None:
         if self.times < 1:

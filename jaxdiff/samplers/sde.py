@@ -34,7 +34,7 @@ Space of Diffusion-Based Generative Models".
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,9 @@ from jaxdiff.samplers.ancestral import DDIM, posterior_variances, reverse_step
 from jaxdiff.samplers.base import Sampler, Stateless, static_dataclass
 from jaxdiff.samplers.ode import Heun
 from jaxdiff.schedules import check_times, rates
-from jaxdiff.typing import InputError, RandomKey, Sample, Time
+from jaxdiff.typing import AtMost, Extended, InputError, RandomKey, Sample, Time, shown
+
+Corrections = Annotated[int, AtMost(1000)]
 
 _NO_NOISE = 0.01  # σ/α below which too much noise is not seen in data of unit variance
 
@@ -77,15 +79,17 @@ class PredictorCorrector:
     The predictor is any other sampler. Each of the `corrections` is a network call; `snr` is r in ε = (r σ_s)².
     """
 
-    corrections: int = 1
+    corrections: Corrections = 1
     snr: float = 0.16
     predictor: Sampler = DDIM(eta=1.0)
 
     def __post_init__(self) -> None:
         if self.corrections < 1:
             raise InputError(f"corrections = {self.corrections}; take at least 1 Langevin step, or another sampler")
-        if not self.snr > 0:
-            raise InputError(f"snr = {self.snr}; the step size (snr·σ)² must be above 0")
+        if not 0 < self.snr < 10:  # Langevin steps diverge from 1 on
+            raise InputError(f"snr = {self.snr}; the step size (snr·σ)² must be above 0, and snr below 10")
+        if not isinstance(self.predictor, Sampler):
+            raise InputError(f"predictor = {shown(self.predictor)}; it must be a sampler, such as DDIM()")
 
     def init(self, x: Sample) -> Any:
         """Return the state of the predictor."""
@@ -117,7 +121,7 @@ class Langevin(Stateless):
     timesteps at which e is above 0.05. The step to t = 0 returns x̂_0. The fields are as for `PredictorCorrector`.
     """
 
-    corrections: int = 5
+    corrections: Corrections = 5
     snr: float = 0.16
 
     def __post_init__(self) -> None:
@@ -165,8 +169,8 @@ class EDM(Stateless):
     """
 
     gamma: float = 0.4
-    low: float = 0.0
-    high: float = math.inf
+    low: Extended = 0.0
+    high: Extended = math.inf
     noise: float = 1.0
 
     def __post_init__(self) -> None:

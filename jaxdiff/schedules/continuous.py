@@ -15,7 +15,7 @@ from jaxdiff.schedules.base import (
     interpolate,
     one_minus_exp,
 )
-from jaxdiff.typing import InputError, pytree, static
+from jaxdiff.typing import Extended, InputError, check_between, pytree, static
 
 
 @pytree
@@ -32,6 +32,7 @@ class VP(VariancePreserving):
         low, high = self.beta_min, self.beta_max
         if not 0 < low < high:
             raise InputError(f"beta_min = {low}, beta_max = {high}; must satisfy 0 < beta_min < beta_max")
+        check_between(self, 0, 1e6, "beta_max")
 
     def log_alpha(self, t: Times) -> Values:
         t = as_time(t)
@@ -51,8 +52,8 @@ class TruncatedCosine(VariancePreserving):
     e^{−log_snr_max/2}, 4.5e-5 by default: too small to see, large enough to divide by.
     """
 
-    log_snr_max: float = static(default=20.0)
-    log_snr_min: float = static(default=-20.0)
+    log_snr_max: Extended = static(default=20.0)
+    log_snr_min: Extended = static(default=-20.0)
 
     def __post_init__(self) -> None:
         low, high = self.log_snr_min, self.log_snr_max
@@ -61,7 +62,7 @@ class TruncatedCosine(VariancePreserving):
 
     def _angles(self, sign: int) -> list[float]:
         """φ at t = 0 and t = 1 for sign −1; π/2 − φ, without cancellation, for sign 1."""
-        return [math.atan(math.exp(sign * end / 2)) for end in (self.log_snr_max, self.log_snr_min)]
+        return [math.atan(math.exp(min(sign * end / 2, 700))) for end in (self.log_snr_max, self.log_snr_min)]
 
     def log_alpha(self, t: Times) -> Values:
         return jnp.log(self.alpha(t))
@@ -109,6 +110,8 @@ class Sigmoid(VariancePreserving):
         if not self.tau > 0 or max(abs(self.start), abs(self.end)) > 80 * self.tau:
             within = "start/tau and end/tau within ±80, where float32 still holds their sigmoids"
             raise InputError(f"tau = {self.tau} with {ends} tau > 0 with {within}")
+        if self.end - self.start < 1e-3 * self.tau:
+            raise InputError(f"tau = {self.tau} with {ends} end − start >= tau/1000, or float32 can't tell them apart")
         if not -80 <= self.log_snr_min <= 80:
             raise InputError(f"log_snr_min = {self.log_snr_min}; must satisfy −80 <= log_snr_min <= 80")
 
@@ -157,6 +160,7 @@ class _Exploding(Schedule):
         low, high = self.sigma_min, self.sigma_max
         if not 0 < low < high:
             raise InputError(f"sigma_min = {low}, sigma_max = {high}; must satisfy 0 < sigma_min < sigma_max")
+        check_between(self, 1e-9, 1e9, "sigma_min", "sigma_max")
 
     def alpha(self, t: Times) -> Values:
         return jnp.ones_like(as_time(t))
@@ -197,8 +201,9 @@ class EDM(_Exploding):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.rho > 0:
-            raise InputError(f"rho = {self.rho}; must satisfy rho > 0")
+        check_between(self, 0, 100, "rho")
+        if max(abs(math.log(self.sigma_min)), abs(math.log(self.sigma_max))) > 80 * self.rho:
+            raise InputError(f"rho = {self.rho}; sigma_min and sigma_max to the power 1/rho must be within e^±80")
 
     def _roots(self) -> tuple[float, float]:
         """σ^{1/ρ} at both ends."""

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.schedules.base import Times, Values, VariancePreserving, as_time, interpolate, log_alpha_of
-from jaxdiff.typing import InputError, pytree, static
+from jaxdiff.typing import Count, InputError, check_between, pytree, shown, static
 
 Betas = Sequence[float] | Float[np.ndarray, " T"]
 
@@ -44,7 +44,7 @@ class _Table(VariancePreserving):
         near = jnp.abs(position - nearest) < 4 * jnp.finfo(t.dtype).eps * T
         position = position + jax.lax.stop_gradient(jnp.where(near, nearest - position, 0))
         left = jnp.clip(jnp.ceil(position).astype(int) - 1, 0, T - 1)
-        return left, position - left
+        return left, position - left.astype(t.dtype)
 
     def log_alpha(self, t: Times) -> Values:
         t = as_time(t)
@@ -79,9 +79,13 @@ class Discrete(_Table):
     betas: Betas = static()
 
     def __post_init__(self) -> None:
-        if np.ndim(self.betas) != 1 or not len(self.betas):
-            raise InputError(f"betas has shape {np.shape(self.betas)}; it must be a vector of at least one β")
-        object.__setattr__(self, "betas", tuple(map(float, self.betas)))
+        try:
+            betas = np.asarray(self.betas, float)
+        except (TypeError, ValueError):
+            raise InputError(f"betas = {shown(self.betas)}; it must be a vector of numbers") from None
+        if betas.ndim != 1 or not 1 <= len(betas) <= 10**6:
+            raise InputError(f"betas has shape {betas.shape}; it must be a vector of 1 to 1,000,000 β")
+        object.__setattr__(self, "betas", tuple(betas.tolist()))
         super().__post_init__()
 
     @property
@@ -141,9 +145,13 @@ class Linear(_Table):
       InputError: unless every β is strictly between 0 and 1; with the defaults T must be 21 or more.
     """
 
-    num_timesteps: int = static(default=1000)
+    num_timesteps: Count = static(default=1000)
     beta_first: float = static(default=1e-4)
     beta_last: float = static(default=0.02)
+
+    def __post_init__(self) -> None:
+        check_between(self, 1e-12, 1, "beta_first", "beta_last")
+        super().__post_init__()
 
     def _betas(self) -> Float[np.ndarray, " T"]:
         scale, ends = 1000 / self.num_timesteps, (self.beta_first, self.beta_last)
@@ -161,9 +169,15 @@ class Linear(_Table):
 class Cosine(_Table):
     """ᾱ_k = f(k/T)/f(0), f(u) = cos²(½π (u + offset)/(1 + offset)), β ≤ `beta_max` (Nichol & Dhariwal 2021, eq. 17)."""
 
-    num_timesteps: int = static(default=1000)
+    num_timesteps: Count = static(default=1000)
     offset: float = static(default=0.008)
     beta_max: float = static(default=0.999)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.offset <= 10:
+            raise InputError(f"offset = {self.offset}; must satisfy 0 <= offset <= 10")
+        check_between(self, 1e-12, 1, "beta_max")
+        super().__post_init__()
 
     def _betas(self) -> Float[np.ndarray, " T"]:
         u = np.linspace(0, 1, self.num_timesteps + 1)

@@ -27,7 +27,7 @@ from jaxdiff.schedules.base import (
     log_alpha_of,
     one_minus_exp,
 )
-from jaxdiff.typing import InputError, RandomKey, Scalar, pytree, static
+from jaxdiff.typing import InputError, RandomKey, Scalar, Width, check_between, checked, pytree, static
 
 LINE = 1 / 128  # κ, a power of 2, so that κ + (1 − κ) is 1
 
@@ -52,6 +52,7 @@ class Learned(VariancePreserving):
         low, high = self.log_snr_min, self.log_snr_max
         if not low < high:
             raise InputError(f"log_snr_min = {low}, log_snr_max = {high}; must satisfy log_snr_min < log_snr_max")
+        check_between(self, -80, 80, "log_snr_min", "log_snr_max")  # where float32 holds e^λ
 
     @classmethod
     def init(
@@ -60,7 +61,7 @@ class Learned(VariancePreserving):
         *,
         log_snr_max: float = 13.3,
         log_snr_min: float = -5.0,
-        hidden: int = 1024,
+        hidden: Width = 1024,
         learn_ends: bool = False,
     ) -> "Learned":
         """Return a schedule of `hidden` sigmoids whose log-SNR is, before training, nearly linear in t.
@@ -69,7 +70,8 @@ class Learned(VariancePreserving):
         are the paper's by default; `learn_ends` makes parameters of them. Raises an InputError unless λ_1 < λ_0 and
         hidden >= 1.
         """
-        if hidden < 1:
+        checked("learn_ends", learn_ends, bool)
+        if checked("hidden", hidden, Width) < 1:
             raise InputError(f"hidden = {hidden}; the network needs at least 1 sigmoid")
         key_slope, key_center, key_height = jax.random.split(jax.random.key(0) if key is None else key, 3)
         # Sigmoids centered on all of [−½, 1½] add up to a straight line on [0, 1].

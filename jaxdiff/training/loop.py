@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, UInt8
 
-from jaxdiff import data
+from jaxdiff import data, registry
 from jaxdiff.data import Dataset
 from jaxdiff.experiment import Config, Experiment, make_experiment, plots, resumption
 from jaxdiff.experiment import workdir as folder
@@ -179,9 +179,10 @@ def _set_up(
         examples = folder.choose_examples(workdir, config, dataset)
         experiment = make_experiment(config, dataset.spec, examples)
         if experiment.classifies:
-            test_split(experiment)  # raises now rather than after training
+            test_split(experiment, config.data.dir)  # raises now rather than after training
         if allow_change and (workdir / "config.json").exists():
-            _check_state(make_experiment(folder.read(workdir)[0], dataset.spec, examples), experiment, allow_change)
+            old, _ = folder.read(workdir, trust=registry.outside(config.to_mapping()))
+            _check_state(make_experiment(old, dataset.spec, examples), experiment, allow_change)
         yield dataset, experiment, examples
 
 

@@ -123,16 +123,17 @@ def gradient(
 def update(experiment: Experiment, state: State, loss: Scalar, grads: PyTree) -> tuple[State, Metrics]:
     """Apply one optimizer step and one step of the average."""
     config = experiment.config
-    updates, opt_state = make_optimizer(experiment).update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
-    metrics = Metrics(
-        loss=loss,
-        grad_norm=optax.tree.norm(grads),
-        learning_rate=jnp.asarray(learning_rate(config.optimizer, config.train.steps)(state.step), jnp.float32),
-    )
-    ema = optax.incremental_update(params, state.ema, 1 - decay)
-    return state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
+    with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes
+        updates, opt_state = make_optimizer(experiment).update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
+        metrics = Metrics(
+            loss=loss,
+            grad_norm=optax.tree.norm(grads),
+            learning_rate=jnp.asarray(learning_rate(config.optimizer, config.train.steps)(state.step), jnp.float32),
+        )
+        ema = optax.incremental_update(params, state.ema, 1 - decay)
+        return state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
 
 
 def make_step(experiment: Experiment, mesh: Mesh, abstract: State) -> StepFunction:

@@ -113,14 +113,14 @@ class Randomized(RandomTransform):
     high: float | Sequence[float] = static()
 
     def __post_init__(self) -> None:
-        for name in ("low", "high"):
-            end = getattr(self, name)
-            object.__setattr__(self, name, float(end) if np.ndim(end) == 0 else tuple(map(float, end)))
         low, high = self.low, self.high
         if np.shape(low) != np.shape(high) or not np.all(np.less(low, high)):
             raise InputError(f"low = {low}, high = {high}; they must have one shape and satisfy low < high")
         for end in (low, high):
-            self.make(end)
+            try:
+                self.make(end)
+            except InputError as error:
+                raise InputError(f"low = {low}, high = {high}: {error}") from None
         try:
             jax.eval_shape(lambda params: (self.make(params), 0)[1], jax.ShapeDtypeStruct(np.shape(low), np.float32))
         except (jax.errors.ConcretizationTypeError, TypeError) as error:

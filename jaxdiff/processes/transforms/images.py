@@ -24,8 +24,8 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float
 
 from jaxdiff.processes.transforms.base import RandomTransform, Transform, TwoSided
-from jaxdiff.processes.transforms.points import Number, check_positive
-from jaxdiff.typing import InputError, RandomKey, Sample, Shape, Time, pytree, static
+from jaxdiff.processes.transforms.points import Number, check_positive, check_scalar
+from jaxdiff.typing import InputError, RandomKey, Sample, Shape, Time, pytree, shown, static
 
 
 @pytree(kw_only=False, eq=False)
@@ -36,6 +36,8 @@ class Warp(Transform):
     zoom: Number = 1.0
 
     def __post_init__(self) -> None:
+        check_scalar("angle", self.angle)
+        check_scalar("zoom", self.zoom)
         check_positive("zoom", self.zoom)
 
     def __call__(self, x: Sample, t: Time, /) -> Sample:
@@ -43,7 +45,7 @@ class Warp(Transform):
         height, width = x.shape[:2]
         angle = jnp.asarray(t * self.angle, x.dtype)
         shrink = jnp.asarray(self.zoom, x.dtype) ** jnp.asarray(-t, x.dtype)
-        rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+        rows, columns = jnp.meshgrid(jnp.arange(height, dtype=float), jnp.arange(width, dtype=float), indexing="ij")
         middle, center = (height - 1) / 2, (width - 1) / 2
         down, right = shrink * (rows - middle), shrink * (columns - center)
         row = middle + jnp.cos(angle) * down + jnp.sin(angle) * right  # where each pixel comes from: rotated back
@@ -59,10 +61,8 @@ class ColorMatrix(Transform):
     matrix: Sequence[Sequence[float]] = static()
 
     def __post_init__(self) -> None:
-        rows = tuple(tuple(map(float, row)) for row in self.matrix)
-        if not rows or any(len(row) != len(rows) for row in rows):
-            raise InputError(f"matrix = {rows}; it must be square, with a row for each color")
-        object.__setattr__(self, "matrix", rows)
+        if not self.matrix or any(len(row) != len(self.matrix) for row in self.matrix):
+            raise InputError(f"matrix = {shown(self.matrix)}; it must be square, with a row for each color")
 
     def __call__(self, x: Sample, t: Time, /) -> Sample:
         return x @ self._at(x, t).T
@@ -102,7 +102,6 @@ class Blur(TwoSided):
     def __post_init__(self) -> None:
         if not self.width > 0:
             raise InputError(f"width = {self.width}; must satisfy width > 0, in pixels")
-        object.__setattr__(self, "width", float(self.width))
 
     @property
     def invertible(self) -> bool:
@@ -114,7 +113,8 @@ class Blur(TwoSided):
         k = jnp.meshgrid(*(2 * math.pi * jnp.fft.fftfreq(n) for n in x.shape[:2]), indexing="ij")
         squared = (k[0] ** 2 + k[1] ** 2).reshape(*x.shape[:2], *[1] * (x.ndim - 2)).astype(x.dtype)
         response = jnp.exp(jnp.sign(t) * -0.5 * (t * self.width) ** 2 * squared)
-        return jnp.fft.ifft2(response * jnp.fft.fft2(x, axes=(0, 1)), axes=(0, 1)).real.astype(x.dtype)
+        spectrum = jnp.fft.fft2(x, axes=(0, 1))
+        return jnp.fft.ifft2(response.astype(spectrum.dtype) * spectrum, axes=(0, 1)).real.astype(x.dtype)
 
 
 @pytree(kw_only=False, eq=False)
@@ -142,10 +142,10 @@ class Pixelate(Transform):
     blocks: Sequence[int] = static()
 
     def __post_init__(self) -> None:
-        blocks = tuple(self.blocks)
-        if not blocks or any(b <= a for a, b in zip((1, *blocks), blocks, strict=False)):
-            raise InputError(f"blocks = {blocks}; it must be rising sizes above 1, as in Pixelate((2, 4, 8))")
-        object.__setattr__(self, "blocks", blocks)
+        if not self.blocks or any(b <= a for a, b in zip((1, *self.blocks), self.blocks, strict=False)):
+            raise InputError(
+                f"blocks = {shown(self.blocks)}; it must be rising sizes above 1, as in Pixelate((2, 4, 8))"
+            )
 
     def __call__(self, x: Sample, t: Time, /) -> Sample:
         position = jnp.asarray(t, x.dtype) * len(self.blocks)
@@ -153,7 +153,7 @@ class Pixelate(Transform):
         pairs = zip((1, *self.blocks), self.blocks, strict=False)
         ends = [lambda x, a=a, b=b: (self._means(x, a), self._means(x, b)) for a, b in pairs]
         finer, coarser = jax.lax.switch(step, ends, x)
-        return finer + (position - step) * (coarser - finer)
+        return finer + (position - step.astype(x.dtype)) * (coarser - finer)
 
     def _means(self, x: Sample, block: int) -> Sample:
         _check_image(x, "Pixelate")

@@ -25,7 +25,10 @@ class Shift(TwoSided):
     pixels: int | Sequence[int] = static()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pixels", (self.pixels,) if isinstance(self.pixels, int) else tuple(self.pixels))
+        pixels = (self.pixels,) if isinstance(self.pixels, int) else self.pixels
+        if not pixels:
+            raise InputError("pixels = (); give one number, or one for each of the first axes")
+        object.__setattr__(self, "pixels", pixels)
 
     def __call__(self, x: Sample, t: Time, /) -> Sample:
         p: tuple[int, ...] = self.pixels  # type: ignore[assignment]
@@ -43,6 +46,8 @@ class Flip(TwoSided):
     axis: int = static(default=1)
 
     def __call__(self, x: Sample, t: Time, /) -> Sample:
+        if not -x.ndim <= self.axis < x.ndim:
+            raise InputError(f"axis = {self.axis}, but a sample has shape {x.shape}; give one of its axes")
         return jnp.where(jnp.abs(t) >= 0.5, jnp.flip(x, self.axis), x)
 
 

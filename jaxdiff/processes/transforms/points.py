@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdiff.processes.transforms.base import TwoSided
-from jaxdiff.typing import InputError, PyTree, Sample, Time, is_traced, pytree, static
+from jaxdiff.typing import InputError, PyTree, Sample, Time, is_traced, pytree, shown, static
 
 Number = float | Float[Array, "*n"]  # one number; (n,) for n samples, as returned by `jax.vmap`
 Numbers = float | Sequence[float] | Float[Array | np.ndarray, "*d"]
@@ -32,12 +32,9 @@ class Rotation(TwoSided):
     axis: Sequence[float] | None = static(default=None)
 
     def __post_init__(self) -> None:
-        if self.axis is None:
-            return
-        axis = tuple(map(float, self.axis))
-        if not (len(axis) == 3 and any(axis)):
-            raise InputError(f"axis = {axis}; it must be 3 numbers, not all 0")
-        object.__setattr__(self, "axis", axis)
+        check_scalar("angle", self.angle)
+        if self.axis is not None and not (len(self.axis) == 3 and any(self.axis)):
+            raise InputError(f"axis = {self.axis}; it must be 3 numbers, not all 0")
 
     def __call__(self, x: Sample, t: Time, /) -> Sample:
         angle = jnp.asarray(t * self.angle, x.dtype)
@@ -59,7 +56,7 @@ class Scale(TwoSided):
 
     def __post_init__(self) -> None:
         check_positive("factor", self.factor)
-        object.__setattr__(self, "factor", _array(self.factor))
+        object.__setattr__(self, "factor", _array("factor", self.factor))
 
     def __call__(self, x: Sample, t: Time, /) -> Sample:
         factor = jnp.asarray(self.factor, x.dtype) ** jnp.asarray(t, x.dtype)
@@ -81,6 +78,7 @@ class Shear(TwoSided):
     by: int = static(default=1)
 
     def __post_init__(self) -> None:
+        check_scalar("amount", self.amount)
         to, by = self.to, self.by
         if to == by or min(to, by) < 0:
             raise InputError(
@@ -103,7 +101,7 @@ class Translation(TwoSided):
     by: Numbers
 
     def __post_init__(self) -> None:
-        by = _array(self.by)
+        by = _array("by", self.by)
         object.__setattr__(self, "by", by if by.ndim else by[None])
 
     def __call__(self, x: Sample, t: Time, /) -> Sample:
@@ -113,14 +111,24 @@ class Translation(TwoSided):
 
 
 def check_positive(name: str, numbers: PyTree) -> None:
-    """Raise an InputError unless the numbers are positive or traced."""
-    if not (is_traced(numbers) or np.all(np.asarray(numbers) > 0)):
-        raise InputError(f"{name} = {numbers}; must satisfy {name} > 0")
+    """Raise an InputError unless the numbers are positive, also in float32, or traced."""
+    if not (is_traced(numbers) or np.all(np.asarray(numbers, float) > 1e-18)):
+        raise InputError(f"{name} = {shown(numbers)}; must satisfy {name} > 0, and not below 1e-18")
 
 
-def _array(numbers: Numbers) -> Array | np.ndarray:
+def check_scalar(name: str, value: Number) -> None:
+    """Raise an InputError if the value is a list of numbers; an array may hold those of n samples."""
+    if isinstance(value, Sequence):
+        raise InputError(f"{name} = {shown(value)}; it must be one number")
+
+
+def _array(name: str, numbers: Numbers) -> Array | np.ndarray:
     """NumPy unless on a device already: configs are made before devices are chosen."""
-    return numbers if isinstance(numbers, jax.Array) else np.asarray(numbers, float)
+    if isinstance(numbers, jax.Array):
+        return numbers
+    if np.ndim(numbers) > 1 or not np.size(numbers):
+        raise InputError(f"{name} = {shown(numbers)}; it must be one number, or one for each axis")
+    return np.asarray(numbers, float)
 
 
 def _check_axes(x: Sample, d: int, what: str, hint: str) -> None:
