@@ -313,3 +313,15 @@ def test_any_value_in_a_folder_is_of_use_or_one_line(tmp_path_factory: Any, path
     except InputError as error:
         found = str(error)
     assert "\n" not in found
+
+
+def test_the_command_line_tells_of_the_flag_in_one_line(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run", {"schedule": CODE})
+    out = tmp_path / "samples.png"
+    process = tiny.Forked("sample.py", f"--workdir={folder}", f"--out={out}", cache=tmp_path / "cache")
+    code, _, err = tiny.finish(process)
+    assert code == 1
+    assert "--trust" in err
+    assert CODE in err
+    assert err.count("\n") == 1
+    assert not out.exists()
