@@ -1,4 +1,4 @@
-"""Types and aliases that every module shares.
+"""Types that every module shares, and checks of values by their annotations.
 
 Everything is written for one sample: `x_t` has the sample's own shape and `t` is a scalar. Batches are `jax.vmap`.
 """
