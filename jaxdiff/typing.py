@@ -64,16 +64,16 @@ def static(**options: Any) -> Any:
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(static, dataclasses.field))
-def pytree(cls: Any = None, /, *, kw_only: bool = True, eq: bool = True) -> Any:
+def pytree(cls: Any = None, /, *, kw_only: bool = True, eq: bool = True, checks: bool = True) -> Any:
     """Make a class a frozen dataclass that JAX treats as a pytree, with `static` fields in its structure.
 
     Unlike `jax.tree_util.register_dataclass`, rebuilding an instance from its leaves skips `__init__`, so that
-    `__post_init__` validates what users pass and nothing else. `check_fields` does so before it. Use `eq=False` where a
-    field holds arrays, which have no hash.
+    `__post_init__` validates what users pass and nothing else. With `checks`, `check_fields` does so before it. Use
+    `eq=False` where a field holds arrays, which have no hash.
     """
 
     def wrap(cls: type[T]) -> type[T]:
-        cls = dataclasses.dataclass(frozen=True, kw_only=kw_only, eq=eq)(checks_fields(cls))
+        cls = dataclasses.dataclass(frozen=True, kw_only=kw_only, eq=eq)(checks_fields(cls) if checks else cls)
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]
         leaves = [field.name for field in fields if not field.metadata.get("static")]
         fixed = [field.name for field in fields if field.metadata.get("static")]

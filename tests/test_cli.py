@@ -147,7 +147,7 @@ def test_samples_of_a_run_are_encoded_and_decoded(trained, commands, tmp_path):
         assert re.match(r"reconstruction error: \d\.\de-\d\d \(root mean square\), ", out)
         with np.load(tmp_path / f"{name}.npz") as file:
             found.append({key: file[key] for key in file})
-        np.testing.assert_allclose(found[-1]["reconstruction"], found[-1]["original"], rtol=0, atol=1e-2)
+        np.testing.assert_allclose(found[-1]["reconstruction"], found[-1]["original"], rtol=3e-3, atol=1e-2)
         assert np.abs(found[-1]["latent"] - found[-1]["original"]).max() > 0.01
         assert (tmp_path / f"{name}.png").exists()
     with np.load(tmp_path / "a.npz") as file:

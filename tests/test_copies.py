@@ -95,7 +95,7 @@ def test_strict_promotion_of_dtypes_is_kept(schedule: str) -> None:
 @pytest.mark.parametrize("transform", ["warp:angle=1", "blur:width=2", "pixelate:blocks=(2,4)"])
 def test_perturbations_keep_strict_promotion_of_dtypes(name: str, transform: str) -> None:
     made = registry.make("transform", transform, TRANSFORMS)
-    process = jd.Perturbed(jd.schedules.Linear(20), transform=made, noise=jd.noise.NOISES[name]())
+    process = jd.Perturbed(jd.schedules.Linear(25), transform=made, noise=jd.noise.NOISES[name]())
     with jax.numpy_dtype_promotion("strict"):
         noise = process.sample_noise(jax.random.key(0), (8, 8, 1), 0.5)
         assert process.corrupt(jnp.ones((8, 8, 1)), noise, 0.5).dtype == jnp.float32

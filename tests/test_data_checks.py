@@ -102,7 +102,7 @@ def test_a_test_split_unlike_the_train_split_is_refused(monkeypatch):
     config = tiny.config({"data": {"name": "own"}, "model": model}, base=tiny.IMAGES)
     experiment = build.make_experiment(config, splits["train"].spec)
     with pytest.raises(InputError, match=r"^data\.name = 'own': the test split .* labels below 3; make them alike$"):
-        build.test_split(experiment)
+        build.test_split(experiment, None)
     splits["test"] = dataset(x=np.zeros((8, 3), np.uint8))
     with pytest.raises(InputError, match=r"the test split has \(3,\) with"):
-        build.test_split(experiment)
+        build.test_split(experiment, None)

@@ -116,8 +116,8 @@ TASKS = ["n", "reconstruct", "interpolate", "inpaint", "image_to_image"]
 def test_every_task_draws_every_shape(shape, task, sample_py, tmp_path, monkeypatch, capsys):
     run = drawn(shape)
     examples = np.random.default_rng(1).normal(size=(4, *shape)).astype(np.float32)
-    monkeypatch.setattr(sample, "load", lambda _: run)
-    monkeypatch.setattr(Drawn, "test_examples", lambda _, n: examples[:n])
+    monkeypatch.setattr(sample, "load", lambda _, trust: run)
+    monkeypatch.setattr(Drawn, "test_examples", lambda _, n, dir: examples[:n])
     given = f"--{task}=2", f"--workdir={tmp_path}", *(["--mask=left"] if task == "inpaint" else [])
     if task == "inpaint" and shape == (1,):
         with pytest.raises(InputError, match=r"--mask = left keeps nothing .*shape \(1,"):
@@ -141,7 +141,7 @@ def test_every_task_draws_every_shape(shape, task, sample_py, tmp_path, monkeypa
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_drawing(flag, words, sample_py, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "load", lambda _: drawn((3,)))
+    monkeypatch.setattr(sample, "load", lambda _, trust: drawn((3,)))
     monkeypatch.setattr(Run, "sample", lambda *_, **__: pytest.fail("it drew samples"))
     with pytest.raises(InputError, match=words):
         sample_py(*flag.split(), "--images=samples", f"--workdir={tmp_path}", out=tmp_path / "x.png")
@@ -152,11 +152,11 @@ def test_a_unet_of_other_dimensions_trains_draws_its_picture_and_samples(name, d
     loop.train(config(name, unet(dims)), tmp_path / "run")
     with Image.open(next(tmp_path.glob("run/samples/*.png"))) as image:
         assert np.ptp(np.asarray(image)) > 100
-    run = jd.load(tmp_path / "run")
+    run = jd.load(tmp_path / "run", trust=True)
     assert run.config.model["dims"] == dims
     x0 = run.test_examples(2)
     np.testing.assert_array_equal(x0, data.normalize(getattr(shaped, name)("test")[0][:2], 256))
-    samples = sample_py(f"--workdir={tmp_path / 'run'}", "--n=8", out=tmp_path / "x.png")["samples"]
+    samples = sample_py(f"--workdir={tmp_path / 'run'}", "--n=8", "--trust", out=tmp_path / "x.png")["samples"]
     assert samples.shape == (8, *x0.shape[1:])
     assert np.isfinite(samples).all()
     assert np.abs(samples).max() <= 1
@@ -173,8 +173,8 @@ def test_signals_have_bits_per_dim():
 def kept(run: Run, sample_py: Sample, mask: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """The mask of one sample, without the channels, that `--mask` gives."""
     seen: list[np.ndarray] = []
-    monkeypatch.setattr(sample, "load", lambda _: run)
-    monkeypatch.setattr(Drawn, "test_examples", lambda _, n: np.zeros((n, *run.experiment.shape), np.float32))
+    monkeypatch.setattr(sample, "load", lambda _, trust: run)
+    monkeypatch.setattr(Drawn, "test_examples", lambda _, n, dir: np.zeros((n, *run.experiment.shape), np.float32))
     monkeypatch.setattr(Drawn, "_draw", lambda *_, cond, **__: seen.append(np.asarray(cond.mask)) or cond.x0)
     sample_py("--inpaint=1", f"--mask={mask}", "--variants=1", f"--workdir={folder}", out=folder / "x.png")
     mask_of_sample = seen[0][0]

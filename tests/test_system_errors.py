@@ -1,6 +1,7 @@
 """Errors of the operating system, which the command lines print as one line."""
 
 import errno
+import gc
 import os
 import resource
 
@@ -70,6 +71,7 @@ def small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files that Orbax can't close
 def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, small_files):
     leaf = jax.device_put(
         jax.random.normal(jax.random.key(0), (100_000,)), NamedSharding(all_devices(), PartitionSpec())
@@ -83,6 +85,8 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, small_files):
     with pytest.raises(Exception, match=r".") as error:
         save()
     assert explain(error.value).startswith(os.strerror(errno.EFBIG))
+    del error
+    gc.collect()
 
 
 def test_a_run_that_cannot_write_says_so_in_one_line_and_which_step_is_safe(tmp_path):

@@ -89,9 +89,9 @@ def test_all_the_code_that_would_be_imported_is_listed(stranger: Path) -> None:
 
 def test_registered_components_need_no_trust_by_any_of_their_names(tmp_path: Path) -> None:
     write(
-        tmp_path, {"schedule": "jaxdiff.schedules:Linear:num_timesteps=20", "sampling.sampler": "jaxdiff.samplers:DDIM"}
+        tmp_path, {"schedule": "jaxdiff.schedules:Linear:num_timesteps=25", "sampling.sampler": "jaxdiff.samplers:DDIM"}
     )
-    assert workdir.read(tmp_path)[0].make("schedule").num_timesteps == 20
+    assert workdir.read(tmp_path)[0].make("schedule").num_timesteps == 25
 
 
 def test_trust_ends_with_the_folder(stranger: Path) -> None:

@@ -23,7 +23,7 @@ AnyArray = Array | np.ndarray
 AnyMask = Bool[AnyArray, "..."] | Float[AnyArray, "..."] | Integer[AnyArray, "..."]  # of values in [0, 1]
 
 
-@pytree(kw_only=False, eq=False)
+@pytree(kw_only=False, eq=False, checks=False)  # x0 may hold anything where it is not known
 class Known:
     """The known part of one sample: the condition of a denoiser made by `inpainting`.
 
