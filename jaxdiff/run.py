@@ -154,8 +154,7 @@ class Run:
         Raises:
           InputError: as `sample`; if the samples or the mask are unsuitable, or resample < 1.
         """
-        if resample < 1:
-            raise InputError(f"resample = {resample}; it must be 1 or more")
+        resample = check_whole("resample", resample)
         x0 = self._shaped(x0)
         mask = fit_mask(mask, x0.shape)
         x0 = self._checked(np.where(mask > 0, x0, 0))
@@ -245,7 +244,7 @@ class Run:
         """
         section = self.config.data
         found = data.load(section.name, split="test", dir=self._data_dir(dir))
-        if not 1 <= n <= len(found.x):
+        if check_whole("n", n) > len(found.x):
             raise InputError(
                 f"n = {n}, but the test split of {section.name} has {len(found.x)} examples; use 1 to that many"
             )
@@ -281,9 +280,9 @@ class Run:
         Raises:
           InputError: as `encode`; if steps < 2, or the numbers of first and last samples differ.
         """
-        if steps < 2 or len(first) != len(last):
-            found = f"steps = {steps}, from {len(first)} samples to {len(last)}"
-            raise InputError(f"{found}; steps must be at least 2, and both ends need the same number of samples")
+        steps = check_whole("steps", steps, least=2)
+        if len(first) != len(last):
+            raise InputError(f"from {len(first)} samples to {len(last)}; both ends need the same number of samples")
         a, b = jnp.split(jnp.asarray(self.encode(np.concatenate([first, last]), **options)), 2)
         between = jax.vmap(jax.vmap(slerp, (None, None, 0)), (0, 0, None))(a, b, jnp.linspace(0, 1, steps))
         x1 = np.asarray(between).reshape(-1, *self.experiment.shape)

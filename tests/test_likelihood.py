@@ -106,6 +106,9 @@ def test_slerp_stays_on_the_sphere_at_equal_angles():
         expected = np.array([[3 * math.cos(angle), 3 * math.sin(angle)], [0, 0]])
         np.testing.assert_allclose(slerp(a, b, share), expected, atol=1e-12)
     np.testing.assert_allclose(slerp(a, a, 0.3), a, atol=1e-12)
+    np.testing.assert_allclose(slerp(a, -a, 0.3), 0.4 * a, atol=1e-12)  # no arc is the shortest
+    np.testing.assert_allclose(slerp(0 * a, a, 0.3), 0.3 * a, atol=1e-12)
+    np.testing.assert_array_equal(slerp(0 * a, 0 * a, 0.3), 0 * a)
 
 
 def test_dequantized_levels_and_bits_per_dim():

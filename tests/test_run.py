@@ -111,8 +111,11 @@ def test_latents_of_a_run_are_exact():
     np.testing.assert_allclose(found, np.stack([x0[:4], halfway, x0[4:]], 1), rtol=0, atol=1e-3)
     with pytest.raises(InputError, match=r"^the ODE could not be solved past t = 0\.\d+ with rtol = 1e-05, .* 2 steps"):
         run.encode(x0, solver=Solver(max_steps=2))
-    with pytest.raises(InputError, match="steps = 1, from 4 samples to 3"):
-        run.interpolate(x0[:4], x0[5:], steps=1)
+    with pytest.raises(InputError, match="from 4 samples to 3"):
+        run.interpolate(x0[:4], x0[5:])
+    with pytest.raises(InputError, match="steps = 1; it must be 2 or more"):
+        run.interpolate(x0[:4], x0[4:], steps=1)
+    assert np.isfinite(run.interpolate(0 * x0[:1], 0 * x0[:1], steps=2)).all()
 
 
 IMAGE = np.zeros((1, 8, 8, 1), np.float32)

@@ -51,7 +51,7 @@ from jaxdiff.processes import Denoiser, Process, require_gaussian
 from jaxdiff.samplers.ancestral import posterior_variances
 from jaxdiff.samplers.loop import sample_keys
 from jaxdiff.schedules import Schedule, known_log_snr
-from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Sample, Samples, Scalar, Time
+from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Sample, Samples, Scalar, Time, check_whole
 
 Nats = Float[Array | np.ndarray, " n"]
 
@@ -155,8 +155,7 @@ def continuous_elbo(
             "finite log-SNR there (truncated_cosine, edm, learned), or, if yours is discrete, call jaxdiff.elbo"
         )
     _check_levels(levels)
-    if draws < 1:
-        raise InputError(f"draws = {draws}; it must be 1 or more")
+    check_whole("draws", draws)
     keys = sample_keys(key, jnp.arange(len(x0)))
     return continuous_elbo_each(keys, denoiser, x0, cond, levels=levels, draws=draws)
 
@@ -221,5 +220,5 @@ def log_decoder(x0: Sample, mean: Sample, std: Scalar, levels: int | None) -> Sa
 
 
 def _check_levels(levels: int | None) -> None:
-    if levels is not None and levels < 2:
-        raise InputError(f"levels = {levels}; it must be 2 or more, or None for continuous data")
+    if levels is not None:
+        check_whole("levels", levels, least=2)

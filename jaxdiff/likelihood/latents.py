@@ -52,10 +52,14 @@ def integrate_each(
 
 
 def slerp(a: Sample, b: Sample, w: float | Scalar) -> Sample:
-    """Return the latent at the fraction w in [0, 1] of the way from a to b, on the sphere."""
-    cosine = (a * b).sum() / (jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel()))
+    """Return the latent at the fraction w in [0, 1] of the way from a to b, on the sphere.
+
+    Between opposite latents, and from or to 0, where no arc is the shortest, the way is straight.
+    """
+    lengths = jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel())
+    cosine = jnp.where(lengths > 0, (a * b).sum() / jnp.where(lengths > 0, lengths, 1), 1)
     theta = jnp.arccos(jnp.clip(cosine, -1, 1))
-    near = theta < 1e-4  # sin θ is lost to rounding, and the chord equals the arc
-    sine = jnp.where(near, 1, jnp.sin(theta))
-    first = jnp.where(near, 1 - w, jnp.sin((1 - w) * theta) / sine)
-    return first * a + jnp.where(near, w, jnp.sin(w * theta) / sine) * b
+    straight = jnp.sin(theta) < 1e-4  # for small θ the chord equals the arc, and sin θ is lost to rounding
+    sine = jnp.where(straight, 1, jnp.sin(theta))
+    first = jnp.where(straight, 1 - w, jnp.sin((1 - w) * theta) / sine)
+    return first * a + jnp.where(straight, w, jnp.sin(w * theta) / sine) * b

@@ -23,7 +23,7 @@ from jaxdiff.samplers.base import Sampler
 from jaxdiff.samplers.loop import Carry, Keys, begin, check_rows, check_sampler, check_start, sample_keys, stepper
 from jaxdiff.samplers.names import make
 from jaxdiff.schedules import Schedule
-from jaxdiff.typing import Count, HostSamples, InputError, PyTree, RandomKey, Samples, Shape, checks_fields
+from jaxdiff.typing import Count, HostSamples, InputError, PyTree, RandomKey, Samples, Shape, check_whole, checks_fields
 
 Clip = Literal["static", "dynamic", "none"]
 
@@ -177,8 +177,7 @@ def in_batches(
       check: called with the results of each batch, on the host, to raise what can't be raised from devices.
       mesh: the devices; None for all.
     """
-    if n < 1 or batch < 1:
-        raise InputError(f"n = {n}, batch = {batch}; both must be at least 1")
+    n, batch = check_whole("n", n), check_whole("batch", batch)
     mesh = mesh or all_devices()
     size, sharding = _size(n, batch, mesh), NamedSharding(mesh, P(mesh.axis_names))
 
