@@ -1,14 +1,11 @@
 """Checkpoints: what is kept, what damage does, and runs that are stopped or killed and go on as if nothing had been."""
 
 import gc
-import json
 import os
-import random
 import shutil
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdiff import data
 from jaxdiff.data import DataSpec
-from jaxdiff.experiment import Config, make_experiment
+from jaxdiff.experiment import make_experiment
 from jaxdiff.experiment.checkpoint import Checkpoints, NoCheckpointError, fingerprint
 from jaxdiff.run import load
 from jaxdiff.training import loop
@@ -65,23 +62,6 @@ def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_picture", lambda *_: np.zeros((2, 2, 3), np.uint8))
 
 
-def mesh_of(devices: int, fsdp: int = 1) -> Mesh:
-    shape = (devices // fsdp, fsdp)
-    return jax.make_mesh(
-        shape, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=jax.devices()[:devices]
-    )
-
-
-def restored(checkpoints: Checkpoints, abstract: State) -> State | None:
-    """The newest whole state; damaged checkpoints are put aside, as training does."""
-    found = checkpoints.restore(abstract.items(), repair=True)
-    return None if found is None else State.from_items(found[1])
-
-
-def abstract_of(config: Config, mesh: Mesh) -> State:
-    return abstract_state(make_experiment(config, DataSpec(shape=(2,), levels=None)), mesh)
-
-
 def random_state(abstract: State, seed: int = 0) -> State:
     """A state of random bits (of finite floats), laid out like `abstract`."""
     rng = np.random.default_rng(seed)
@@ -98,10 +78,6 @@ def random_state(abstract: State, seed: int = 0) -> State:
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What jaxdiff logged."""
     return [record.getMessage() for record in caplog.records if record.name.startswith("jaxdiff.")]
-
-
-def steps_in(workdir: Path) -> list[int]:
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -125,14 +101,14 @@ def workdir(finished, tmp_path) -> Path:
 def restore(workdir: Path) -> State | None:
     checkpoints = Checkpoints(workdir / "checkpoints", keep=3)
     try:
-        return restored(checkpoints, abstract_of(tiny.config(), mesh_of(8)))
+        return tiny.restored(checkpoints, tiny.abstract_of(tiny.config(), tiny.mesh_of(8)))
     finally:
         checkpoints.close()
 
 
 def test_the_newest_are_kept(tmp_path):
     loop.train(tiny.config({"train.steps": 20, "every.checkpoint": 5, "every.log": 5, "every.keep": 2}), tmp_path)
-    assert steps_in(tmp_path) == [15, 20]
+    assert tiny.steps_in(tmp_path) == [15, 20]
 
 
 def test_a_state_comes_back_bit_for_bit(finished):
@@ -142,11 +118,11 @@ def test_a_state_comes_back_bit_for_bit(finished):
 @pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (8, 4), (4, 2), (8, 1)])
 def test_a_state_comes_back_on_other_devices_and_in_another_layout(tmp_path, devices, fsdp):
     config = tiny.config(WIDE)
-    saved = random_state(abstract_of(config, mesh_of(8, 2)))
+    saved = random_state(tiny.abstract_of(config, tiny.mesh_of(8, 2)))
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(1, saved.items())
-    abstract = abstract_of(config, mesh_of(devices, fsdp))
-    found = restored(checkpoints, abstract)
+    abstract = tiny.abstract_of(config, tiny.mesh_of(devices, fsdp))
+    found = tiny.restored(checkpoints, abstract)
     checkpoints.close()
     tiny.assert_identical(found, saved)
     for leaf, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(abstract), strict=True):
@@ -162,7 +138,7 @@ def test_a_state_comes_back_on_other_devices_and_in_another_layout(tmp_path, dev
     ids=["a history of losses", "a learned schedule"],
 )
 def test_what_else_is_trained_with_goes_on_bit_for_bit(tmp_path, changes):
-    config, mesh = tiny.config({**changes, "train.steps_per_dispatch": 1, "train.accumulate": 2}), mesh_of(4)
+    config, mesh = tiny.config({**changes, "train.steps_per_dispatch": 1, "train.accumulate": 2}), tiny.mesh_of(4)
     experiment = make_experiment(config, DataSpec(shape=(2,), levels=None))
     abstract = abstract_state(experiment, mesh)
     step = make_step(experiment, mesh, abstract)
@@ -175,7 +151,7 @@ def test_what_else_is_trained_with_goes_on_bit_for_bit(tmp_path, changes):
             checkpoints.save(9, state.items())
             halfway = tiny.arrays(state)
         state, _ = step(state, batches.resident, dispatch.batch)
-    resumed = restored(checkpoints, abstract)
+    resumed = tiny.restored(checkpoints, abstract)
     checkpoints.close()
     tiny.assert_identical(resumed, halfway)
     if resumed.history is not None:
@@ -195,7 +171,7 @@ def test_a_run_of_eight_devices_goes_on_with_weights_spread_over_four(workdir, f
 
 
 def test_a_save_is_untouched_by_the_steps_that_reuse_its_memory(tmp_path):
-    abstract = abstract_of(tiny.config({"model": {"name": "mlp", "width": 512, "depth": 3}}), mesh_of(8))
+    abstract = tiny.abstract_of(tiny.config({"model": {"name": "mlp", "width": 512, "depth": 3}}), tiny.mesh_of(8))
     state = random_state(abstract)
     expected = tiny.arrays(state)
 
@@ -207,7 +183,7 @@ def test_a_save_is_untouched_by_the_steps_that_reuse_its_memory(tmp_path):
     checkpoints.save(1, state.items())
     for _ in range(3):
         state = step(state)
-    found = restored(checkpoints, abstract)
+    found = tiny.restored(checkpoints, abstract)
     checkpoints.close()
     assert float(jax.tree.leaves(state.params)[0].max()) == 7
     for before, after in zip(expected, tiny.arrays(found), strict=True):
@@ -267,7 +243,7 @@ def test_training_reports_a_damaged_checkpoint_and_takes_the_one_before(workdir,
     (message,) = said(caplog)
     assert message.startswith("the checkpoint of step 30 is damaged and is not used: ")
     assert len(message) < 300
-    assert steps_in(workdir) == [10, 20]
+    assert tiny.steps_in(workdir) == [10, 20]
     assert [path.name for path in (workdir / "damaged").iterdir()] == ["30-0"]
 
 
@@ -295,14 +271,14 @@ def test_a_checkpoint_with_nothing_left_in_it_is_passed_over(workdir, damage):
 
 
 def test_a_flipped_bit_among_the_values_is_found_by_the_fingerprint(tmp_path, caplog):
-    abstract = abstract_of(tiny.config(WIDE), mesh_of(1))
+    abstract = tiny.abstract_of(tiny.config(WIDE), tiny.mesh_of(1))
     checkpoints = Checkpoints(tmp_path, keep=9)
     for step in range(1, 4):
         checkpoints.save(step, random_state(abstract).items())
     checkpoints.wait()
     for step in (2, 3):
         flip_one_bit(tmp_path / str(step) / "training")
-    tiny.assert_identical(restored(checkpoints, abstract), random_state(abstract))
+    tiny.assert_identical(tiny.restored(checkpoints, abstract), random_state(abstract))
     checkpoints.close()
     assert said(caplog) == [
         f"the checkpoint of step {step} is damaged and is not used: "
@@ -316,22 +292,22 @@ def test_a_run_with_a_damaged_checkpoint_writes_that_step_again(workdir, finishe
     flip(workdir / "checkpoints" / "20" / "weights")
     state = loop.train(tiny.config(), workdir)
     tiny.assert_identical(state, finished[1])
-    assert steps_in(workdir) == [10, 20, 30]
+    assert tiny.steps_in(workdir) == [10, 20, 30]
     assert sorted(path.name.partition("-")[0] for path in (workdir / "damaged").iterdir()) == ["20", "30"]
     tiny.assert_identical(restore(workdir), finished[1])
 
 
 def test_where_all_are_damaged_training_and_loading_stop_and_touch_nothing(workdir):
-    for step in steps_in(workdir):
+    for step in tiny.steps_in(workdir):
         flip(workdir / "checkpoints" / str(step) / "weights")
-    before = steps_in(workdir)
+    before = tiny.steps_in(workdir)
     message = r"^none of the checkpoints in .* \(steps 30, 20, 10\) is whole, or other versions"
     for _ in range(2):
         with pytest.raises(NoCheckpointError, match=message):
             loop.train(tiny.config(), workdir)
         with pytest.raises(NoCheckpointError, match=message):
             load(workdir)
-        assert steps_in(workdir) == before
+        assert tiny.steps_in(workdir) == before
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
@@ -357,7 +333,7 @@ def test_the_fingerprint_is_the_same_for_every_sharding(spec):
     x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
     index = np.arange(x.size, dtype=np.uint64).reshape(x.shape)
     expected = int((x.view(np.uint32).astype(np.uint64) * (2 * index + 1)).sum() % 2**32)
-    assert fingerprint(jax.device_put(x, NamedSharding(mesh_of(8, 2), spec))).tolist() == [expected]
+    assert fingerprint(jax.device_put(x, NamedSharding(tiny.mesh_of(8, 2), spec))).tolist() == [expected]
 
 
 def test_a_run_that_stopped_and_went_on_is_identical_to_an_unbroken_one(finished, tmp_path):
@@ -383,7 +359,7 @@ def test_a_signal_saves_first_and_the_run_goes_on_identically(finished, tmp_path
             loop.train(tiny.config(), tmp_path)
     assert stopped.value.number == number
     assert {which: signal.getsignal(which) for which in handlers} == handlers
-    assert steps_in(tmp_path) == [10, 15]
+    assert tiny.steps_in(tmp_path) == [10, 15]
     tiny.assert_identical(loop.train(tiny.config(), tmp_path), finished[1])
 
 
@@ -393,73 +369,3 @@ def test_training_in_a_thread_leaves_signals_alone(tmp_path):
     thread.start()
     thread.join()
     assert int(found[0].step) == 5
-
-
-KILLED = {
-    "train.steps": 100,
-    "train.steps_per_dispatch": 1,
-    "every.log": 1,
-    "every.checkpoint": 5,
-    "every.keep": 2,
-    "every.sample": 10_000,
-}
-
-
-def last_step(workdir: Path) -> int:
-    """Of the last whole line of the metrics; 0 before there is one."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
-
-
-def wait_for(condition: Callable[[], bool], process: tiny.Process) -> None:
-    """Return as soon as it holds; the process must be running until then."""
-    end = time.monotonic() + 100
-    while not condition():
-        assert process.poll() is None, f"ended early: {process.communicate()}"
-        assert time.monotonic() < end
-        time.sleep(0.001)
-
-
-def test_a_run_killed_and_stopped_at_any_moment_ends_as_an_unbroken_one(tmp_path):
-    config = tiny.write_config(tmp_path, KILLED)
-    workdir, rng = tmp_path / "killed", random.Random()
-
-    def start(workdir: Path) -> tiny.Forked:
-        return tiny.Forked("train.py", f"--config={config}", f"--workdir={workdir}", cache=tmp_path / "cache")
-
-    def writing() -> bool:
-        return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
-
-    unbroken = start(tmp_path / "unbroken")
-    for stop in ("kill", "kill while writing", signal.SIGINT):
-        process, begin = start(workdir), last_step(workdir)
-        wait_for(lambda begin=begin: last_step(workdir) > begin + 5, process)
-        if isinstance(stop, signal.Signals):
-            process.send_signal(stop)
-            code, _, err = tiny.finish(process)
-            assert code == 128 + stop
-            assert f"stopped by {stop.name}; step {steps_in(workdir)[-1]} is saved, run the same command to" in err
-            assert "Traceback" not in err
-        else:
-            if stop == "kill while writing":
-                wait_for(writing, process)
-            else:
-                time.sleep(rng.uniform(0, 0.2))
-            process.kill()
-            assert tiny.finish(process)[0] == -signal.SIGKILL
-    assert last_step(workdir) < KILLED["train.steps"]
-    code, _, err = tiny.finish(start(workdir))
-    assert code == 0, err
-    assert tiny.finish(unbroken)[0] == 0
-    assert "damaged" not in err
-
-    states = []
-    for folder in (tmp_path / "unbroken", workdir):
-        checkpoints = Checkpoints(folder / "checkpoints", keep=2)
-        states.append(restored(checkpoints, abstract_of(tiny.config(KILLED), mesh_of(1))))
-        checkpoints.close()
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines] == list(range(1, 101))
-    assert int(states[0].step) == 100
-    tiny.assert_identical(*states)

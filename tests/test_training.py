@@ -1,12 +1,8 @@
-"""The training step against plain NumPy and `jax.pmap`, the order of the data, and what a run reports."""
+"""The training step against plain NumPy and `jax.pmap`, and the order of the data."""
 
 import dataclasses
 import functools
 import itertools
-import json
-import struct
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,17 +11,11 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from jax.sharding import AxisType, Mesh
-from PIL import Image
-from tensorboardX.proto.event_pb2 import Event
 
 from jaxdiff import data
 from jaxdiff.data import DataSpec
 from jaxdiff.experiment import Config, Experiment, Optimizer, make_experiment
-from jaxdiff.run import load
-from jaxdiff.training import loop
 from jaxdiff.training.batches import Examples, indices, make_batches
-from jaxdiff.training.recorder import DivergenceError
 from jaxdiff.training.sharding import make_mesh
 from jaxdiff.training.step import Metrics, State, abstract_state, gradient, init_state, learning_rate, make_step, update
 
@@ -41,13 +31,6 @@ class Trained(NamedTuple):
 
     state: State
     metrics: Metrics
-
-
-def mesh_of(devices: int, fsdp: int = 1) -> Mesh:
-    shape = (devices // fsdp, fsdp)
-    return jax.make_mesh(
-        shape, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=jax.devices()[:devices]
-    )
 
 
 def dataset() -> data.Dataset:
@@ -67,7 +50,7 @@ def first_state(experiment: Experiment, abstract: State | None = None) -> State:
 def train(changes: dict[str, Any] | None = None, *, devices: int = 8, steps: int = STEPS, seed: int = 0) -> Trained:
     """Some steps of the wide network, without a folder."""
     config = tiny.config({**WIDE, **(changes or {})})
-    mesh, experiment = mesh_of(devices, config.train.fsdp), experiment_of(config)
+    mesh, experiment = tiny.mesh_of(devices, config.train.fsdp), experiment_of(config)
     abstract = abstract_state(experiment, mesh)
     state = first_state(experiment, abstract)
     batches = make_batches(dataset(), mesh, seed=seed, batch_size=BATCH, on_device=config.data.on_device)
@@ -113,7 +96,7 @@ def test_the_order_of_the_data_is_a_function_of_seed_and_step(batch, n):
     ],
 )
 def test_dispatches_end_at_multiples_of_their_size_wherever_they_start(start, stop, size, expected):
-    batches = make_batches(dataset(), mesh_of(1), seed=1, batch_size=4, on_device=True)
+    batches = make_batches(dataset(), tiny.mesh_of(1), seed=1, batch_size=4, on_device=True)
     dispatches = list(batches.stream(start, stop, size))
     assert [(dispatch.first, dispatch.count) for dispatch in dispatches] == expected
     for dispatch in dispatches:
@@ -197,7 +180,7 @@ def test_large_weights_and_their_moments_are_sharded_over_fsdp():
 
 
 def test_each_device_works_on_its_part_of_the_batch_and_the_state_is_donated():
-    experiment, mesh = experiment_of(tiny.config(WIDE)), mesh_of(8)
+    experiment, mesh = experiment_of(tiny.config(WIDE)), tiny.mesh_of(8)
     abstract = abstract_state(experiment, mesh)
     state = first_state(experiment, abstract)
     batches = make_batches(dataset(), mesh, seed=0, batch_size=BATCH, on_device=True)
@@ -288,7 +271,7 @@ def test_the_history_gets_each_loss_of_the_batch_at_its_time_and_weighs_the_mean
     """One step from a history that says something, replayed example by example; four micro-batches on four devices."""
     config = tiny.config({**WIDE, "schedule": {"name": "cosine", "num_timesteps": 4}, "loss.times": "importance"})
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=4))
-    experiment, mesh = experiment_of(config), mesh_of(4)
+    experiment, mesh = experiment_of(config), tiny.mesh_of(4)
     state = first_state(experiment)
     before = state.history.update(jnp.repeat(jnp.arange(1, 5) / 4, 10), jnp.repeat(jnp.arange(1.0, 5), 10))
     state, x = jax.tree.map(np.asarray, state._replace(history=before, key=None)), dataset().x[:BATCH]
@@ -304,144 +287,3 @@ def test_the_history_gets_each_loss_of_the_batch_at_its_time_and_weighs_the_mean
     expected = before.update(t, losses)
     np.testing.assert_array_equal(after.history.counts, expected.counts)
     np.testing.assert_allclose(after.history.losses, expected.losses, rtol=1e-5)
-
-
-@pytest.fixture
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trains without drawing, which takes longer than these runs."""
-    monkeypatch.setattr(loop, "_picture", lambda *_: np.zeros((2, 2, 3), np.uint8))
-
-
-def metrics_of(workdir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_times(workdir: Path) -> list[dict[str, Any]]:
-    return [
-        {name: line[name] for name in ("step", "loss", "grad_norm", "learning_rate")} for line in metrics_of(workdir)
-    ]
-
-
-def events_of(workdir: Path) -> Iterator[Event]:
-    """Every TensorBoard event: records of a length (8 bytes), its checksum (4), the event, and its checksum (4)."""
-    for path in sorted(workdir.glob("events.out.tfevents.*")):
-        content, position = path.read_bytes(), 0
-        while position < len(content):
-            (length,) = struct.unpack_from("<Q", content, position)
-            yield Event.FromString(content[position + 12 : position + 12 + length])
-            position += 12 + length + 4
-
-
-LONG = {
-    "schedule": {"name": "vp"},
-    "train.steps": 200,
-    "train.batch_size": 64,
-    "train.steps_per_dispatch": 20,
-    "every.log": 20,
-    "every.checkpoint": 40,
-    "every.sample": 200,
-}
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> Path:
-    """The folder of a run of 200 steps on points."""
-    workdir = tmp_path_factory.mktemp("unbroken")
-    loop.train(tiny.config(LONG), workdir)
-    return workdir
-
-
-def test_each_log_has_the_loss_and_the_speed(unbroken):
-    lines = metrics_of(unbroken)
-    assert [line["step"] for line in lines] == list(range(20, 201, 20))
-    for line in lines:
-        assert set(line) == {"step", "loss", "grad_norm", "learning_rate", "images_per_second", "data_wait"}
-        assert line["images_per_second"] > 0
-        assert 0 <= line["data_wait"] <= 1
-        np.testing.assert_allclose(line["learning_rate"], 0.01, rtol=1e-6)
-
-
-def test_the_loss_falls(unbroken):
-    losses = [line["loss"] for line in metrics_of(unbroken)]
-    assert np.mean(losses[-3:]) < 0.8 * losses[0]
-
-
-def test_tensorboard_has_the_same_numbers_and_the_picture(unbroken):
-    scalars: dict[str, dict[int, float]] = {}
-    pictures = {}
-    for event in events_of(unbroken):
-        for value in event.summary.value:
-            if value.HasField("image"):
-                pictures[event.step] = (value.tag, value.image.height, value.image.width)
-            else:
-                scalars.setdefault(value.tag, {})[event.step] = value.simple_value
-    for line in metrics_of(unbroken):
-        for name in set(line) - {"step"}:
-            np.testing.assert_allclose(scalars[name][line["step"]], line[name], rtol=1e-6)
-    with Image.open(unbroken / "samples" / "00000200.png") as image:
-        assert pictures == {200: ("samples", image.height, image.width)}
-
-
-@pytest.mark.usefixtures("no_picture")
-def test_a_resumed_run_repeats_no_line_and_loses_none(unbroken, tmp_path):
-    loop.train(tiny.config({**LONG, "train.steps": 80}), tmp_path)
-    with (tmp_path / "metrics.jsonl").open("a") as file:  # what a run killed after its checkpoint of step 80 leaves
-        file.write('{"step": 100, "loss": 1.0}\n{"step": 120, "lo')
-    loop.train(tiny.config(LONG), tmp_path)
-    assert without_times(tmp_path) == without_times(unbroken)
-    purged = {event.step for event in events_of(tmp_path) if event.session_log.status == 1}
-    assert 81 in purged
-
-
-@pytest.mark.usefixtures("no_picture")
-def test_a_run_extended_from_between_two_dispatches_logs_and_saves_where_it_should(tmp_path, capsys):
-    loop.train(tiny.config({"train.steps": 7, "every.log": 5, "every.checkpoint": 5}), tmp_path)
-    assert [line["step"] for line in metrics_of(tmp_path)] == [5, 7]
-    loop.train(tiny.config({"train.steps": 18, "every.log": 5, "every.checkpoint": 5, "every.keep": 9}), tmp_path)
-    assert [line["step"] for line in metrics_of(tmp_path)] == [5, 7, 10, 15, 18]
-    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [5, 7, 10, 15, 18]
-    assert "step 18/18  loss " in capsys.readouterr().err
-
-
-def test_a_finished_run_has_nothing_to_do_and_says_so(unbroken, caplog):
-    before = sorted(unbroken.rglob("*"))
-    state = loop.train(tiny.config(LONG), unbroken)
-    assert int(state.step) == 200
-    assert f"{unbroken} is at step 200 of 200 already: nothing to do" in caplog.text
-    assert sorted(unbroken.rglob("*")) == before
-
-
-@pytest.mark.parametrize("spoilt", ["the data", "the weights"])
-def test_a_loss_that_is_nan_stops_the_run_at_its_step_with_the_last_good_checkpoint(tmp_path, monkeypatch, spoilt):
-    points = data.load("swissroll")
-    position = 16 * 22 + 3  # in the batch of step 23
-    bad = indices(0, 0, (30, 16), len(points.x)).reshape(-1)[position]
-    x = points.x.copy()
-    dataset = data.Dataset(**{**vars(points), "x": x})
-    x[bad] = np.nan  # after the check of the data
-    monkeypatch.setattr(data, "load", lambda *_, **__: dataset)
-    reason = f"example {bad} of the data in its batch has values that are not finite"
-    if spoilt == "the weights":
-        batches = loop.make_batches
-
-        def healed(*arguments: Any, **options: Any) -> Any:
-            """The batches of the spoilt data, which say that they are finite."""
-            return dataclasses.replace(batches(*arguments, **options), examples=Examples(points.x, None))
-
-        monkeypatch.setattr(loop, "make_batches", healed)
-        reason = "lower optimizer.learning_rate or set"
-    with pytest.raises(DivergenceError, match=rf"^at step 23 the loss is nan .*; {reason}"):
-        loop.train(tiny.config(), tmp_path)
-    assert [line["step"] for line in metrics_of(tmp_path)] == [10, 20]
-    run = load(tmp_path)
-    assert run.step == 20
-    assert all(np.isfinite(leaf).all() for leaf in tiny.arrays(run.params))
-
-
-def test_weights_that_are_not_finite_are_never_saved(tmp_path):
-    # Adam's first update is the learning rate: past the largest float32 once the decay of the weights is added.
-    changes = {"optimizer.learning_rate": 3e38, "optimizer.weight_decay": 100.0, "optimizer.warmup_steps": 0}
-    dispatch = {"train.steps_per_dispatch": 1, "train.steps": 10, "every.checkpoint": 1}
-    with pytest.raises(DivergenceError, match=r"^after step 1 the weights are no longer finite; lower optimizer"):
-        loop.train(tiny.config({**changes, **dispatch}), tmp_path)
-    assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -16,8 +16,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AxisType, Mesh
 
-from jaxdiff.experiment import Config
+from jaxdiff.data import DataSpec
+from jaxdiff.experiment import Config, make_experiment
+from jaxdiff.experiment.checkpoint import Checkpoints
+from jaxdiff.training.step import State, abstract_state
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -222,3 +226,27 @@ def assert_identical(a: Any, b: Any) -> None:
 def difference(a: Any, b: Any) -> float:
     """The largest difference of two trees of arrays."""
     return max(float(np.abs(x - y).max()) for x, y in zip(arrays(a), arrays(b), strict=True))
+
+
+def mesh_of(devices: int, fsdp: int = 1) -> Mesh:
+    """A mesh of the first devices, of which `fsdp` split the weights."""
+    shape = (devices // fsdp, fsdp)
+    return jax.make_mesh(
+        shape, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=jax.devices()[:devices]
+    )
+
+
+def restored(checkpoints: Checkpoints, abstract: State) -> State | None:
+    """The newest whole state; damaged checkpoints are put aside, as training does."""
+    found = checkpoints.restore(abstract.items(), repair=True)
+    return None if found is None else State.from_items(found[1])
+
+
+def abstract_of(config: Config, mesh: Mesh) -> State:
+    """The shapes and layout of the state that a config of points trains."""
+    return abstract_state(make_experiment(config, DataSpec(shape=(2,), levels=None)), mesh)
+
+
+def steps_in(workdir: Path) -> list[int]:
+    """The steps of the checkpoints in a run's folder."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
