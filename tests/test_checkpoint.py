@@ -51,9 +51,11 @@ def closed_event_loops() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def forgotten_coroutines() -> Iterator[None]:
+    gc.freeze()  # or all that earlier tests left behind is searched after each
     yield
     with warnings.catch_warnings(action="ignore"):
         gc.collect()
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
