@@ -281,6 +281,7 @@ class Run:
           InputError: as `encode`; if steps < 2, or the numbers of first and last samples differ.
         """
         steps = check_whole("steps", steps, least=2)
+        first, last = self._checked(first), self._checked(last)
         if len(first) != len(last):
             raise InputError(f"from {len(first)} samples to {len(last)}; both ends need the same number of samples")
         a, b = jnp.split(jnp.asarray(self.encode(np.concatenate([first, last]), **options)), 2)

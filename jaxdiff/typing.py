@@ -115,9 +115,11 @@ def check_between(component: Any, low: float, high: float, *names: str) -> None:
 def check_whole(name: str, value: Any, *, least: int = 1) -> int:
     """Return a whole number as an int; raise an InputError about the argument `name` if it is another value or less."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         whole = operator.index(value)
     except TypeError:
-        raise InputError(f"{name} = {value!r}; it must be a whole number, {least} or more") from None
+        raise InputError(f"{name} = {shown(value)}; it must be a whole number, {least} or more") from None
     if whole < least:
         raise InputError(f"{name} = {whole}; it must be {least} or more")
     return whole
@@ -128,15 +130,20 @@ def key_of(seed: int) -> RandomKey:
     return jax.random.key(seed, impl="threefry2x32")
 
 
+def check_key(key: RandomKey) -> None:
+    """Raise an InputError unless the argument `key` is one typed key."""
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
+        found = f"{key.dtype} of shape {key.shape}" if isinstance(key, jax.Array | np.ndarray) else shown(key)
+        raise InputError(f"key = {found}; it must be a single typed key: jax.random.key(0)")
+
+
 def elementwise(key: RandomKey) -> RandomKey:
     """Return a key whose draws under `jax.vmap` are those of each sample alone, or raise an InputError if it is no key.
 
     Only JAX's Threefry has this property: with a key of another generator, such as "rbg", sample i would change with
     its batch. The words of such a key make a key of Threefry.
     """
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
-        found = f"{key.dtype} of shape {key.shape}" if isinstance(key, jax.Array | np.ndarray) else repr(key)
-        raise InputError(f"key = {found}; it must be a single typed key: jax.random.key(0)")
+    check_key(key)
     if str(jax.random.key_impl(key)) == "threefry2x32":
         return key
     words = jax.random.key_data(key).ravel()

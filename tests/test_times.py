@@ -43,6 +43,8 @@ USES: dict[str, Callable[[Any], Any]] = {
     "from_prediction": lambda t: parameterization.from_prediction("v", Prediction(X, X), t=t, process=PROCESS),
     "simple": lambda t: losses.simple(EXACT, X, t, key=KEY),
     "weighted": lambda t: losses.weighted(EXACT, X, t, key=KEY, weight=losses.weightings.elbo()),
+    "step_kl": lambda t: losses.step_kl(X, Prediction(X, X), t=t, s=0.0, schedule=PROCESS.schedule),
+    "to_steps": lambda t: losses.time_sampling.to_steps(t, num_timesteps=10),
     "cross_entropy": lambda t: losses.cross_entropy(CLASSIFIER, X, jnp.array(0), t, key=KEY),
     "weighting": lambda t: losses.weightings.min_snr()(PROCESS.schedule, t),
     "history": lambda t: losses.time_sampling.LossHistory.init(4).update(t[None], jnp.ones(1)),
@@ -51,6 +53,13 @@ USES: dict[str, Callable[[Any], Any]] = {
     "unipc": lambda t: jd.samplers.UniPC().step(KEY, X, jd.samplers.UniPC().init(X), t=t, s=0.0, denoiser=EXACT),
     "mlp": lambda t: models.MLP(width=8, depth=1, time_dim=8).init(KEY, X[None], t[None]),
 }
+
+
+@pytest.mark.parametrize("t", [1.5, -0.1, np.nan, 5, True, None, "0.5", [0.5]])
+@pytest.mark.parametrize("name", [name for name in USES if name not in ("history", "mlp")])  # whose times are traced
+def test_times_outside_the_path_are_refused(name: str, t: Any, unchecked: None) -> None:
+    with pytest.raises(InputError, match=r"^t = .*; (must satisfy|it must be a number in \[0, 1\])"):
+        USES[name](t)
 
 
 @pytest.mark.parametrize("name", USES)

@@ -148,7 +148,7 @@ def _parse(arguments: list[str]) -> list[str]:
 
 def _load_config(file: str) -> Any:
     path, colon, variant = file.partition(":")
-    if not Path(path).is_file():
+    if not path or not Path(path).is_file():
         _fail(f"--config = {file}: there is no such file; give FILE or FILE:VARIANT, as in configs/digits.py")
     get_config = runpy.run_path(path).get("get_config")
     if get_config is None:

@@ -31,7 +31,19 @@ from numpy.typing import ArrayLike
 from jaxdiff.processes import Denoiser, Gaussian, Process
 from jaxdiff.processes.base import safe_divide
 from jaxdiff.schedules import Schedule
-from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Sample, Samples, Scalar, Time, pytree, static
+from jaxdiff.typing import (
+    InputError,
+    Prediction,
+    PyTree,
+    RandomKey,
+    Sample,
+    Samples,
+    Scalar,
+    Time,
+    check_key,
+    pytree,
+    static,
+)
 
 Component = Int[Array, ""] | None
 
@@ -52,6 +64,7 @@ class _Mixture:
 
     def sample_with_classes(self, key: RandomKey, n: int) -> tuple[Samples, Int[Array, " n"]]:
         """Draw n exact samples of x_0 and their components."""
+        check_key(key)
         key_class, key_noise = jax.random.split(key)
         classes = jax.random.categorical(key_class, self.log_weights, shape=(n,))
         z = jax.random.normal(key_noise, (n, self.means.shape[1])) * jnp.sqrt(self.variances[classes])

@@ -49,9 +49,20 @@ from jaxtyping import Array, Float, Key
 from jaxdiff import losses
 from jaxdiff.processes import Denoiser, Process, require_gaussian
 from jaxdiff.samplers.ancestral import posterior_variances
-from jaxdiff.samplers.loop import sample_keys
+from jaxdiff.samplers.loop import check_samples, sample_keys
 from jaxdiff.schedules import Schedule, known_log_snr
-from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Sample, Samples, Scalar, Time, check_whole
+from jaxdiff.typing import (
+    InputError,
+    Prediction,
+    PyTree,
+    RandomKey,
+    Sample,
+    Samples,
+    Scalar,
+    Time,
+    check_whole,
+    is_traced,
+)
 
 Nats = Float[Array | np.ndarray, " n"]
 
@@ -94,7 +105,8 @@ def elbo(key: RandomKey, denoiser: Denoiser, x0: Samples, *, levels: int | None 
       cond: a pytree whose leaves have leading axis n.
 
     Raises:
-      InputError: if the process is not Gaussian, the schedule is not discrete, or levels < 2.
+      InputError: if the process is not Gaussian, the schedule is not discrete, levels < 2, or x0 holds no finite
+        numbers, or with `levels` numbers beyond [-1, 1].
     """
     schedule = require_gaussian(denoiser.process, what="a likelihood bound", instead="").schedule
     if schedule.num_timesteps is None:
@@ -102,7 +114,7 @@ def elbo(key: RandomKey, denoiser: Denoiser, x0: Samples, *, levels: int | None 
             f"schedule = {schedule!r} is continuous, but this bound is a sum over timesteps; use a discrete schedule, "
             "or continuous_elbo"
         )
-    _check_levels(levels)
+    x0 = _checked(x0, levels, cond)
     return elbo_each(sample_keys(key, jnp.arange(len(x0))), denoiser, x0, cond, levels=levels)
 
 
@@ -146,7 +158,7 @@ def continuous_elbo(
       draws: times per sample, equally spaced from a random first one (`time_sampling.antithetic`).
 
     Raises:
-      InputError: if the process is not Gaussian, the schedule has no noise at t = 0, levels < 2, or draws < 1.
+      InputError: if the process is not Gaussian, the schedule has no noise at t = 0, draws < 1, or as `elbo`.
     """
     schedule = require_gaussian(denoiser.process, what="a likelihood bound", instead="").schedule
     if (log_snr := known_log_snr(schedule, 0.0)) is not None and not math.isfinite(log_snr):
@@ -154,7 +166,7 @@ def continuous_elbo(
             f"schedule = {schedule!r} has no noise at t = 0, where the continuous bound starts; use a schedule with a "
             "finite log-SNR there (truncated_cosine, edm, learned), or, if yours is discrete, call jaxdiff.elbo"
         )
-    _check_levels(levels)
+    x0 = _checked(x0, levels, cond)
     check_whole("draws", draws)
     keys = sample_keys(key, jnp.arange(len(x0)))
     return continuous_elbo_each(keys, denoiser, x0, cond, levels=levels, draws=draws)
@@ -219,6 +231,14 @@ def log_decoder(x0: Sample, mean: Sample, std: Scalar, levels: int | None) -> Sa
     return big + jnp.log1p(-jnp.exp(small - big))
 
 
-def _check_levels(levels: int | None) -> None:
+def _checked(x0: Samples, levels: int | None, cond: PyTree) -> Samples:
+    """The samples in float32 at least; an InputError if they, the levels or the conditions can't be right."""
+    x0 = check_samples("x0", x0, cond)
     if levels is not None:
         check_whole("levels", levels, least=2)
+        if not is_traced(x0) and jnp.abs(x0).max() > 1 + 1e-5:
+            raise InputError(
+                f"x0 has values beyond [-1, 1], where {levels} levels lie; scale 0 ... {levels - 1} with "
+                f"jaxdiff.data.normalize(x0, {levels})"
+            )
+    return x0.astype(jnp.promote_types(x0.dtype, jnp.float32))

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.processes import Denoiser
-from jaxdiff.samplers.probability_flow import Outcome, Solver, integrate
+from jaxdiff.samplers.loop import check_samples
+from jaxdiff.samplers.probability_flow import Outcome, Solver, check_solver, integrate
 from jaxdiff.typing import PyTree, Sample, Samples, Scalar
 
 
@@ -25,8 +26,8 @@ def encode(denoiser: Denoiser, x0: Samples, *, cond: PyTree = None, solver: Solv
     leading axis n. The default solver has the tolerance 1e-5; if the dtype can't meet it, there is a UserWarning.
 
     Raises:
-      InputError: if the process is not Gaussian, or the solver gives up; inside your own `jax.jit` the latter is a
-        jax.errors.JaxRuntimeError.
+      InputError: if the process is not Gaussian, x0 holds no finite numbers, or the solver gives up; inside your own
+        `jax.jit` the latter is a jax.errors.JaxRuntimeError.
     """
     return _integrate(denoiser, x0, cond, solver, t=0.0, s=1.0)
 
@@ -37,7 +38,8 @@ def decode(denoiser: Denoiser, x1: Samples, *, cond: PyTree = None, solver: Solv
 
 
 def _integrate(denoiser: Denoiser, x: Samples, cond: PyTree, solver: Solver | None, *, t: float, s: float) -> Samples:
-    solver = solver or Solver()
+    name = "x0" if t == 0 else "x1"
+    solver, x = check_solver(solver), check_samples(name, x, cond)
     end, outcome = integrate_each(denoiser, x, cond, t=t, s=s, solver=solver)
     solver.check(outcome)
     return end

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff.processes import Denoiser, require_gaussian
-from jaxdiff.samplers.loop import sample_keys
-from jaxdiff.samplers.probability_flow import Outcome, Solver, integrate_state, radius, velocity
-from jaxdiff.typing import InputError, PyTree, RandomKey, Sample, Samples, Scalar
+from jaxdiff.samplers.loop import check_samples, sample_keys
+from jaxdiff.samplers.probability_flow import Outcome, Solver, check_solver, integrate_state, radius, velocity
+from jaxdiff.typing import InputError, PyTree, RandomKey, Sample, Samples, Scalar, check_whole
 
 Probe = Literal["rademacher", "gaussian"]
 
@@ -63,14 +63,15 @@ def log_likelihood(
       InputError: if the process is not Gaussian, probes < 0 or given without a key, the distribution of the probes is
         unknown, or the solver gives up; inside your own `jax.jit` the last is a jax.errors.JaxRuntimeError.
     """
-    if probes < 0:
-        raise InputError(f"probes = {probes}; it must be 0 for the exact trace, or a number of probes")
+    x0 = check_samples("x0", x0, cond)
+    x0 = x0.astype(jnp.promote_types(x0.dtype, jnp.float32))
+    probes = check_whole("probes", probes, least=0)
     if probes and key is None:
         raise InputError(f"probes = {probes} need a key, but key is None; give a key, or probes=0 for the exact trace")
     if probe not in get_args(Probe):
         raise InputError(f"probe = {probe!r}; it must be one of {', '.join(get_args(Probe))}")
     keys = sample_keys(jax.random.key(0) if key is None else key, jnp.arange(len(x0)))
-    solver = solver or Solver()
+    solver = check_solver(solver)
     found, outcome = log_likelihood_each(keys, denoiser, x0, cond, probes=probes, probe=probe, solver=solver)
     solver.check(outcome)
     return found

@@ -143,6 +143,7 @@ def first_history(times: Times, schedule: Schedule) -> LossHistory | None:
 
 def to_steps(t: Float[Array, " n"], *, num_timesteps: int) -> Float[Array, " n"]:
     """Round times up to k/num_timesteps."""
+    check_times(t)
     return jnp.ceil(t * num_timesteps) / num_timesteps
 
 

@@ -33,6 +33,7 @@ from jaxdiff.typing import (
     Shape,
     Time,
     check_component,
+    check_key,
     is_traced,
     pytree,
     static,
@@ -58,6 +59,7 @@ class Process(abc.ABC):
     def sample_noise(self, key: RandomKey, shape: Shape, t: Time = 1.0) -> Sample:
         """Draw noise at time t, of mean 0 and variance 1, in the default float dtype."""
         check_times(t)
+        check_key(key)
         return self.noise(key, shape, t)
 
     def quantile_map(self, noise: Sample, t: Time, s: Time) -> Sample:

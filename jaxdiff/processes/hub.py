@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxdiff.processes.base import Process
-from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Sample, Shape, Time, is_traced, pytree
+from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Sample, Shape, Time, check_key, is_traced, pytree
 
 
 @runtime_checkable
@@ -73,5 +73,6 @@ def for_sample(denoiser: Any, key: RandomKey, shape: Shape) -> Any:
 
     `key` may also draw the sample's noise: 3 is folded in here. A shape that the process can't take is an InputError.
     """
+    check_key(key)
     process = denoiser.process.for_sample(jax.random.fold_in(key, 3), shape)
     return denoiser if process is denoiser.process else denoiser.with_process(process)

@@ -19,7 +19,18 @@ from jaxdiff.samplers import timesteps as timesteps_
 from jaxdiff.samplers.base import Sampler
 from jaxdiff.samplers.names import make
 from jaxdiff.samplers.timesteps import Timesteps
-from jaxdiff.typing import InputError, PyTree, RandomKey, Sample, Samples, Shape, check_whole, elementwise, is_traced
+from jaxdiff.typing import (
+    InputError,
+    PyTree,
+    RandomKey,
+    Sample,
+    Samples,
+    Shape,
+    check_whole,
+    elementwise,
+    is_traced,
+    shown,
+)
 
 Keys = Key[Array, " n"]
 Times = Float[np.ndarray | Array, " times"]
@@ -85,19 +96,62 @@ def check_rows(n: int, shape: Shape, cond: PyTree, start: Any) -> tuple[Shape, A
         shape = tuple(operator.index(size) for size in shape)
     except TypeError:
         raise InputError(f"shape = {shape!r}; give the shape of one sample, a tuple such as (28, 28, 1)") from None
-    for path, leaf in jax.tree.leaves_with_path(cond):
-        if jnp.shape(leaf)[:1] != (n,):
-            name = f"cond{jax.tree_util.keystr(path)}"
-            raise InputError(f"{name} has shape {jnp.shape(leaf)}; give one condition per sample: leading axis n = {n}")
+    check_conditions(cond, n)
     if start is None:
         return shape, None
-    if not is_traced(start):
-        start = np.asarray(start) if isinstance(start, list | tuple) else start
+    start = _array("start", start)
     if start.shape != (n, *shape):
         raise InputError(f"start has shape {start.shape}; give one x per sample: {(n, *shape)}")
     if not jnp.issubdtype(start.dtype, jnp.floating):
         raise InputError(f"start has dtype {start.dtype}; it must hold floats, in the scale of noisy samples")
+    _check_finite("start", start)
     return shape, start.astype(jnp.result_type(float))
+
+
+def check_conditions(cond: PyTree, n: int) -> None:
+    """Raise an `InputError` unless every leaf of the conditions has n rows of numbers."""
+    for path, leaf in jax.tree.leaves_with_path(cond):
+        name = f"cond{jax.tree_util.keystr(path)}"
+        if not isinstance(leaf, jax.Array) and np.asarray(leaf).dtype.kind in "OSU":
+            raise InputError(f"{name} = {shown(leaf)}; it must hold numbers")
+        if np.shape(leaf)[:1] != (n,):
+            raise InputError(f"{name} has shape {np.shape(leaf)}; give one condition per sample: leading axis n = {n}")
+
+
+def check_samples(name: str, x: Any, cond: PyTree = None) -> Samples:
+    """Return samples as an array of floats, whole numbers in the default dtype.
+
+    Raises an `InputError` if the argument `name` is no array of n >= 1 samples, has values that are known not to be
+    finite, or the conditions are not n.
+    """
+    x = _array(name, x)
+    if not x.shape or not len(x):
+        raise InputError(f"{name} has shape {x.shape}; it must hold n >= 1 samples: (n, *shape)")
+    check_conditions(cond, len(x))
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        x = x.astype(jnp.result_type(float))
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(f"{name} has dtype {x.dtype}; it must hold real numbers")
+    _check_finite(name, x)
+    return x
+
+
+def _check_finite(name: str, x: Any) -> None:
+    if not is_traced(x) and not np.isfinite(np.asarray(x, np.float64)).all():
+        raise InputError(f"{name} has values that are not finite; leave those samples out")
+
+
+def _array(name: str, x: Any) -> Any:
+    """The argument as an array, as which lists of numbers count."""
+    if isinstance(x, jax.Array | np.ndarray):
+        return x
+    try:
+        found = np.asarray(x)
+    except ValueError:  # rows of unequal lengths
+        found = np.asarray(None)
+    if found.dtype.kind not in "biufc":
+        raise InputError(f"{name} = {shown(x)}; it must be an array of numbers")
+    return found if found.dtype != np.float64 else found.astype(jnp.result_type(float))
 
 
 def check_start(times: Times, start: Any) -> None:

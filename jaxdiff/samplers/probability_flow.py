@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.processes import Denoiser, require_gaussian
 from jaxdiff.schedules import Schedule, check_times
-from jaxdiff.typing import AtMost, InputError, PyTree, Sample, Scalar, Time, checks_fields
+from jaxdiff.typing import AtMost, InputError, PyTree, Sample, Scalar, Time, checks_fields, shown
 
 
 @jax.tree_util.register_static
@@ -118,6 +118,13 @@ def angle(schedule: Schedule, t: Time) -> Scalar:
 def time(schedule: Schedule, phi: Scalar) -> Scalar:
     """Return the t of an angle; the cosine of a rounded π/2 may be negative, and is then taken as 0."""
     return schedule.time(2 * (jnp.log(jnp.maximum(jnp.cos(phi), 0)) - jnp.log(jnp.sin(phi))))
+
+
+def check_solver(solver: Solver | None) -> Solver:
+    """Return the solver, the default one for None; raise an InputError if it is none."""
+    if not isinstance(solver, Solver | None):
+        raise InputError(f"solver = {shown(solver)}; it must be a jaxdiff.Solver, such as Solver(rtol=1e-6)")
+    return solver or Solver()
 
 
 def radius(schedule: Schedule, t: Time) -> Scalar:

@@ -8,8 +8,9 @@
 The last two space t_0 … t_{N−1} between t = 1 and a last time before the data: 1/T on a discrete schedule, 1e-3 on a
 continuous one. A last step goes to 0, where λ may be infinite. If λ_1 is infinite (α_1 = 0), they start from 0.999.
 
-On a discrete schedule of T timesteps each rule's times are moved to the nearest distinct k/T, with the ends kept. Times
-given as a list are not moved: a discrete schedule interpolates between its own.
+On a discrete schedule of T timesteps each rule's times are moved to the nearest distinct k/T, with the ends kept; on a
+continuous one, by as little as makes them distinct in float32. Times given as a list are not moved: a discrete schedule
+interpolates between its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,11 +23,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdiff.schedules import Schedule
-from jaxdiff.typing import InputError, check_whole, is_traced
+from jaxdiff.typing import InputError, check_whole, is_traced, shown
 
 Timesteps = str | Sequence[float] | Float[np.ndarray, " times"]
 
 _EDGE = 1e-3  # the distance kept from an end of the path where λ may be infinite
+_GAP = 2**-22  # between two times of a rule, so that float32 holds both; 4 roundings of the largest time
 
 
 def uniform(steps: int, schedule: Schedule) -> Float[np.ndarray, " {steps}+1"]:
@@ -94,20 +96,28 @@ def make(timesteps: Timesteps, steps: int | None, schedule: Schedule) -> Float[n
         steps = check(timesteps, steps, schedule)
         with nullcontext() if is_traced(schedule) else jax.ensure_compile_time_eval():  # inside a user's own `jax.jit`
             times = TIMESTEPS[timesteps](steps, schedule)
-        return times if schedule.num_timesteps is None else _snap(times, schedule.num_timesteps)
+        return _apart(times) if schedule.num_timesteps is None else _snap(times, schedule.num_timesteps)
     if is_traced(timesteps):
         raise InputError(
             "timesteps is traced by jax.jit; give a list of numbers or a NumPy array, or the name of a rule"
         )
-    times = np.asarray(timesteps, np.float64)
+    times = np.asarray(timesteps)
+    if times.dtype.kind not in "fiu":
+        raise InputError(f"timesteps = {shown(timesteps)}; give a list of numbers, or the name of a rule")
     if times.ndim != 1 or len(times) < 2:
         raise InputError(f"timesteps has shape {times.shape}; give a list of at least two times")
+    times = times.astype(np.float64)
     if steps is not None and steps != len(times) - 1:
         raise InputError(
             f"steps = {steps}, but {len(times)} timesteps are given, which make {len(times) - 1} steps; leave steps out"
         )
     if not (times[0] <= 1 and times[-1] >= 0 and np.all(np.diff(times) < 0)):
-        raise InputError(f"timesteps = {times.tolist()}; the times must fall strictly and stay within [0, 1]")
+        raise InputError(f"timesteps = {shown(times.tolist())}; the times must fall strictly and stay within [0, 1]")
+    held = times.astype(dtype := jnp.result_type(float))
+    if not np.all(np.diff(held) < 0) or (held[-2] < jnp.finfo(dtype).tiny):
+        raise InputError(
+            f"timesteps = {shown(times.tolist())}; {dtype} can't tell two of the times apart: leave one out"
+        )
     return times
 
 
@@ -129,6 +139,15 @@ def check(timesteps: str, steps: int | None, schedule: Schedule) -> int:
             f"use at most {schedule.num_timesteps} steps"
         )
     return steps
+
+
+def _apart(times: Any) -> Any:
+    """Move times down, by a few roundings of float32, where two of them are closer than that."""
+    xp = jnp if is_traced(times) else np
+    offsets = _GAP * xp.arange(len(times) - 1)
+    below = times[:-1] + offsets
+    below = (jax.lax.cummin(below) if xp is jnp else np.minimum.accumulate(below)) - offsets
+    return xp.append(xp.where(times[:-1] - below > _GAP / 4, below, times[:-1]), 0.0)
 
 
 def _snap(times: Float[np.ndarray, " n"], num_timesteps: int) -> Float[np.ndarray, " n"]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdiff.typing import InputError, is_traced
+from jaxdiff.typing import InputError, is_traced, shown
 
 Times = Float[Array, "*batch"] | float
 Values = Float[Array, "*batch"]
@@ -58,13 +58,15 @@ def as_float(x: Times) -> Values:
 
 
 def as_time(t: Times) -> Values:
-    """Return t as an array of floats; raise an InputError if it holds integers, which would be step numbers."""
-    _refuse_integers("t", t)
+    """Return t as an array of floats, or raise as `check_times`."""
+    check_times(t)
     return as_float(t)
 
 
 def _refuse_integers(name: str, t: Any) -> None:
     """Raise an InputError about times of an integer dtype, known even under `jax.jit`; the numbers 0 and 1 pass."""
+    if not isinstance(t, int | float | np.ndarray | np.generic | jax.Array) or isinstance(t, bool):
+        raise InputError(f"{name} = {shown(t)}; it must be a number in [0, 1], or an array of them")
     if isinstance(t, int | float):
         if isinstance(t, int) and t not in (0, 1):
             raise InputError(f"{name} = {t}; must satisfy 0 <= {name} <= 1: divide a step k by num_timesteps")
@@ -76,10 +78,10 @@ def _refuse_integers(name: str, t: Any) -> None:
 
 def check_times(t: Times, s: Times | None = None) -> None:
     """Raise an InputError unless all times are floats in [0, 1] and s < t. The values of traced times are not known."""
-    for name, time in (("t", t), ("s", s)):
-        if time is not None:
-            _refuse_integers(name, time)
-    known = {name: np.asarray(time) for name, time in (("t", t), ("s", s)) if time is not None and not is_traced(time)}
+    times = {"t": t} if s is None else {"t": t, "s": s}
+    for name, time in times.items():
+        _refuse_integers(name, time)
+    known = {name: np.asarray(time) for name, time in times.items() if not is_traced(time)}
     for name, value in known.items():
         if not np.all((value >= 0) & (value <= 1)):
             raise InputError(f"{name} = {value}; must satisfy 0 <= {name} <= 1, where 0 is data and 1 is noise")
