@@ -53,6 +53,13 @@ def checked(function: Callable) -> Callable:
 install_import_hook("jaxdiff", f"{__name__}.{checked.__name__}")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_module() -> Iterator[None]:
+    """Drops what a module compiled: a process that keeps thousands of programs runs out of memory maps, and crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Runs a test in float64."""
