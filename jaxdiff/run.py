@@ -33,8 +33,10 @@ from jaxdiff.likelihood.latents import integrate_each
 from jaxdiff.processes import Denoiser, Process, for_sample
 from jaxdiff.samplers import RePaint, Sampler
 from jaxdiff.samplers.batching import all_devices, in_batches, sample_in_batches
-from jaxdiff.samplers.probability_flow import Outcome, Solver
+from jaxdiff.samplers.loop import as_array
+from jaxdiff.samplers.probability_flow import Outcome, Solver, check_solver
 from jaxdiff.samplers.timesteps import Timesteps
+from jaxdiff.schedules import check_times
 from jaxdiff.storage import user_path
 from jaxdiff.typing import (
     HostSamples,
@@ -46,6 +48,7 @@ from jaxdiff.typing import (
     check_whole,
     elementwise,
     fields_of,
+    shown,
 )
 
 AnySamples = Float[np.ndarray | Array, "n *shape"]
@@ -179,12 +182,14 @@ class Run:
         Source: Meng et al. 2022, "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations".
         """
         x0 = self._checked(x0)
-        if not 0 < t <= 1:
+        check_times(t)
+        if not t > 0:
             raise InputError(f"t = {t}; must satisfy 0 < t <= 1")
         denoiser, cond = self._condition(len(x0), options)
         sampling = self._sampling(options)
         times = sampling.times(self.process.schedule)
-        if not isinstance(options.get("timesteps") or "", str) and times[0] != t:
+        listed = not isinstance(options.get("timesteps"), str | None)
+        if listed and times[0] != t:
             raise InputError(f"timesteps starts at {times[0]}, but samples are noised to t = {t}; start it there")
         sampling = dataclasses.replace(sampling, timesteps=(float(t), *times[times < t - 1e-6].tolist()))
         key_noise, key_draw = jax.random.split(elementwise(key))
@@ -204,6 +209,8 @@ class Run:
                     f"{name} is not an option of sampling{registry.suggest(name, SamplingOptions.__annotations__)}"
                 )
         by, labels, w = options.get("classifier"), options.get("labels"), options.get("guidance")
+        if not isinstance(by, Run | None):
+            raise InputError(f"classifier = {shown(by)}; it must be a run: load its folder with jaxdiff.load")
         classifier = None if by is None else (by.experiment, by.params)
         return condition(self.experiment, self.params, n, labels, w, classifier)
 
@@ -230,7 +237,7 @@ class Run:
         """
         if not self.experiment.classifies:
             raise InputError("this run is a denoiser; only a classifier has an accuracy")
-        return noisy_accuracy(self.experiment, self.params, n, dir=self._data_dir(dir))
+        return noisy_accuracy(self.experiment, self.params, check_whole("n", n), dir=self._data_dir(dir))
 
     def test_examples(self, n: int, *, dir: str | None = None) -> HostSamples:
         """Return the first n examples of the test split of the run's data set.
@@ -331,7 +338,11 @@ class Run:
 
     def _shaped(self, x: AnySamples) -> HostSamples:
         """The samples as float32, if they are of the model's shape."""
-        x, shape = np.asarray(x, np.float32), self.experiment.shape
+        x, shape = as_array("samples", x), self.experiment.shape
+        if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.integer):
+            raise InputError(f"samples have dtype {x.dtype}; they must hold real numbers")
+        with np.errstate(over="ignore"):
+            x = np.asarray(x, np.float32)
         if x.shape[1:] != shape or not len(x):
             wanted = ", ".join(map(str, shape))
             raise InputError(f"samples have shape {x.shape}; this model takes (n, {wanted}), n >= 1")
@@ -352,7 +363,7 @@ class Run:
     def _integrate(
         self, x: HostSamples, t: float, s: float, solver: Solver | None = None, batch: int = 64, progress: bool = False
     ) -> HostSamples:
-        integrate_all, used = xla.outermost(integrate_each, "t", "s", "solver"), solver or Solver()
+        integrate_all, used = xla.outermost(integrate_each, "t", "s", "solver"), check_solver(solver)
 
         def integrate(_: Array, x: Samples) -> tuple[Samples, Outcome]:
             return integrate_all(self._network, x, None, t=t, s=s, solver=used)

@@ -1,13 +1,10 @@
 """Checkpoints: what is kept, what damage does, and runs that are stopped or killed and go on as if nothing had been."""
 
-import gc
 import os
 import shutil
 import signal
-import sys
 import threading
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,31 +28,7 @@ from jaxdiff.training.step import State, abstract_state, init_state, make_step
 WIDE = {"model": {"name": "mlp", "width": 128, "depth": 1, "time_dim": 8}}
 
 
-# Where one array can't be read, Orbax leaves the reads of the others unfinished. What they say of it, some of it much
-# later, must not fail these tests or those that follow.
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def closed_event_loops() -> Iterator[None]:
-    usual = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            usual(unraisable)
-
-    sys.unraisablehook = hook
-    yield
-    sys.unraisablehook = usual
-
-
-@pytest.fixture(autouse=True)
-def forgotten_coroutines() -> Iterator[None]:
-    gc.freeze()  # or all that earlier tests left behind is searched after each
-    yield
-    with warnings.catch_warnings(action="ignore"):
-        gc.collect()
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("forgotten_coroutines")
 
 
 @pytest.fixture(autouse=True)

@@ -214,6 +214,10 @@ def test_a_classifier_of_noisy_images_learns_and_guides(classifier, images, tmp_
             cond=jnp.full(8, 2),
         )
         np.testing.assert_allclose(guided, expected, atol=2e-3)
+        for same in (lambda t: 3.0 + 0 * t, jd.guidance.Interval(3.0)):
+            options: Any = {"n": 8, "labels": 2, "classifier": classifier, "sampler": "euler", "steps": 6}
+            again = model.sample(jax.random.key(0), guidance=same, **options)
+            np.testing.assert_allclose(again, guided, atol=2e-3)
     scores = [
         float(np.mean([log_prob.log_probs(jnp.asarray(x), 0.0)[2] for x in drawn]))
         for drawn in (
@@ -244,11 +248,13 @@ def test_inpainting_keeps_what_is_known_and_variation_starts_from_it(images):
     with pytest.raises(ValueError, match=r"mask has shape \(3, 3, 1\); samples have \(4, 8, 8, 1\)"):
         images.inpaint(jax.random.key(0), x0, np.ones((3, 3), bool))
     with pytest.raises(ValueError, match=r"timesteps starts at 1\.0, but samples are noised to t = 0\.5"):
-        images.image_to_image(jax.random.key(0), x0, t=0.5, timesteps=[1.0, 0.5, 0.0])
+        images.image_to_image(jax.random.key(0), x0, t=0.5, timesteps=np.array([1.0, 0.5, 0.0]))
     once = images.inpaint(jax.random.key(0), x0, mask, labels=1, resample=1, sampler="dpm++2m", steps=4)
     np.testing.assert_allclose(once[:, :4], x0[:, :4], atol=1e-5)
     with pytest.raises(ValueError, match=r"t = 0; must satisfy 0 < t <= 1"):
         images.image_to_image(jax.random.key(0), x0, t=0)
+    with pytest.raises(ValueError, match=r"^t = 2.0; must"):
+        images.image_to_image(jax.random.key(0), x0, t=2.0)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -296,6 +302,10 @@ def test_what_a_model_can_not_be_conditioned_on_is_refused(images, classifier, p
     with pytest.raises(ValueError, match=r"labels = None, but this model was trained with p_uncond = 0\.0"):
         never.encode(np.zeros((1, 8, 8, 1), np.float32))
     refused(r"guidance = nan; it must be a finite number", labels=1, guidance=math.nan)
+    for wrong in (10**400, 1e300, "1", [1, 2]):
+        refused(r"guidance = .*; it must be a finite number", labels=1, guidance=wrong)
+    refused(r"classifier = 'runs/a'; it must be a run", labels=1, guidance=1.0, classifier="runs/a")
+    refused(r"labels = \{1: 'a'\}; the weights", labels={1: "a"})
     refused(r"guidance = None does not guide a conditional model", labels=1, classifier=classifier)
     refused(r"the weights of a composition sum to 0\.8; they must sum to 1", labels={3: 0.5, 8: 0.3})
     refused(r"trained with p_uncond = 0\.0: it never saw an example without its label", never, labels=1, guidance=1.0)

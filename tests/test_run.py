@@ -241,6 +241,25 @@ def test_what_cannot_be_sampled_is_refused(points, arguments, message):
         points.sample(jax.random.key(0), **{"n": 4, **arguments})
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_key_no_solver_and_no_samples_is_refused(points, run):
+    x0 = np.zeros((2, 2), np.float32)
+    for use in (lambda key: points.sample(key, n=2), lambda key: run.likelihood_terms(IMAGE, key=key)):
+        for key in ("a", 0, jax.random.split(jax.random.key(0))):
+            with pytest.raises(InputError, match=r"^key = "):
+                use(key)
+    with pytest.raises(InputError, match=r"^solver = 'heun'"):
+        points.encode(x0, solver="heun")
+    for wrong in (x0 + 1j, x0 > 0, x0.astype(str), [[1.0, 2.0], [3.0]], [["a", "b"]]):
+        for use in (points.encode, points.decode, functools.partial(points.image_to_image, jax.random.key(0))):
+            with pytest.raises(InputError, match=r"^samples (=|have dtype)"):
+                use(wrong)
+    np.testing.assert_array_equal(points.encode(x0.astype(int)), points.encode(x0))
+    for t in ("0.5", None, True):
+        with pytest.raises(InputError, match=r"^t = .*; it must be a number"):
+            points.image_to_image(jax.random.key(0), x0, t=t)
+
+
 def test_a_misspelt_option_is_refused_where_others_are_passed_on(points):
     x0 = np.zeros((2, 2), np.float32)
     for call in (points.inpaint, functools.partial(points.image_to_image, t=0.5)):

@@ -190,3 +190,38 @@ def test_a_fitted_normal_has_the_mean_and_covariance_of_the_data() -> None:
     np.testing.assert_allclose(factors.T @ factors, np.cov(x.reshape(50, 6).T), rtol=1e-4, atol=1e-5)
     draws = jax.vmap(start)(jax.random.split(jax.random.key(0), 4000))
     np.testing.assert_allclose(draws.mean(0), x.mean(0), atol=4 * 2 / np.sqrt(4000))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Randomized(Rotation, 1.0, 1.0), "low < high"),
+        (lambda: Randomized(Scale, -1.0, 1.0), "factor = -1.0"),
+        (lambda: Randomized(Blur, 1.0, 4.0), "make = Blur needs its number"),
+        (lambda: Randomized(Translation, (0.0, 0.0), (1.0,)), "they must have one shape"),
+        (lambda: Rotation(1.0, axis=(0.0, 0.0, 0.0)), "not all 0"),
+        (lambda: Rotation(1.0)(jnp.zeros((5, 3)), 0.5), "axis="),
+        (lambda: Shear(1.0, to=1, by=1), "to = 1, by = 1"),
+        (lambda: Shear(1.0, to=1, by=-1), "two different axes >= 0"),
+        (lambda: Shear(1.0, by=5)(jnp.zeros((3, 2)), 0.5), r"to = 0, by = 5, but a sample has shape \(3, 2\)"),
+        (lambda: Scale([1.0, -1.0]), "must satisfy factor > 0"),
+        (lambda: Warp(zoom=0.0), "must satisfy zoom > 0"),
+        (lambda: Warp()(jnp.zeros(3), 0.5), r"it must be an image, \(height, width"),
+        (lambda: Translation(1.0)(jnp.zeros((3, 2)), 0.5), "one number for each axis"),
+        (lambda: RandomOverlap(np.zeros((0, 2))), r"others has shape \(0, 2\)"),
+        (lambda: RandomOverlap(np.zeros((2, 2))).sample_params(jax.random.key(0), (3,)), r"but a sample \(3,\)"),
+        (lambda: Blur(0.0), "width = 0.0"),
+        (lambda: Pixelate((4, 2)), "rising sizes above 1"),
+        (lambda: Pixelate((3,))(jnp.zeros((4, 4)), 0.5), "divisors"),
+        (lambda: ColorMatrix([[1.0, 0.0]]), "it must be square"),
+        (lambda: ColorMatrix([[1.0]])(jnp.zeros((4, 4)), 0.5), "the last axis must be 1"),
+        (lambda: Shift((1, 1))(jnp.zeros(4), 0.5), r"pixels = \(1, 1\), but a sample has shape \(4,\)"),
+        (lambda: QuarterTurns()(jnp.zeros((4, 3)), 0.5), "height = width"),
+        (lambda: RandomMask()(jnp.zeros((4, 4)), 0.5), r"call sample_params\(key, shape\)"),
+        (lambda: RandomMask().inverse(jnp.zeros((4, 4)), 0.5), "has no inverse; let the network predict x0"),
+        (lambda: FittedNormal.fit(np.zeros((1, 3))), "at least 2"),
+    ],
+)
+def test_errors_name_the_mistake_and_what_works(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -17,7 +17,6 @@ import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from test_checkpoint import closed_event_loops, forgotten_coroutines  # noqa: F401
 
 from jaxdiff import registry
 from jaxdiff.data import DataSpec
@@ -26,10 +25,7 @@ from jaxdiff.experiment.checkpoint import Checkpoints, NoCheckpointError
 from jaxdiff.run import Run, load
 from jaxdiff.typing import InputError
 
-pytestmark = [
-    pytest.mark.usefixtures("unchecked"),
-    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
-]
+pytestmark = pytest.mark.usefixtures("unchecked", "forgotten_coroutines")
 
 POINTS = DataSpec(shape=(2,), levels=None)
 TEXT = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\ndef make(*a, **b): raise SystemExit\n"

@@ -20,6 +20,8 @@ from jaxdiff.run import load
 from jaxdiff.training import loop
 from jaxdiff.typing import InputError
 
+pytestmark = pytest.mark.usefixtures("forgotten_coroutines")
+
 
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +132,23 @@ def test_the_first_checkpoint_is_read_back(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "wait", lose)
     with pytest.raises(NoCheckpointError, match=r"^the checkpoint of step 10 .* choose a workdir elsewhere$"):
+        loop.train(tiny.config(), tmp_path)
+
+
+def test_checkpoints_without_a_config_are_not_trained_on(run):
+    """They would be taken for those of any config."""
+    (run / "config.json").unlink()
+    before = snapshot(run)
+    with pytest.raises(InputError, match=r"has checkpoints but no config\.json"):
+        loop.train(tiny.config(), run)
+    assert {name: content for name, content in snapshot(run).items() if name != "lock"} == {
+        name: content for name, content in before.items() if name != "lock"
+    }
+
+
+def test_a_file_in_place_of_the_checkpoints_is_named(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(InputError, match=r"checkpoints is not a folder"):
         loop.train(tiny.config(), tmp_path)
 
 

@@ -16,7 +16,7 @@ from jaxdiff.experiment import plots
 from jaxdiff.likelihood import Elbo
 from jaxdiff.run import Run, load
 from jaxdiff.storage import user_path
-from jaxdiff.typing import HostSamples, InputError, Shape, key_of
+from jaxdiff.typing import Count, HostSamples, InputError, Shape, check_whole, checked, key_of
 
 FLAGS = flags.FLAGS
 
@@ -99,9 +99,8 @@ def _chosen_task() -> str | None:
     if len(tasks) > 1:
         raise InputError(f"--{tasks[0]} and --{tasks[1]} can't be combined; leave one out")
     task = tasks[0] if tasks else None
-    for name in ([task] if task else []) + ["variants", "resample"]:
-        if FLAGS.get_flag_value(name, 0) < 1:
-            raise InputError(f"--{name} = {FLAGS[name].value}; it must be at least 1")
+    for name in ([task] if task else []) + ["n", "variants", "resample"]:
+        checked(f"--{name}", check_whole(f"--{name}", FLAGS[name].value), Count)
     inpaints, varies = task == "inpaint", task == "image_to_image"
     unused = {
         "images": not task and f"--{', --'.join(_TASKS)}",

@@ -11,7 +11,7 @@ from jaxtyping import Float32, Float64, Shaped
 from PIL import Image, ImageCms, ImageOps
 
 from jaxdiff.storage import user_path
-from jaxdiff.typing import HostSamples, InputError
+from jaxdiff.typing import HostSamples, InputError, check_whole
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in Pillow's conversion to grey
 
@@ -27,8 +27,9 @@ def read_files(paths: Sequence[str | Path], *, n: int, channels: int | None = No
     `read_picture` says how, and what `channels` does.
 
     Raises:
-      InputError: if a file can't be read, the images differ in shape, or there are fewer than n.
+      InputError: if a file can't be read, n < 1, the images differ in shape, or there are fewer than n.
     """
+    check_whole("n", n)
     parts = [_read(user_path(path, what="images"), channels) for path in paths]
     if len({part.shape[1:] for part in parts}) > 1:
         shapes = ", ".join(f"{path}: {part.shape[1:]}" for path, part in zip(paths, parts, strict=True))

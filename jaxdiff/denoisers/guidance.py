@@ -33,7 +33,19 @@ from jaxtyping import Array, Float, Int
 from jaxdiff.denoisers.network import as_pytree, null_condition
 from jaxdiff.processes import Conditioned, Denoiser, Process, Wrapper, check_same, require_gaussian
 from jaxdiff.schedules import Schedule, check_times
-from jaxdiff.typing import Extended, InputError, Prediction, PyTree, Sample, Scalar, Time, is_traced, pytree, static
+from jaxdiff.typing import (
+    Extended,
+    InputError,
+    Prediction,
+    PyTree,
+    Sample,
+    Scalar,
+    Time,
+    is_traced,
+    pytree,
+    shown,
+    static,
+)
 
 _PURE_NOISE = -14.0  # a log-SNR at which the data part of x_t is a thousandth of the noise
 
@@ -51,7 +63,7 @@ class Interval:
             raise InputError(
                 f"low = {self.low}, high = {self.high}; must satisfy low < high: log-SNR rises towards the data"
             )
-        object.__setattr__(self, "w", _weight(self.w))
+        object.__setattr__(self, "w", as_weight("w", self.w))
 
 
 Weight = float | np.number | Float[Array | np.ndarray, ""] | Callable[[Time], Scalar] | Interval
@@ -70,7 +82,7 @@ class _ClassifierFree(Wrapper):
             raise InputError("cond is None: classifier-free guidance guides towards a condition; give one per sample")
         null = jax.tree.map(jnp.full_like, cond, jax.tree.broadcast(self.null, cond))
         both = jax.tree.map(lambda *branches: jnp.stack(branches), cond, null)
-        w = _at(self.w, t, self.process.schedule)
+        w = weight_at(self.w, t, self.process.schedule)
         conditional, guided = _combine(self.inner, x_t, t, both, jnp.stack([1 + w, -w]))
         if not self.rescale:
             return guided
@@ -104,7 +116,7 @@ def classifier_free(denoiser: Denoiser, w: Weight, *, null: PyTree = None, resca
             "null = None, but guidance needs the condition that stood for none in training; name it, as in null=-1 for "
             "the labels of jaxdiff.models, here or in jaxdiff.denoiser"
         )
-    return _ClassifierFree(inner=denoiser, w=_weight(w), null=null, rescale=rescale)
+    return _ClassifierFree(inner=denoiser, w=as_weight("w", w), null=null, rescale=rescale)
 
 
 @pytree(eq=False)
@@ -119,7 +131,7 @@ class _Classifier(Wrapper):
         # At α = 0 the gradient is 0, but its quotient by α has a limit: take it at a slightly earlier t.
         known = schedule.alpha(t) > 0
         near = jnp.where(known, t, schedule.time(_PURE_NOISE))
-        slope = _at(self.w, t, schedule) * jax.grad(lambda x: self.log_prob(x, near, cond))(x_t)
+        slope = weight_at(self.w, t, schedule) * jax.grad(lambda x: self.log_prob(x, near, cond))(x_t)
         alpha, sigma = schedule.alpha(near), schedule.sigma(near)
         x0 = prediction.x0 + sigma**2 / alpha * slope
         return prediction._replace(x0=x0, noise=prediction.noise - jnp.where(known, sigma, 0) * slope)
@@ -141,7 +153,7 @@ def classifier(denoiser: Denoiser, log_prob: LogProb, w: Weight) -> _Classifier:
     require_gaussian(denoiser.process, what="guidance by a classifier", instead="guide it by labels")
     if isinstance(other := getattr(log_prob, "process", None), Process):
         check_same(denoiser.process, other)
-    return _Classifier(inner=denoiser, log_prob=as_pytree(log_prob), w=_weight(w))
+    return _Classifier(inner=denoiser, log_prob=as_pytree(log_prob), w=as_weight("w", w))
 
 
 @pytree(eq=False)
@@ -220,20 +232,27 @@ def _combine(
     )
 
 
-def _weight(w: Weight) -> Weight:
-    """Return a weight as `jax.jit` takes it: a number in the default dtype, so that every number shares a program."""
+def as_weight(name: str, w: Weight) -> Weight:
+    """Return a weight as `jax.jit` takes it: a number in the default dtype, so that every number shares a program.
+
+    Raises an InputError about the argument `name` if it is no finite number, function or `Interval`.
+    """
     if callable(w) and not isinstance(w, type):
         return as_pytree(w)
     if isinstance(w, Interval) or is_traced(w):
         return w
     number = np.asarray(w)
-    if number.shape or number.dtype.kind not in "iuf" or not np.isfinite(number):
-        raise InputError(f"w = {w!r}; it must be a finite number, a function of t, or an Interval")
-    return number.astype(jnp.result_type(float))
+    if not number.shape and number.dtype.kind in "iuf":
+        with np.errstate(over="ignore"):
+            number = number.astype(jnp.result_type(float))
+        if np.isfinite(number):
+            return number
+    raise InputError(f"{name} = {shown(w)}; it must be a finite number, a function of t, or an Interval")
 
 
-def _at(w: Weight, t: Time, schedule: Schedule) -> Scalar:
+def weight_at(w: Weight, t: Time, schedule: Schedule) -> Scalar:
+    """Return the weight at time t, a number."""
     if isinstance(w, Interval):
         log_snr = schedule.log_snr(t)
-        return jnp.where((log_snr >= w.low) & (log_snr <= w.high), _at(w.w, t, schedule), 0)
+        return jnp.where((log_snr >= w.low) & (log_snr <= w.high), weight_at(w.w, t, schedule), 0)
     return jnp.asarray(w(t) if callable(w) else w, float)

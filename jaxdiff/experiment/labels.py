@@ -1,7 +1,6 @@
 """From the labels and the guidance that a user asks for to a denoiser and its conditions."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +12,8 @@ from jaxdiff.denoisers.guidance import Composition, Weight
 from jaxdiff.experiment.build import Experiment
 from jaxdiff.processes import Denoiser
 from jaxdiff.registry import differences
-from jaxdiff.typing import InputError, PyTree
+from jaxdiff.schedules import Schedule
+from jaxdiff.typing import InputError, PyTree, Scalar, Time, shown
 
 Labels = int | Sequence[int] | Integer[np.ndarray | Array, " n"] | Mapping[int, float]
 Trained = tuple[Experiment, PyTree]  # with its parameters
@@ -30,11 +30,8 @@ def condition(
     if experiment.classifies:
         raise InputError("this run is a classifier, which draws no samples; give it as the classifier of a model")
     network, classes, p_uncond = experiment.network(params), experiment.classes, experiment.config.p_uncond
-    plain = w is None
-    if isinstance(w, int | float | np.number):
-        if not math.isfinite(w):
-            raise InputError(f"guidance = {w}; it must be a finite number: 0 for the plain conditional model")
-        plain = bool(w == 0)
+    weight = guidance.as_weight("guidance", 0.0 if w is None else w)
+    plain = isinstance(weight, np.ndarray) and not weight
     if labels is None:
         if not plain or classifier is not None:
             raise InputError(f"guidance = {w!r} guides towards a label; give labels too")
@@ -44,18 +41,18 @@ def condition(
     if classifier is not None:
         if classes and plain:
             raise InputError(f"guidance = {w!r} does not guide a conditional model; give a weight for the classifier")
-        denoiser = _guided_by(classifier, experiment, network, w)
+        denoiser = _guided_by(classifier, experiment, network, weight)
         classes = classifier[0].classes
     elif not classes:
         raise InputError(
             f"labels = {labels!r}, but this model is unconditional: it was trained without labels; leave them out, "
             "give a classifier, or train a model with p_uncond = 0.1"
         )
-    elif w is None or plain:
+    elif plain:
         denoiser = network
     else:
         _check_null(p_uncond, f"guidance = {w!r}")
-        denoiser = guidance.classifier_free(network, w)
+        denoiser = guidance.classifier_free(network, weight)
     if isinstance(labels, Mapping):
         if classifier is not None:
             raise InputError(f"labels = {labels!r} is a composition, which no classifier can guide; give one label")
@@ -75,7 +72,7 @@ def _check_null(p_uncond: float | None, what: str) -> None:
         )
 
 
-def _guided_by(classifier: Trained, experiment: Experiment, network: Denoiser, w: Weight | None) -> Denoiser:
+def _guided_by(classifier: Trained, experiment: Experiment, network: Denoiser, weight: Weight) -> Denoiser:
     """The network guided by a classifier of the same data under the same process and schedule."""
     other, params = classifier
     if not other.classifies:
@@ -92,20 +89,22 @@ def _guided_by(classifier: Trained, experiment: Experiment, network: Denoiser, w
             f"classifier was trained for another model:\n  {listed}\n"
             "train one on the same data under the same process and schedule"
         )
-    weight: Any = 0.0 if w is None else w
     if not experiment.classes:
         network = guidance.unconditional(network)
-        weight = jax.tree_util.Partial(_one_more, weight) if callable(weight) else 1 + weight
+        weight = jax.tree_util.Partial(_one_more, weight, network.process.schedule)
     return guidance.classifier(network, other.classifier(params), weight)
 
 
-def _one_more(w: Callable[[Any], Array], t: Any) -> Array:
-    return 1 + w(t)
+def _one_more(w: Weight, schedule: Schedule, t: Time) -> Scalar:
+    return 1 + guidance.weight_at(w, t, schedule)
 
 
 def _composition(labels: Mapping[int, float], n: int, classes: int) -> Composition:
     parts = _checked(list(labels), len(labels), classes, least=0)
-    weights = np.asarray(list(labels.values()), np.float32)
+    weights = np.asarray(list(labels.values()))
+    if weights.dtype.kind not in "iuf":
+        raise InputError(f"labels = {shown(labels)}; the weights of a composition must be numbers")
+    weights = weights.astype(np.float32)
     if not abs(weights.sum() - 1) < 1e-3:
         raise InputError(
             f"labels = {labels!r}: the weights of a composition sum to {weights.sum():g}; they must sum to 1"

@@ -138,7 +138,15 @@ def prepare(workdir: Path, config: Config, allow_change: Collection[str] = ()) -
         target = os.path.realpath(workdir / name)
         if not Path(target).is_relative_to(os.path.realpath(workdir)):
             raise InputError(f"workdir = {workdir}: {name} is a link to {target}, outside the folder; remove that link")
+    folder = workdir / "checkpoints"
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise InputError(f"workdir = {workdir}: checkpoints is not a folder; remove it, or choose another workdir")
     if not (workdir / "config.json").exists():
+        if last_step(workdir):
+            raise InputError(
+                f"workdir = {workdir} has checkpoints but no config.json, which says what they are of; restore it from "
+                "a copy, or choose another folder"
+            )
         return
     where = f"workdir = {workdir}"
     resumption.check(

@@ -29,7 +29,7 @@ from jaxdiff.processes import Denoiser, require_gaussian
 from jaxdiff.samplers.batching import in_batches
 from jaxdiff.samplers.loop import sample_keys
 from jaxdiff.samplers.probability_flow import Outcome, Solver
-from jaxdiff.typing import HostSamples, RandomKey, Samples, check_whole
+from jaxdiff.typing import HostSamples, RandomKey, Samples, check_key, check_whole
 
 _SOLVER = Solver()
 _DRAWS = 64  # times per image for the continuous bound
@@ -95,6 +95,7 @@ def measure(
       InputError: if the process is not Gaussian, there are no images, probes or batch < 1, or the ODE solver gives up.
     """
     schedule = require_gaussian(denoiser.process, what="bits/dim", instead="").schedule
+    check_key(key)
     check_whole("probes", probes)
     draws = _DRAWS if schedule.num_timesteps is None and math.isfinite(schedule.log_snr(0.0)) else 0
     static = {"levels": levels, "probes": probes, "draws": draws}

@@ -23,7 +23,18 @@ from jaxdiff.samplers.base import Sampler
 from jaxdiff.samplers.loop import Carry, Keys, begin, check_rows, check_sampler, check_start, sample_keys, stepper
 from jaxdiff.samplers.names import make
 from jaxdiff.schedules import Schedule
-from jaxdiff.typing import Count, HostSamples, InputError, PyTree, RandomKey, Samples, Shape, check_whole, checks_fields
+from jaxdiff.typing import (
+    Count,
+    HostSamples,
+    InputError,
+    PyTree,
+    RandomKey,
+    Samples,
+    Shape,
+    check_key,
+    check_whole,
+    checks_fields,
+)
 
 Clip = Literal["static", "dynamic", "none"]
 
@@ -80,6 +91,7 @@ def sample_in_batches(
       cond, start: as for `jaxdiff.sample`; NumPy arrays.
       mesh: the devices; None for all. The denoiser's weights may be sharded over it.
     """
+    check_key(key)
     shape, start = check_rows(n, shape, cond, start)
     mesh = mesh or all_devices()
     times = sampling.times(denoiser.process.schedule)

@@ -99,13 +99,14 @@ def check_rows(n: int, shape: Shape, cond: PyTree, start: Any) -> tuple[Shape, A
     check_conditions(cond, n)
     if start is None:
         return shape, None
-    start = _array("start", start)
+    start = as_array("start", start)
     if start.shape != (n, *shape):
         raise InputError(f"start has shape {start.shape}; give one x per sample: {(n, *shape)}")
     if not jnp.issubdtype(start.dtype, jnp.floating):
         raise InputError(f"start has dtype {start.dtype}; it must hold floats, in the scale of noisy samples")
+    start = start.astype(jnp.result_type(float))
     _check_finite("start", start)
-    return shape, start.astype(jnp.result_type(float))
+    return shape, start
 
 
 def check_conditions(cond: PyTree, n: int) -> None:
@@ -124,7 +125,7 @@ def check_samples(name: str, x: Any, cond: PyTree = None) -> Samples:
     Raises an `InputError` if the argument `name` is no array of n >= 1 samples, has values that are known not to be
     finite, or the conditions are not n.
     """
-    x = _array(name, x)
+    x = as_array(name, x)
     if not x.shape or not len(x):
         raise InputError(f"{name} has shape {x.shape}; it must hold n >= 1 samples: (n, *shape)")
     check_conditions(cond, len(x))
@@ -141,17 +142,18 @@ def _check_finite(name: str, x: Any) -> None:
         raise InputError(f"{name} has values that are not finite; leave those samples out")
 
 
-def _array(name: str, x: Any) -> Any:
-    """The argument as an array, as which lists of numbers count."""
-    if isinstance(x, jax.Array | np.ndarray):
+def as_array(name: str, x: Any) -> Any:
+    """Return the argument `name` as an array of a dtype of JAX, or raise an `InputError`; lists count as arrays."""
+    if isinstance(x, jax.Array):
         return x
     try:
         found = np.asarray(x)
     except ValueError:  # rows of unequal lengths
         found = np.asarray(None)
-    if found.dtype.kind not in "biufc":
+    if found.dtype.kind in "OSUMm":
         raise InputError(f"{name} = {shown(x)}; it must be an array of numbers")
-    return found if found.dtype != np.float64 else found.astype(jnp.result_type(float))
+    with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite
+        return found.astype(jax.dtypes.canonicalize_dtype(found.dtype))
 
 
 def check_start(times: Times, start: Any) -> None:

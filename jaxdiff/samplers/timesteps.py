@@ -90,7 +90,8 @@ def make(timesteps: Timesteps, steps: int | None, schedule: Schedule) -> Float[n
 
     Raises:
       InputError: if the rule is unknown; if N = steps is below 1 or more than a discrete schedule has; if given times
-        do not fall strictly, leave [0, 1], or are not steps + 1 (`steps` may be None).
+        do not fall strictly, leave [0, 1], differ too little for the schedule, or are not steps + 1 (`steps` may be
+        None).
     """
     if isinstance(timesteps, str):
         steps = check(timesteps, steps, schedule)
@@ -113,11 +114,17 @@ def make(timesteps: Timesteps, steps: int | None, schedule: Schedule) -> Float[n
         )
     if not (times[0] <= 1 and times[-1] >= 0 and np.all(np.diff(times) < 0)):
         raise InputError(f"timesteps = {shown(times.tolist())}; the times must fall strictly and stay within [0, 1]")
-    held = times.astype(dtype := jnp.result_type(float))
-    if not np.all(np.diff(held) < 0) or (held[-2] < jnp.finfo(dtype).tiny):
-        raise InputError(
-            f"timesteps = {shown(times.tolist())}; {dtype} can't tell two of the times apart: leave one out"
-        )
+    if not is_traced(schedule):
+        with jax.ensure_compile_time_eval():
+            log_snrs = np.array(schedule.log_snr(jnp.asarray(times, float)))
+        log_snrs[log_snrs > -np.log(np.finfo(log_snrs.dtype).tiny)] = np.inf  # σ² underflows: no noise
+        rises = log_snrs[1:] > log_snrs[:-1]
+        if not rises.all():
+            i = int(rises.argmin())
+            raise InputError(
+                f"timesteps[{i}] = {times[i]} and timesteps[{i + 1}] = {times[i + 1]} have the same noise in "
+                f"{log_snrs.dtype} under the schedule {type(schedule).__name__}; leave one out"
+            )
     return times
 
 
