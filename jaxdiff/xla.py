@@ -7,6 +7,10 @@ Images/s of `configs/mnist.py` in training, measured on 2 cores of a Xeon with A
 
 A core that waits for its share of an operation sleeps, and waking it on a virtual machine takes about 0.2 ms, as long
 as the operation itself. Cores that each have their own examples synchronize once per step.
+
+Training steps are compiled at LLVM's optimization level 1 in place of 3. The gradient of `configs/mnist.py` then
+compiles in 6.8 CPU seconds in place of 9.7, that of `configs/digits.py` in 7.0 in place of 9.3, and both are as fast:
+176 ms in place of 180, and 54 ms in place of 53.
 """
 
 import contextlib
@@ -18,8 +22,8 @@ from typing import Any
 
 import jax
 
-_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
-_ONE_THREAD = {"xla_cpu_multi_thread_eigen": False}
+_OPTIONS: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+_ONE_THREAD: dict[str, Any] = {"xla_cpu_multi_thread_eigen": False}
 
 
 def cores() -> int:
@@ -49,12 +53,19 @@ def split_cpu(batch: int, multiple: int = 1) -> None:
 
 
 @functools.cache
-def compiler_options() -> dict[str, str | bool]:
-    """Return the options for `jax.jit(..., compiler_options=...)`, which accepts them in an outermost jit only."""
+def compiler_options(level: int | None = None) -> dict[str, Any]:
+    """Return the options for `jax.jit(..., compiler_options=...)`, which accepts them in an outermost jit only.
+
+    `level` is LLVM's optimization level on a CPU, from 0 to 3; None leaves XLA's, which is 3. At 0 the initialization
+    of a U-Net compiles in a quarter of the time; what runs once needs no more.
+    """
     if jax.default_backend() != "cpu":
         return {}
-    known: dict[str, str | bool] = {}
-    for name, value in (_OPTIONS | (_ONE_THREAD if jax.local_device_count() >= cores() > 1 else {})).items():
+    every = _OPTIONS | (_ONE_THREAD if jax.local_device_count() >= cores() > 1 else {})
+    if level is not None:
+        every |= {"xla_backend_optimization_level": level}
+    known: dict[str, Any] = {}
+    for name, value in every.items():
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # this version of XLA lacks the option
             jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
             known[name] = value

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxdiff import denoiser, from_function, losses, schedules, time_sampling
+from jaxdiff import clip_denoised, denoiser, from_function, losses, schedules, time_sampling
 from jaxdiff.losses.time_sampling import time_sampler
 from jaxdiff.processes import Gaussian
 from jaxdiff.processes.parameterization import KINDS
@@ -192,3 +192,14 @@ def test_a_time_beyond_the_path_is_refused(loss: Any) -> None:
     for t in (-0.1, 1.5):
         with pytest.raises(InputError, match=rf"^t = {t}; must satisfy 0 <= t <= 1"):
             loss(wrong_by(0.1, process), jnp.ones(3), t, key=KEY)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_error_is_that_of_what_the_network_predicts(kind: str) -> None:
+    network = denoiser(lambda params, x, t: params * x, jnp.array(0.3), Gaussian(schedules.VP()), predicts=kind)
+    x0 = jnp.asarray(X0, jnp.float32)
+    found = {target: float(losses.simple(network, x0, 0.3, key=KEY, target=target)) for target in (*KINDS, None)}
+    assert found[None] == found[kind]
+    assert sum(found[other] == found[kind] for other in KINDS) == 1
+    clipped = clip_denoised(network)
+    assert losses.simple(clipped, x0, 0.3, key=KEY) == losses.simple(clipped, x0, 0.3, key=KEY, target=kind)

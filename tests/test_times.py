@@ -89,3 +89,12 @@ def test_known_times_outside_0_to_1_are_refused(name: str, t: Any, unchecked: No
 def test_the_ends_may_be_whole_numbers() -> None:
     np.testing.assert_array_equal(schedules.Flow().alpha(1), 0)
     assert NETWORK(X, 1).x0.shape == (2,)
+
+
+@pytest.mark.parametrize("name", ["network", "simple"])
+def test_times_of_a_batch_are_refused_for_one_sample(name: str, unchecked: None) -> None:
+    for t in (jnp.full(2, 0.5), np.full((1,), 0.5)):
+        with pytest.raises(InputError, match=r"t has shape .* jax.vmap"):
+            USES[name](t)
+        with pytest.raises(InputError, match=r"t has shape .* jax.vmap"):
+            jax.eval_shape(USES[name], jnp.asarray(t))

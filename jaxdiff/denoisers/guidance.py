@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdiff.denoisers.network import as_pytree, null_condition
 from jaxdiff.processes import Conditioned, Denoiser, Process, Wrapper, check_same, require_gaussian
-from jaxdiff.schedules import Schedule, check_times
+from jaxdiff.schedules import Schedule, check_time
 from jaxdiff.typing import (
     Extended,
     InputError,
@@ -175,7 +175,7 @@ class NetworkClassifier:
 
     def log_probs(self, x_t: Sample, t: Time) -> Float[Array, " classes"]:
         """Return log p(label|x_t, t) of every label."""
-        check_times(t)
+        check_time(t)
         schedule = self.process.schedule
         t = jnp.asarray(t, jnp.promote_types(x_t.dtype, jnp.float32))
         if self.scale_input:

@@ -1,13 +1,14 @@
 """Denoisers made from networks and functions, and limits on their x̂_0."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxdiff.processes import Denoiser, Process, Wrapper, parameterization
-from jaxdiff.schedules import Discrete, check_times
+from jaxdiff.schedules import Discrete, check_time
 from jaxdiff.typing import Extended, InputError, Prediction, PyTree, Sample, Time, pytree, static
 
 
@@ -22,7 +23,7 @@ class _Network(Denoiser):
     null: PyTree = None
 
     def __call__(self, x_t: Sample, t: Time, cond: PyTree = None, /) -> Prediction:
-        check_times(t)
+        check_time(t)
         schedule, cond = self.process.schedule, self.process.network_condition(cond)
         t = jnp.asarray(t, jnp.promote_types(x_t.dtype, jnp.float32))  # k/1000 is lost in bfloat16
         x_in = x_t / jnp.sqrt(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2) if self.scale_input else x_t
@@ -85,7 +86,31 @@ def denoiser(
             "at t = 1; set predicts to v, x0 or velocity"
         )
     options: dict[str, Any] = {"predicts": kind, "scale_input": scale_input, "learned_variance": learned_variance}
-    return _Network(apply=apply, params=params, process=process, null=null, **options)
+    return _Network(apply=by_value(apply), params=params, process=process, null=null, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Method:
+    owner: Any
+    name: str
+
+    def __call__(self, *args: Any) -> Any:
+        return getattr(self.owner, self.name)(*args)
+
+
+def by_value(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls this one and, if it is a method, is equal to that of an equal object.
+
+    Methods are equal only if they belong to the same object, but two equal networks can share a compiled program.
+    """
+    owner = getattr(function, "__self__", None)
+    if not (dataclasses.is_dataclass(owner) and isinstance(owner, Hashable) and not isinstance(owner, type)):
+        return function
+    try:
+        hash(owner)
+    except TypeError:  # a field is not hashable
+        return function
+    return _Method(owner, function.__name__)
 
 
 @pytree(eq=False)
@@ -95,7 +120,7 @@ class _Function(Denoiser):
     null: PyTree = None
 
     def __call__(self, x_t: Sample, t: Time, cond: PyTree = None, /) -> Prediction:
-        check_times(t)
+        check_time(t)
         prediction = self.function(x_t, t, cond)
         if not isinstance(prediction, Prediction) or {jnp.shape(part) for part in prediction[:2]} != {x_t.shape}:
             found = jax.tree.map(jnp.shape, prediction)

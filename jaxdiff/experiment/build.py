@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 from jaxdiff import data, denoisers, losses, models, samplers, schedules
 from jaxdiff.data import Dataset, DataSpec
 from jaxdiff.denoisers.guidance import NetworkClassifier
+from jaxdiff.denoisers.network import by_value
 from jaxdiff.evaluation import NoisyAccuracy, accuracy_by_noise
 from jaxdiff.experiment.config import Config
 from jaxdiff.likelihood.elbo import prior_term, reconstruction_term
@@ -118,7 +119,8 @@ class Experiment:
 
     def network(self, params: PyTree) -> Denoiser:
         """Return the denoiser as it is trained."""
-        apply: Callable[..., Any] = _SeesLogSNR(self.model.apply) if self.learns_schedule else self.model.apply
+        apply = by_value(self.model.apply)
+        apply = _SeesLogSNR(apply) if self.learns_schedule else apply
         return denoisers.denoiser(
             _SeesTransform(apply) if self.first_process.condition_on_transform else apply,
             params,
@@ -143,7 +145,9 @@ class Experiment:
     def classifier(self, params: PyTree) -> NetworkClassifier:
         """Return the classifier of noisy samples."""
         process, scale_input = self.process(params), self.config.scale_input
-        return NetworkClassifier(apply=self.model.apply, params=params, process=process, scale_input=scale_input)
+        return NetworkClassifier(
+            apply=by_value(self.model.apply), params=params, process=process, scale_input=scale_input
+        )
 
     def sampling_denoiser(self, params: PyTree) -> Denoiser:
         """Return the denoiser for sampling, with x̂_0 clipped as the config says."""

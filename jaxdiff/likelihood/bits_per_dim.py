@@ -31,7 +31,6 @@ from jaxdiff.samplers.loop import sample_keys
 from jaxdiff.samplers.probability_flow import Outcome, Solver
 from jaxdiff.typing import HostSamples, RandomKey, Samples, check_key, check_whole
 
-_SOLVER = Solver()
 _DRAWS = 64  # times per image for the continuous bound
 _GROUPS = (0.0, 0.1, 0.25, 0.5, 1.0)  # table rows, in t: finer where the terms are large
 
@@ -101,7 +100,7 @@ def measure(
     static = {"levels": levels, "probes": probes, "draws": draws}
     evaluate = partial(xla.outermost(_measure, *static), key, denoiser, **static)
     bound, log_density, _ = in_batches(
-        evaluate, len(x0), rows=x0, check=lambda found: _SOLVER.check(found[2]), batch=batch, progress=progress
+        evaluate, len(x0), rows=x0, check=lambda found: Solver().check(found[2]), batch=batch, progress=progress
     )
     d = math.prod(x0.shape[1:])
     return BitsPerDim(d=d, elbo=bound, ode=np.asarray(from_log_density(log_density, d, levels)))
@@ -118,7 +117,7 @@ def _measure(
         bound = continuous_elbo_each(key_bound, denoiser, x0, None, levels=levels, draws=draws)
     x = jax.vmap(partial(dequantize, levels=levels))(key_noise, x0)
     found, outcome = log_likelihood_each(
-        key_probes, denoiser, x, None, probes=probes, probe="rademacher", solver=_SOLVER
+        key_probes, denoiser, x, None, probes=probes, probe="rademacher", solver=Solver()
     )
     return bound, found.log_density, outcome
 

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxdiff.losses.weightings import Weighting, for_target
-from jaxdiff.processes import Denoiser, Process, for_sample, require_gaussian
+from jaxdiff.processes import Denoiser, Process, Wrapper, for_sample, require_gaussian
 from jaxdiff.processes.parameterization import canonical, check, from_prediction, natural
-from jaxdiff.schedules import Schedule, check_times
+from jaxdiff.schedules import Schedule, check_time
 from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Sample, Scalar, Time
 
 
@@ -39,13 +39,14 @@ def simple(
       x0: one clean sample.
       t: the time to noise it to, a scalar in (0, 1].
       key: draws the noise and the random parameters of the process.
-      target: y; "eps" gives L_simple. None is "eps", or "x0" if the transform of the process has no inverse.
+      target: y; "eps" gives L_simple. None is what the network predicts; for a denoiser without a network it is "eps",
+        or "x0" if the transform of the process has no inverse.
 
     Raises:
       InputError: if t is known at tracing and outside [0, 1], the process can't take this sample (see
         `jaxdiff.Perturbed`), or the target is unknown or needs an inverse.
     """
-    return _error(*_true_and_predicted(denoiser, x0, t, key=key, cond=cond), target, t, None)
+    return _error(*_true_and_predicted(denoiser, x0, t, key=key, cond=cond), target or _predicted_by(denoiser), t, None)
 
 
 def weighted(
@@ -63,7 +64,8 @@ def weighted(
     `weight` is from `jaxdiff.weightings`; other arguments and errors are those of `simple`. The target changes only
     rounding and infinities at the ends of the path: take what the network predicts.
     """
-    return _error(*_true_and_predicted(denoiser, x0, t, key=key, cond=cond), target, t, weight)
+    pairs = _true_and_predicted(denoiser, x0, t, key=key, cond=cond)
+    return _error(*pairs, target or _predicted_by(denoiser), t, weight)
 
 
 def hybrid(
@@ -95,7 +97,7 @@ def hybrid(
         raise InputError(
             "the denoiser does not predict a variance, which this loss trains; make it with learned_variance=True"
         )
-    loss = _error(true, predicted, process, target, t, weight)
+    loss = _error(true, predicted, process, target or _predicted_by(denoiser), t, weight)
     fixed = predicted._replace(x0=jax.lax.stop_gradient(predicted.x0))
     s = jnp.maximum(t - 1 / schedule.num_timesteps, 0)
     first = s * schedule.num_timesteps < 0.01  # t − 1/T is rounded
@@ -130,11 +132,18 @@ def _true_and_predicted(
     denoiser: Denoiser, x0: Sample, t: Time, *, key: RandomKey, cond: PyTree
 ) -> tuple[Prediction, Prediction, Process]:
     """Return the true pair, the predicted pair, and the process of this sample."""
-    check_times(t)
+    check_time(t)
     denoiser = for_sample(denoiser, key, x0.shape)
     process = denoiser.process
     noise = process.sample_noise(key, x0.shape, t)
     return Prediction(x0, noise), denoiser(process.corrupt(x0, noise, t), t, cond), process
+
+
+def _predicted_by(denoiser: Any) -> str | None:
+    """Return the parameterization of the network in a denoiser; None if there is no network."""
+    while isinstance(denoiser, Wrapper):
+        denoiser = denoiser.inner
+    return getattr(denoiser, "predicts", None)
 
 
 def _error(

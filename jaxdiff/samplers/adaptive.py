@@ -1,6 +1,6 @@
 """The probability-flow ODE with as many steps from t to s as a tolerance needs."""
 
-import diffrax
+from typing import Any
 
 from jaxdiff.processes import Denoiser
 from jaxdiff.samplers import probability_flow
@@ -18,7 +18,7 @@ class Adaptive(Stateless):
 
     rtol: float = 1e-5
     atol: float = 1e-5
-    method: diffrax.AbstractAdaptiveSolver | None = None
+    method: Any = None
     max_steps: int = 4096
 
     def __post_init__(self) -> None:
@@ -27,8 +27,8 @@ class Adaptive(Stateless):
     @property
     def solver(self) -> Solver:
         """The solver with these fields."""
-        method = diffrax.Tsit5() if self.method is None else self.method
-        return Solver(method=method, rtol=self.rtol, atol=self.atol, max_steps=self.max_steps)
+        method = {} if self.method is None else {"method": self.method}
+        return Solver(**method, rtol=self.rtol, atol=self.atol, max_steps=self.max_steps)
 
     def advance(self, key: RandomKey, x_t: Sample, *, t: Time, s: Time, denoiser: Denoiser) -> Sample:
         x_s, outcome = probability_flow.integrate(denoiser, x_t, t=t, s=s, solver=self.solver)

@@ -15,6 +15,7 @@ Neural Differential Equations" (diffrax).
 """
 
 import dataclasses
+import importlib
 import logging
 import re
 import warnings
@@ -22,7 +23,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,13 +34,18 @@ from jaxdiff.schedules import Schedule, check_times
 from jaxdiff.typing import AtMost, InputError, PyTree, Sample, Scalar, Time, checks_fields, shown
 
 
+def diffrax() -> Any:
+    """Return the module diffrax, imported on first use: it takes as long to import as JAX."""
+    return importlib.import_module("diffrax")
+
+
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @checks_fields
 class Solver:
     """A diffrax solver with an error estimate, the errors a step may make, and the steps after which it gives up."""
 
-    method: diffrax.AbstractAdaptiveSolver = dataclasses.field(default_factory=diffrax.Tsit5)
+    method: Any = dataclasses.field(default_factory=lambda: diffrax().Tsit5())
     rtol: float = 1e-5
     atol: float = 1e-5
     max_steps: Annotated[int, AtMost(10**6)] = 4096
@@ -48,7 +53,7 @@ class Solver:
     def __post_init__(self) -> None:
         if not (self.rtol > 0 and self.atol > 0):
             raise InputError(f"rtol = {self.rtol}, atol = {self.atol}; both must be above 0")
-        if not isinstance(self.method, diffrax.AbstractAdaptiveSolver):
+        if not isinstance(self.method, diffrax().AbstractAdaptiveSolver):
             raise InputError(f"method = {self.method!r} estimates no error; take one of diffrax that does: Tsit5()")
         if self.max_steps < 1:
             raise InputError(f"max_steps = {self.max_steps}; it must be 1 or more")
@@ -146,19 +151,19 @@ def integrate_state(
     """Integrate dstate/dφ = slope(φ, state) from time t to time s; warns if the dtype can't meet the tolerance."""
     dtype = jnp.result_type(*jax.tree.leaves(state))
     solver.check_dtype(dtype)
-    solution: Any = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda phi, y, _: slope(phi, y)),
+    solution = diffrax().diffeqsolve(
+        diffrax().ODETerm(lambda phi, y, _: slope(phi, y)),
         solver.method,
         t0=jnp.asarray(angle(schedule, t), dtype),
         t1=jnp.asarray(angle(schedule, s), dtype),
         dt0=None,
         y0=state,
-        stepsize_controller=diffrax.PIDController(rtol=solver.rtol, atol=solver.atol),
+        stepsize_controller=diffrax().PIDController(rtol=solver.rtol, atol=solver.atol),
         max_steps=solver.max_steps,
         throw=False,
     )
     outcome = Outcome(
-        solved=solution.result == diffrax.RESULTS.successful,
+        solved=solution.result == diffrax().RESULTS.successful,
         t=time(schedule, solution.ts[-1]),
         steps=jnp.asarray(solution.stats["num_steps"]),
     )

@@ -46,6 +46,7 @@ from jaxdiff.schedules.base import (
     Values,
     VariancePreserving,
     as_time,
+    check_time,
     check_times,
     known_log_snr,
     log_snr_rate,
@@ -55,7 +56,8 @@ from jaxdiff.schedules.continuous import EDM, VE, VP, Flow, Sigmoid, TruncatedCo
 from jaxdiff.schedules.discrete import Cosine, Discrete, Linear
 from jaxdiff.schedules.learned import Learned
 
-__all__ = ["SCHEDULES", "Schedule", "Times", "Values", "VariancePreserving", "as_time", "check_times"]
+__all__ = ["SCHEDULES", "Schedule", "Times", "Values", "VariancePreserving", "as_time"]
+__all__ += ["check_time", "check_times"]
 __all__ += ["known_log_snr", "log_snr_rate", "rates"]
 __all__ += ["EDM", "VE", "VP", "Cosine", "Discrete", "Flow", "Learned", "Linear", "Sigmoid", "TruncatedCosine"]
 

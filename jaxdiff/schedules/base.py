@@ -89,6 +89,13 @@ def check_times(t: Times, s: Times | None = None) -> None:
         raise InputError(f"t = {known['t']}, s = {known['s']}; must satisfy s < t, as a step goes towards 0: swap them")
 
 
+def check_time(t: Any) -> None:
+    """Raise an InputError unless t is the time of one sample: a float in [0, 1], as a scalar."""
+    check_times(t)
+    if np.ndim(t):
+        raise InputError(f"t has shape {np.shape(t)}; one sample has one time, a scalar: map a batch with jax.vmap")
+
+
 @jax.custom_jvp
 def one_minus_exp(x: Values) -> Values:
     """Return 1 − e^x. JAX differentiates expm1 as (e^x − 1) + 1, which is 0 in float32 where e^x is below 6e-8."""

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, UInt8
 
-from jaxdiff import data, registry
+from jaxdiff import data, registry, xla
 from jaxdiff.data import Dataset
 from jaxdiff.experiment import Config, Experiment, make_experiment, plots, resumption
 from jaxdiff.experiment import workdir as folder
@@ -63,7 +63,8 @@ def train(config: Config, workdir: Path, *, allow_change: Collection[str] | str 
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", keep=config.every.keep)))
         found = checkpoints.restore(abstract.items(), repair=True)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        new = jax.jit(partial(init_state, experiment), out_shardings=shardings)
+        options: Any = {"out_shardings": shardings, "compiler_options": xla.compiler_options(level=0)}
+        new = jax.jit(partial(init_state, experiment), **options)
         state = new() if found is None else State.from_items(found[1])
         start = int(state.step)
         if jax.process_index() == 0:
@@ -72,7 +73,7 @@ def train(config: Config, workdir: Path, *, allow_change: Collection[str] | str 
         if start >= settings.steps and not undrawn:
             _log.warning("%s is at step %d of %d already: nothing to do", workdir, start, settings.steps)
             return state
-        options: Any = {"on_device": config.data.on_device, "labelled": experiment.classes > 0}
+        options = {"on_device": config.data.on_device, "labelled": experiment.classes > 0}
         batches = make_batches(dataset, mesh, seed=settings.seed, batch_size=settings.batch_size, **options)
         lengths: Any = {"start": start, "steps": settings.steps, "every": config.every.log}
         recorder = Recorder(workdir, batches, **lengths, window=checkpoints.notes_of(start))

@@ -179,7 +179,7 @@ def make_step(experiment: Experiment, mesh: Mesh, abstract: State) -> StepFuncti
         return _scan(partial(one_step, resident), state, batch, unroll=len(jax.tree.leaves(batch)[0]) == 1)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract), everywhere
-    return jax.jit(steps, donate_argnums=0, out_shardings=shardings, compiler_options=xla.compiler_options())
+    return jax.jit(steps, donate_argnums=0, out_shardings=shardings, compiler_options=xla.compiler_options(level=1))
 
 
 def _scan(f: Callable[..., Any], carry: PyTree, xs: PyTree, *, unroll: bool) -> tuple[PyTree, PyTree]:
