@@ -108,8 +108,8 @@ for kind in jd.parameterization.KINDS:
     print(f"{kind:>8}: {output} -> x0 = {again.x0}, noise = {again.noise}")
 
 # %% [markdown]
-# A *denoiser* is a network with its process: it maps $(x_t, t)$ to the estimates $(\hat x_0, \hat n)$. Samplers, losses,
-# guidance and likelihoods see denoisers only. `jd.denoiser` makes one from any function `apply(params, x, t)`.
+# A *denoiser* is a network with its process: it maps $(x_t, t)$ to the estimates $(\hat x_0, \hat n)$. Samplers,
+# losses, guidance and likelihoods see denoisers only. `jd.denoiser` makes one from any function `apply(params, x, t)`.
 
 # %%
 model = MLP(width=128, depth=3)
@@ -235,9 +235,9 @@ plt.show()
 # %% [markdown]
 # ## Are they samples of the swiss roll?
 #
-# The distance of a point to the spiral is $|N(0, w^2)|$ with $w = 0.5/8$ up to the curvature, so that its mean is
-# $w \sqrt{2/\pi} = 0.0499$. The data agree with it within their standard error. Samples of a network that was trained
-# for half a minute are a little further away: we measured 0.053, and allow 20 %.
+# The distance of a point to the spiral is $|N(0, w^2)|$ with $w = 0.5/8$ up to the curvature, so that its mean is $w
+# \sqrt{2/\pi} = 0.0499$. The data agree with it within their standard error. Samples of a network that was trained for
+# half a minute are a little further away: we measured 0.053, and allow 20 %.
 
 # %%
 angle = np.linspace(1.5 * np.pi, 4.5 * np.pi, 4000)
