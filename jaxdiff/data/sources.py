@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float, Float32, Int32, Num, UInt8
-from tqdm import tqdm
 
 from jaxdiff import registry
 from jaxdiff.data import mnist, toy
+from jaxdiff.progress import tqdm
 from jaxdiff.storage import user_path
 from jaxdiff.typing import Count, InputError, Shape, shown
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
-from tqdm import tqdm
 
 from jaxdiff.processes import for_sample
+from jaxdiff.progress import tqdm
 from jaxdiff.samplers.pieces import pause
 from jaxdiff.schedules import check_times
 from jaxdiff.typing import HostSamples, InputError, RandomKey, Sample, Samples, Scalar, elementwise

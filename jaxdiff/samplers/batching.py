@@ -13,10 +13,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Integer
-from tqdm import tqdm
 
 from jaxdiff import xla
 from jaxdiff.processes import Denoiser
+from jaxdiff.progress import tqdm
 from jaxdiff.samplers import pieces, probability_flow
 from jaxdiff.samplers import timesteps as timesteps_
 from jaxdiff.samplers.base import Sampler
@@ -211,7 +211,7 @@ def in_batches(
 
 
 def _bar(progress: bool, total: int, *, unit: str) -> Any:
-    """Return a progress bar, shown on terminals only, or a context of None."""
+    """Return a progress bar, shown on terminals and in notebooks only, or a context of None."""
     # leave=None: below another bar it disappears when it is full.
     options: Any = {"disable": None, "leave": None, "dynamic_ncols": True}
     return tqdm(total=total, unit=unit, **options) if progress else nullcontext()

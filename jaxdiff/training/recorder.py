@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from jaxdiff.experiment import plots
 from jaxdiff.experiment.workdir import set_aside, side_folder
+from jaxdiff.progress import tqdm
 from jaxdiff.storage import replacing
 from jaxdiff.training.batches import Batches, Dispatch
 from jaxdiff.training.step import Metrics
@@ -69,7 +69,7 @@ class Recorder:
                 max_queue=0,
                 filename_suffix=f".{secrets.token_hex(8)}",
             )
-            # disable=None: a bar if there is a terminal; else `_report` writes lines.
+            # disable=None: a bar on a terminal or in a notebook; else `_report` writes lines.
             self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
 
     def push(self, dispatch: Dispatch, metrics: Metrics) -> None:
