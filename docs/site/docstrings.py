@@ -42,21 +42,16 @@ def _visit(obj: griffe.Object) -> None:
 
 
 def _escaped(text: str) -> str:
-    """Escape asterisks outside code."""
-    lines = []
-    for i, line in enumerate(text.split("\n")):
+    """Escape asterisks outside code and names of parameters."""
+    lines, code = [], False
+    for line in text.split("\n"):
+        if line.strip():
+            # Indented by four spaces after an empty line, it is code; right after "Args:" it is not.
+            code = line.startswith("    ") and (code or not lines or not lines[-1].strip())
         parts = line.split("`")
-        parts[::2] = [re.sub(r"(?<!\\)\*", r"\\*", part) for part in parts[::2]]
-        # Code is indented by four spaces after an empty line; a longer indent under "Args:" is none.
-        lines.append(line if i and line.startswith("    ") and _in_code(text.split("\n"), i) else "`".join(parts))
+        parts[::2] = [re.sub(r"(?<!^  )(?<!^  \*)\*", r"\\*", part) for part in parts[::2]]
+        lines.append(line if code else "`".join(parts))
     return "\n".join(lines)
-
-
-def _in_code(lines: list[str], i: int) -> bool:
-    """Whether the indented block of line i follows an empty line."""
-    while i and lines[i].startswith("    "):
-        i -= 1
-    return not lines[i].strip()
 
 
 def _add_constructor(cls: griffe.Class) -> None:
