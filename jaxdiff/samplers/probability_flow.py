@@ -33,6 +33,11 @@ from jaxdiff.processes import Denoiser, require_gaussian
 from jaxdiff.schedules import Schedule, check_times
 from jaxdiff.typing import AtMost, InputError, PyTree, Sample, Scalar, Time, checks_fields, shown
 
+# In radians; the path is at most π/2 long. The difference of two orders, which estimates the error of a step, changes
+# sign as the step grows, and long steps near such a zero were accepted: of 4,000 samples from N(0, 0.1), 54 decoded
+# wrong by up to 12 % at a tolerance of 1e-5. With steps this short all are right within 1e-6.
+_LONGEST = 0.1
+
 
 def diffrax() -> Any:
     """Return the module diffrax, imported on first use: it takes as long to import as JAX."""
@@ -158,7 +163,7 @@ def integrate_state(
         t1=jnp.asarray(angle(schedule, s), dtype),
         dt0=None,
         y0=state,
-        stepsize_controller=diffrax().PIDController(rtol=solver.rtol, atol=solver.atol),
+        stepsize_controller=diffrax().PIDController(rtol=solver.rtol, atol=solver.atol, dtmax=_LONGEST),
         max_steps=solver.max_steps,
         throw=False,
     )
