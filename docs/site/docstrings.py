@@ -71,4 +71,4 @@ def _add_constructor(cls: griffe.Class) -> None:
 def _shown(default: Any) -> str:
     """Return a default as a reader would write it."""
     text = repr(default)
-    return "…" if text.startswith("<") else text
+    return "..." if text.startswith("<") else text
