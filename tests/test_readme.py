@@ -21,7 +21,7 @@ BLOCKS = {
     for name, page in PAGES.items()
     for i, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 }
-BLOCKS = {name: block for block, name in {block: name for name, block in BLOCKS.items()}.items()}  # each once
+BLOCKS = {name: block for block, name in {block: name for name, block in reversed(BLOCKS.items())}.items()}  # each once
 MODULES = {block[2:].split("\n")[0]: block for block in BLOCKS.values() if re.match(r"# \w+\.py\n", block)}
 
 
