@@ -12,12 +12,16 @@ from jaxdiff.training.loop import train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {
+    str(page.relative_to(ROOT).with_suffix("")): page
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
 BLOCKS = {
-    f"{page.stem}-{i}": block
-    for page in PAGES
+    f"{name}-{i}": block
+    for name, page in PAGES.items()
     for i, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 }
+BLOCKS = {name: block for block, name in {block: name for name, block in reversed(BLOCKS.items())}.items()}  # each once
 MODULES = {block[2:].split("\n")[0]: block for block in BLOCKS.values() if re.match(r"# \w+\.py\n", block)}
 
 
@@ -66,7 +70,13 @@ def test_the_config_of_the_pages_names_what_is_outside_the_package(variant: str)
     assert type(experiment.schedule).__module__ == type(experiment.model).__module__ == "my_diffusion"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_links_of_the_pages_exist(page: Path) -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if not link.startswith("http")]
-    assert all((page.parent / link).is_file() for link in links)
+@pytest.mark.parametrize("name", PAGES)
+def test_the_links_of_the_pages_exist(name: str) -> None:
+    text = re.sub(r"```.*?```|\$[^$]*\$", "", PAGES[name].read_text(), flags=re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if not link.startswith("http")]
+    assert [link for link in links if not (PAGES[name].parent / link).is_file()] == []
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    named = re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))

@@ -1,4 +1,4 @@
-"""A griffe extension that shows docstrings as they were written, and the constructors of jaxdiff's dataclasses.
+"""A griffe extension that shows docstrings as they were written, and the fields of jaxdiff's dataclasses.
 
 Docstrings of modules hold formulas in aligned columns: they become preformatted text. In the others, an asterisk is an
 asterisk and not emphasis. `jaxdiff.typing.pytree` and its kin make dataclasses, which static analysis can't know, so
@@ -34,6 +34,8 @@ def _visit(obj: griffe.Object) -> None:
     if obj.docstring is not None:
         text = obj.docstring.value
         obj.docstring.value = f"```text\n{text}\n```" if obj.is_module else _escaped(text)
+    elif isinstance(obj, griffe.Attribute) and isinstance(obj.parent, griffe.Class):
+        _add_comment(obj)
     if isinstance(obj, griffe.Class) and "__init__" not in obj.members:
         _add_constructor(obj)
     for member in obj.members.values():
@@ -54,6 +56,13 @@ def _escaped(text: str) -> str:
     return "\n".join(lines)
 
 
+def _add_comment(field: griffe.Attribute) -> None:
+    """Make the comment behind a field its docstring."""
+    found = re.search(r"  # (?!type: )(.+)$", field.source)
+    if found is not None:
+        field.docstring = griffe.Docstring(_escaped(found[1]), parent=field, lineno=field.lineno)
+
+
 def _add_constructor(cls: griffe.Class) -> None:
     """Give a dataclass the `__init__` that its decorator makes."""
     makers = {str(decorator.callable_path).rpartition(".")[2] for decorator in cls.decorators}
@@ -71,4 +80,4 @@ def _add_constructor(cls: griffe.Class) -> None:
 def _shown(default: Any) -> str:
     """Return a default as a reader would write it."""
     text = repr(default)
-    return "…" if text.startswith("<") else text
+    return "..." if text.startswith("<") else text
