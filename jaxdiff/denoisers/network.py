@@ -1,7 +1,7 @@
 """Denoisers made from networks and functions, and limits on their x̂_0."""
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -91,11 +91,11 @@ def denoiser(
 
 @dataclasses.dataclass(frozen=True)
 class _Method:
+    function: Callable[..., Any]
     owner: Any
-    name: str
 
     def __call__(self, *args: Any) -> Any:
-        return getattr(self.owner, self.name)(*args)
+        return self.function(self.owner, *args)
 
 
 def by_value(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,13 +104,13 @@ def by_value(function: Callable[..., Any]) -> Callable[..., Any]:
     Methods are equal only if they belong to the same object, but two equal networks can share a compiled program.
     """
     owner = getattr(function, "__self__", None)
-    if not (dataclasses.is_dataclass(owner) and isinstance(owner, Hashable) and not isinstance(owner, type)):
+    if not dataclasses.is_dataclass(owner) or isinstance(owner, type):
         return function
     try:
         hash(owner)
     except TypeError:  # a field is not hashable
         return function
-    return _Method(owner, function.__name__)
+    return _Method(function.__func__, owner)  # type: ignore[attr-defined]
 
 
 @pytree(eq=False)
