@@ -183,14 +183,11 @@ def test_a_tolerance_that_float32_cannot_reach_warns_and_gains_nothing():
 def test_decoding_inverts_encoding_to_the_tolerance():
     schedule = SCHEDULES["flow"]
     data = mixture(schedule, 2)
-    x0, errors = data.data.sample(jax.random.key(1), 8), []
+    x0 = data.data.sample(jax.random.key(1), 8)
     for tolerance in (1e-2, 1e-4, 1e-6):
         solver = Solver(rtol=tolerance, atol=tolerance)
         x1 = encode(data, x0, solver=solver)
-        errors.append(np.abs(np.asarray(decode(data, x1, solver=solver) - x0)).max())
-    assert errors[1] < errors[0] / 5
-    assert errors[2] < errors[1] / 5
-    assert errors[2] < 1e-4
+        assert np.abs(decode(data, x1, solver=solver) - x0).max() < 10 * tolerance
 
 
 def test_times_outside_the_path_are_refused():
@@ -207,7 +204,7 @@ def test_times_outside_the_path_are_refused():
 def test_no_latent_decodes_wrong_by_chance(schedule: schedules.Schedule, variance: float) -> None:
     """Encoding N(0, v) is the factor √(α_1² v + σ_1²)/√v. One sample in a hundred decoded wrong by up to 12 %."""
     exact = analytic.gaussian(np.zeros(1), variance, schedule=schedule)
-    x0 = np.sqrt(variance) * np.random.default_rng(0).normal(size=(2000, 1)).astype(np.float32)
-    factor = np.sqrt((schedule.alpha(1.0) ** 2 * variance + schedule.sigma(1.0) ** 2) / variance)
+    x0 = math.sqrt(variance) * jnp.asarray(np.random.default_rng(0).normal(size=(2000, 1)), jnp.float32)
+    factor = math.sqrt((schedule.alpha(1.0) ** 2 * variance + schedule.sigma(1.0) ** 2) / variance)
     np.testing.assert_allclose(encode(exact, x0), x0 * factor, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(decode(exact, x0 * factor), x0, rtol=1e-4, atol=1e-4)
