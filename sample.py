@@ -1,6 +1,6 @@
 """Sample from a trained model: python sample.py --workdir=runs/digits --n=64 --out=digits.png."""
 
-from jaxdiff import cli
+from jaxdiff.cli import sample
 
 if __name__ == "__main__":
-    cli.sample.main()
+    sample.main()

@@ -1,6 +1,6 @@
 """Train a diffusion model: python train.py --config=configs/digits.py --workdir=runs/digits."""
 
-from jaxdiff import cli
+from jaxdiff.cli import train
 
 if __name__ == "__main__":
-    cli.train.main()
+    train.main()

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 # Ends the process when the first step of training is done; the arguments are those of train.py.
 FIRST_STEP = """
 import os, resource, sys
-from jaxdiff import cli
+from jaxdiff.cli import train
 from jaxdiff.training import recorder
 import jax
 def push(self, dispatch, metrics):
@@ -29,7 +29,7 @@ def push(self, dispatch, metrics):
     print("CPU", used.ru_utime + used.ru_stime, flush=True)
     os._exit(0)
 recorder.Recorder.push = push
-cli.train.main()
+train.main()
 """
 
 # Loads two runs of one architecture and samples from each; prints the CPU seconds of the second.

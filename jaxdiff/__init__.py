@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from jaxdiff import evaluation, models
     from jaxdiff.run import Run, load
 
+__version__ = "0.1.0"
+
 __all__ = ["Denoiser", "Gaussian", "InputError", "Perturbed", "Prediction", "Process", "Run", "data", "evaluation"]
 __all__ += ["analytic", "clip_denoised", "denoiser", "dynamic_threshold", "from_function", "guidance", "inpainting"]
 __all__ += ["continuous_elbo", "decode", "elbo", "encode", "likelihood", "load", "log_likelihood", "losses", "models"]

@@ -31,7 +31,7 @@ from jaxdiff.experiment.labels import Labels, condition
 from jaxdiff.likelihood import BitsPerDim, bits_per_dim, slerp
 from jaxdiff.likelihood.latents import integrate_each
 from jaxdiff.processes import Denoiser, Process, for_sample
-from jaxdiff.samplers import RePaint, Sampler
+from jaxdiff.samplers import Adaptive, RePaint, Sampler
 from jaxdiff.samplers.batching import all_devices, in_batches, sample_in_batches
 from jaxdiff.samplers.loop import as_array
 from jaxdiff.samplers.probability_flow import Outcome, Solver, check_solver
@@ -222,8 +222,11 @@ class Run:
         if not isinstance(times, str):
             samplers.timesteps.make(times, given.get("steps"), self.process.schedule)  # which refuses other steps
             given["timesteps"] = tuple(map(float, times))
+        sampler = samplers.make(given.get("sampler", self.config.sampling.sampler))
+        if isinstance(sampler, Adaptive) and "sampler" in given and "timesteps" not in given:
+            given.setdefault("steps", 1)  # each step is a whole solve to a tolerance
         sampling = dataclasses.replace(self.config.sampling, **given)
-        self.config.check_sampler(samplers.make(sampling.sampler))
+        self.config.check_sampler(sampler)
         return sampling
 
     def _draw(self, key: RandomKey, denoiser: Denoiser, sampling: Sampling, **rows: Any) -> HostSamples:

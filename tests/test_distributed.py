@@ -117,6 +117,6 @@ def test_what_one_process_refuses_stops_both(tmp_path):
     workdir.mkdir()
     (workdir / "config.json").write_text("{}")
     first, second = finish_all(start_two(f"--config={config}", f"--workdir={workdir}", cache=tmp_path))
-    assert (first[0], second[0]) == (1, 1)
+    assert (first[0], second[0]) == (2, 2)
     assert f"error: {workdir / 'config.json'} is damaged, or another version" in first[1]
     assert f"error: process 0 refuses workdir = {workdir}; its own message says why" in second[1]

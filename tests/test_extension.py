@@ -157,6 +157,6 @@ def test_a_component_that_is_not_there_is_one_line_on_the_command_line(tmp_path:
     config = tiny.write_config(tmp_path, {"schedule": name})
     process = tiny.Forked("train.py", f"--config={config}", f"--workdir={tmp_path / 'run'}", cache=tmp_path / "cache")
     code, _, err = tiny.finish(process)
-    assert code == 1
+    assert code == 2
     assert err.startswith(message)
     assert err.count("\n") == 1

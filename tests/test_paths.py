@@ -153,6 +153,7 @@ def test_without_a_place_nothing_is_kept(
 def test_the_config_file_may_lie_in_the_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.write_config(home).rename(home / "mine.py")
     parsed: list[list[str]] = []
+    options = {"usage": "", "module": ""}
 
     class Flags:
         def __contains__(self, name: str) -> bool:
@@ -165,8 +166,8 @@ def test_the_config_file_may_lie_in_the_home(home: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(command, "FLAGS", Flags())
     given = (["--config=~/mine.py", "--workdir=x"], ["--config", "~/mine.py", "--workdir=x"])
     for arguments in given:
-        command._parse(["train.py", *arguments])
+        command._parse(["train.py", *arguments], **options)
     assert parsed == [["train.py", f"--config={home / 'mine.py'}", "--workdir=x"]] * 2
     for arguments in (["--config"], ["--config="], ["--config=~/nowhere.py"], ["--config=~nobody-of-this-name/x.py"]):
         with pytest.raises(SystemExit):
-            command._parse(["train.py", *arguments])
+            command._parse(["train.py", *arguments], **options)

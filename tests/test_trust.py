@@ -316,7 +316,7 @@ def test_the_command_line_tells_of_the_flag_in_one_line(tmp_path: Path) -> None:
     out = tmp_path / "samples.png"
     process = tiny.Forked("sample.py", f"--workdir={folder}", f"--out={out}", cache=tmp_path / "cache")
     code, _, err = tiny.finish(process)
-    assert code == 1
+    assert code == 2
     assert "--trust" in err
     assert CODE in err
     assert err.count("\n") == 1

@@ -1,5 +1,1 @@
-"""The command lines of `train.py` and `sample.py`."""
-
-from jaxdiff.cli import sample, train
-
-__all__ = ["sample", "train"]
+"""The command lines: `jaxdiff train` and `jaxdiff sample`, or `train.py` and `sample.py` in a checkout."""

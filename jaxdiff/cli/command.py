@@ -1,36 +1,43 @@
 """The frame of a command line: parse the flags, run, and print errors of the user's as one line."""
 
 import errno
-import inspect
+import functools
 import logging
 import os
-import re
-import runpy
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 from absl import app, flags
-from ml_collections import ConfigDict
 
+from jaxdiff import __version__
+from jaxdiff.cli import config_files, help
 from jaxdiff.experiment.workdir import last_step
-from jaxdiff.registry import suggest
 from jaxdiff.storage import make_folder, user_path
-from jaxdiff.training.recorder import DivergenceError
 from jaxdiff.training.signals import Interrupted
 from jaxdiff.typing import InputError
 
 FLAGS = flags.FLAGS
 
 
-def run(main: Callable[[], None], *, module: str, required: tuple[str, ...]) -> None:
+DONE, FAILED, REFUSED = 0, 1, 2  # exit codes; a signal adds 128 to its number
+
+
+def run(
+    main: Callable[[], None],
+    *,
+    usage: str,
+    module: str,
+    required: tuple[str, ...],
+    failures: tuple[type[Exception], ...] = (ConnectionError,),
+) -> None:
     """Parse the command line, check that the `required` flags are given, and call `main`.
 
-    `module` is the name of the module that defines the flags, for --help.
+    `usage` and the flags that `module` defines are what --help prints. `failures` are errors of which the message is
+    enough for the user.
     """
 
     def guarded(arguments: list[str]) -> None:
@@ -52,18 +59,23 @@ def run(main: Callable[[], None], *, module: str, required: tuple[str, ...]) -> 
         except KeyboardInterrupt:
             print("stopped by SIGINT", file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT) from None
-        except (InputError, ConnectionError, DivergenceError) as error:
-            _fail(error)
+        except InputError as error:
+            _end(error, REFUSED)
+        except failures as error:
+            _end(error, FAILED)
 
-    for flag in FLAGS.get_flags_for_module(module):
-        FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # --help looks in the script
     try:
-        app.run(guarded, flags_parser=_parse)
+        app.run(guarded, flags_parser=functools.partial(_parse, usage=usage, module=module))
     except Exception as error:
         if (line := explain(error)) is None:
             raise
         print(f"error: {line}{_how_to_go_on()}", file=sys.stderr, flush=True)
-        os._exit(1)  # what libraries still try to write at the exit would fail too, with a traceback each
+        os._exit(FAILED)  # what libraries still try to write at the exit would fail too, with a traceback each
+
+
+def called(command: str) -> str:
+    """Return how the user calls a command of the package: as `jaxdiff train`, or as `python train.py` in a checkout."""
+    return f"python {command}.py" if sys.argv[0].endswith(("train.py", "sample.py")) else f"jaxdiff {command}"
 
 
 _ADVICE = {
@@ -125,55 +137,31 @@ def _how_to_go_on() -> str:
     return f", then run the same command to go on: {f'step {step} is saved' if step else 'no step is saved yet'}"
 
 
-def _fail(error: object) -> NoReturn:
+def _end(error: object, code: int) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(1)
+    raise SystemExit(code)
 
 
-def _parse(arguments: list[str]) -> list[str]:
-    """absl's parser, preceded by checks of the config file, whose errors ml_collections would hide."""
-    arguments = list(arguments)
-    if "config" in FLAGS:
+def _parse(arguments: list[str], *, usage: str, module: str) -> list[str]:
+    """absl's parser, preceded by --help, --version and checks of the config file, whose errors ml_collections hides."""
+    arguments, config = list(arguments), None
+    try:
+        if "--version" in arguments:
+            print(f"jaxdiff {__version__}")
+            raise SystemExit(DONE)
         for i, argument in enumerate(arguments):
             flag, equals, value = argument.partition("=")
-            if flag.lstrip("-") == "config" and flag.startswith("-"):
-                value = os.path.expanduser(value if equals else "".join(arguments[i + 1 : i + 2]))
-                arguments[i : i + (1 if equals else 2)] = [f"{flag}={value}"]
-                _check_overrides(arguments, _load_config(value))
-    try:
+            if "config" in FLAGS and flag in ("-config", "--config"):
+                located = config_files.locate(value if equals else "".join(arguments[i + 1 : i + 2]))
+                arguments[i : i + (1 if equals else 2)] = [f"{flag}={located}"]
+                config = config_files.load(located)
+                config_files.check_overrides(arguments[1:], config)
+        if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & {*arguments[1:]}:
+            print(help.text(usage, FLAGS, module=module, config=config))
+            raise SystemExit(DONE)
         return FLAGS(arguments)
-    except flags.Error as error:
-        _fail(error)
-
-
-def _load_config(file: str) -> Any:
-    path, colon, variant = file.partition(":")
-    if not path or not Path(path).is_file():
-        _fail(f"--config = {file}: there is no such file; give FILE or FILE:VARIANT, as in configs/digits.py")
-    get_config = runpy.run_path(path).get("get_config")
-    if get_config is None:
-        _fail(f"{path} defines no function get_config; write one, as in configs/digits.py")
-    arguments = [variant] if colon else []
-    try:
-        inspect.signature(get_config).bind(*arguments)
-    except TypeError:
-        _fail(f"{path} has no variants; leave out :{variant}" if colon else f"{path} needs a variant: {path}:VARIANT")
-    try:
-        return get_config(*arguments)
-    except ValueError as error:
-        _fail(error)
-
-
-def _check_overrides(arguments: list[str], config: Any) -> None:
-    """Refuse a flag that sets a field which the config lacks."""
-    for argument in arguments[1:]:
-        if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
-            section = config
-            for key in match[1].split("."):
-                known = section if isinstance(section, ConfigDict) else ()
-                if key not in known:
-                    _fail(f"--config.{match[1]}: {key!r} is not a field{suggest(key, known)}")
-                section = section[key]
+    except (InputError, flags.Error) as error:
+        _end(error, REFUSED)
 
 
 def _choose_cache() -> None:

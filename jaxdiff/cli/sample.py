@@ -1,7 +1,8 @@
-"""The command line of `sample.py`: its tasks each return a message, an image and arrays to save."""
+"""The command `jaxdiff sample`, or `python sample.py`: its tasks each return a message, an image and arrays to save."""
 
 import functools
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jaxdiff.experiment import plots
 from jaxdiff.likelihood import Elbo
 from jaxdiff.run import Run, load
 from jaxdiff.storage import user_path
+from jaxdiff.training import summary
 from jaxdiff.typing import Count, HostSamples, InputError, Shape, check_whole, checked, key_of
 
 FLAGS = flags.FLAGS
@@ -29,6 +31,8 @@ _MASKS: dict[str, Callable[[np.ndarray], Any]] = {
     "right": lambda centers: centers[-1] > 0.5,
     "border": lambda centers: (abs(centers - 0.5) > 0.25).any(axis=0),
 }
+
+_TIMESTEPS = f"One of {', '.join(samplers.timesteps.TIMESTEPS)}, or the times, as in 1,0.7,0; default: the run's."
 
 Output = tuple[str, np.ndarray | None, dict[str, Any]]
 
@@ -52,7 +56,7 @@ def main() -> None:
         f"One of {known}, as ddim:eta=0.5, or package.module:Name; default: the run's, or ddpm to inpaint.",
     )
     flags.DEFINE_integer("steps", None, "Number of steps; default: the run's.")
-    flags.DEFINE_string("timesteps", None, f"One of {', '.join(samplers.timesteps.TIMESTEPS)}; default: the run's.")
+    flags.DEFINE_string("timesteps", None, _TIMESTEPS)
     flags.DEFINE_string(
         "label",
         None,
@@ -71,7 +75,8 @@ def main() -> None:
     flags.DEFINE_integer("batch", 64, "Number of samples at a time.")
     flags.DEFINE_string("out", "samples.png", "The image to write; the arrays are saved beside it as .npz.")
     flags.DEFINE_bool("overwrite", False, "Whether --out may replace files that sample.py did not write.")
-    command.run(_sample, module=__name__, required=("workdir",))
+    usage = f"{command.called('sample')} --workdir=FOLDER [--n=64] [--out=samples.png] [--FLAG=VALUE ...]"
+    command.run(_sample, usage=usage, module=__name__, required=("workdir",))
 
 
 def _sample() -> None:
@@ -83,7 +88,9 @@ def _sample() -> None:
         raise InputError(f"--seed = {FLAGS.seed}; must satisfy 0 <= seed < 2^32")
     task = _chosen_task()
     xla.split_cpu(FLAGS.batch)
+    _timesteps()
     run = load(workdir, trust=FLAGS.trust)
+    _say(f"step {run.step:,} of {workdir}: {summary.network(run.experiment, run.params)}")
     if task and run.experiment.classifies:
         raise InputError(f"--{task} needs a model that draws, but this run is a classifier; leave it out")
     message, image, arrays = _TASKS[task](run) if task else _draw(run)
@@ -122,8 +129,23 @@ def _chosen_task() -> str | None:
 
 def _options(labels: Any) -> dict[str, Any]:
     """The options of `Run.sample` and its kin."""
-    given = {name: FLAGS[name].value for name in ("guidance", "sampler", "steps", "timesteps", "batch")}
-    return {"labels": labels, "classifier": _classifier(), "progress": True, **given}
+    given = {name: FLAGS[name].value for name in ("guidance", "sampler", "steps", "batch")}
+    return {"labels": labels, "classifier": _classifier(), "progress": True, "timesteps": _timesteps(), **given}
+
+
+def _timesteps() -> str | list[float] | None:
+    """--timesteps: the name of a rule, or the times themselves."""
+    text = FLAGS.timesteps
+    if text is None or "," not in text:
+        return text
+    try:
+        return [float(time) for time in text.split(",")]
+    except ValueError:
+        raise InputError(f"--timesteps = {text!r}; give the name of a rule, or times as in 1,0.7,0") from None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 @functools.cache
@@ -173,6 +195,7 @@ def _draw(run: Run) -> Output:
             raise InputError(f"--n = {n} is not divisible by {len(rows)} labels, a row for each; make it a multiple")
         n += -n % len(rows)
     labels = rows[0] if len(rows) == 1 else [label for label in rows for _ in range(n // len(rows))] or weights
+    _say(f"drawing {n} samples by {FLAGS.sampler or run.config.sampling.sampler}; a new program is compiled first ...")
     samples = run.sample(key_of(FLAGS.seed), n=n, **_options(labels))
     columns = n // len(rows) if len(rows) > 1 else None
     image = plots.draw(samples, columns=columns)

@@ -1,6 +1,8 @@
-"""The command line of `train.py`."""
+"""The command `jaxdiff train`, or `python train.py`."""
 
 import faulthandler
+import shlex
+import sys
 
 import jax
 from absl import flags
@@ -11,6 +13,7 @@ from jaxdiff.cli import command
 from jaxdiff.experiment import Config
 from jaxdiff.storage import user_path
 from jaxdiff.training import loop
+from jaxdiff.training.recorder import DivergenceError
 from jaxdiff.typing import InputError
 
 FLAGS = flags.FLAGS
@@ -20,7 +23,10 @@ _HEARTBEAT = 40  # seconds
 def main() -> None:
     """Train the run that the flags describe."""
     config_flags.DEFINE_config_file(
-        "config", None, "The config: a file of configs/, as FILE or FILE:VARIANT.", lock_config=True
+        "config",
+        None,
+        "The config: digits, mnist or swissroll, or a file, as FILE or FILE:VARIANT.",
+        lock_config=True,
     )
     flags.DEFINE_string("workdir", None, "The run's folder; a run of the same config in it is resumed.")
     flags.DEFINE_list(
@@ -30,7 +36,13 @@ def main() -> None:
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if the cluster does not announce it.")
     flags.DEFINE_integer("num_processes", None, "Number of processes, if the cluster does not announce it.")
     flags.DEFINE_integer("process_id", None, "Index of this process, if the cluster does not announce it.")
-    command.run(_train, module=__name__, required=("config", "workdir"))
+    command.run(
+        _train,
+        usage=f"{command.called('train')} --config=CONFIG --workdir=FOLDER [--config.SECTION.FIELD=VALUE ...]",
+        module=__name__,
+        required=("config", "workdir"),
+        failures=(ConnectionError, DivergenceError),
+    )
 
 
 def _train() -> None:
@@ -52,3 +64,6 @@ def _train() -> None:
     else:
         xla.split_cpu(config.train.batch_size // config.train.accumulate, config.train.fsdp)
     loop.train(config, workdir, allow_change=FLAGS.allow_change)
+    if jax.process_index() == 0:
+        sampling = f"{command.called('sample')} --workdir={shlex.quote(str(workdir))}"
+        print(f"done: {workdir}\nto sample: {sampling} --out=samples.png", file=sys.stderr)

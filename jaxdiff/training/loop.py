@@ -24,6 +24,7 @@ from jaxdiff.experiment.checkpoint import Checkpoints
 from jaxdiff.samplers import pieces
 from jaxdiff.samplers.batching import sample_in_batches
 from jaxdiff.storage import user_path
+from jaxdiff.training import summary
 from jaxdiff.training.batches import Batches, make_batches
 from jaxdiff.training.recorder import DivergenceError, Recorder, picture_path
 from jaxdiff.training.sharding import make_mesh
@@ -78,10 +79,13 @@ def train(config: Config, workdir: Path, *, allow_change: Collection[str] | str 
         lengths: Any = {"start": start, "steps": settings.steps, "every": config.every.log}
         recorder = Recorder(workdir, batches, **lengths, window=checkpoints.notes_of(start))
         stack.enter_context(closing(recorder))
+        recorder.say(summary.describe(experiment, dataset, mesh, abstract.params, workdir=workdir, start=start))
         asked = stack.enter_context(stop_requests())
         run = _Run(experiment, dataset, batches, abstract, checkpoints, recorder, asked)
         if undrawn:
             run.draw(start, state)
+        if start < settings.steps:
+            recorder.say("compiling the training step, once ...")
         return run.train(start, state)
 
 

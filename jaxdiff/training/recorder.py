@@ -72,6 +72,11 @@ class Recorder:
             # disable=None: a bar on a terminal or in a notebook; else `_report` writes lines.
             self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
 
+    def say(self, text: str) -> None:
+        """Write text to the standard error, above the bar."""
+        if self._writes:
+            tqdm.write(text, file=sys.stderr)
+
     def push(self, dispatch: Dispatch, metrics: Metrics) -> None:
         """Queue the metrics of a dispatch that has just been started."""
         self._queue.append((dispatch, metrics))
@@ -90,7 +95,7 @@ class Recorder:
         if not self._writes:
             return
         if pixels is None:
-            tqdm.write(f"step {step}: samples of more than 4 axes have no picture", file=sys.stderr)
+            self.say(f"step {step}: samples of more than 4 axes have no picture")
         else:
             path = picture_path(self._workdir, step)
             side_folder(path.parent)
@@ -98,7 +103,7 @@ class Recorder:
                 set_aside(path, "it is a folder")
             plots.save(path, pixels)
             self._board.add_image("samples", pixels, step, dataformats="HWC")
-            tqdm.write(f"step {step}: {path}", file=sys.stderr)
+            self.say(f"step {step}: {path}")
 
     def close(self) -> None:
         """Close the files."""
@@ -160,7 +165,7 @@ class Recorder:
         if self._bar.disable:
             left = (self._steps - step) * elapsed / len(window.loss)
             speed = f"{record['images_per_second']:.0f} images/s  {timedelta(seconds=math.ceil(left))} left"
-            tqdm.write(f"step {step}/{self._steps}  loss {record['loss']:.4f}  {speed}", file=sys.stderr)
+            self.say(f"step {step}/{self._steps}  loss {record['loss']:.4f}  {speed}")
 
 
 def picture_path(workdir: Path, step: int) -> Path:

@@ -1,0 +1,75 @@
+"""Config files on the command line: found by path or by the name of one that the package brings, checked, and run."""
+
+import inspect
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxdiff.registry import suggest
+from jaxdiff.storage import user_path
+from jaxdiff.typing import InputError
+
+_FOLDER = Path(__file__).parents[1] / "configs"
+
+
+def shipped() -> dict[str, Path]:
+    """Return the configs of the package by their names."""
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.py"))}
+
+
+def locate(text: str) -> str:
+    """Return FILE or FILE:VARIANT for the value of --config, in which the name of a shipped config may stand for FILE.
+
+    Raises:
+      InputError: if there is neither such a file nor such a config.
+    """
+    name, colon, variant = text.partition(":")
+    known = shipped()
+    if name and (path := user_path(name, what="--config")).is_file():
+        return f"{path}{colon}{variant}"
+    if name in known:
+        return f"{known[name]}{colon}{variant}"
+    plain = Path(name).stem
+    instead = f"did you mean {plain}?" if plain in known else "write a file as one of configs/, or give a name"
+    raise InputError(
+        f"--config = {text}: there is neither such a file nor a config of that name; the names are "
+        f"{', '.join(known)}; {instead}"
+    )
+
+
+def load(located: str) -> Any:
+    """Return what `get_config` of a config file returns; `located` is what `locate` returned.
+
+    Raises:
+      InputError: if the file has no such function, or no such variant.
+    """
+    path, colon, variant = located.partition(":")
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise InputError(f"{path} defines no function get_config; write one, as in configs/digits.py")
+    arguments = [variant] if colon else []
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError:
+        raise InputError(
+            f"{path} has no variants; leave out :{variant}" if colon else f"{path} needs a variant: {path}:VARIANT"
+        ) from None
+    try:
+        return get_config(*arguments)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def check_overrides(arguments: list[str], config: Any) -> None:
+    """Raise an InputError if a flag sets a field which the config lacks."""
+    for argument in arguments:
+        if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+            section = config
+            for key in match[1].split("."):
+                known = section if isinstance(section, ConfigDict) else ()
+                if key not in known:
+                    raise InputError(f"--config.{match[1]}: {key!r} is not a field{suggest(key, known)}")
+                section = section[key]

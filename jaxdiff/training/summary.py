@@ -1,0 +1,43 @@
+"""What `train` and `sample` say of a run before they compile."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxdiff.data import Dataset
+from jaxdiff.experiment import Experiment
+from jaxdiff.typing import PyTree
+
+
+def network(experiment: Experiment, params: PyTree) -> str:
+    """Return the name of the network, the number of its parameters, and the dtype that it computes in if it says so."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    dtype = getattr(experiment.model, "dtype", None)
+    computes = "" if dtype is None else f", computes in {jnp.dtype(dtype).name}"
+    return f"{experiment.config.model['name']}, {count:,} parameters{computes}"
+
+
+def devices(mesh: Mesh) -> str:
+    """Return the number and kind of the devices, and how many of them share the weights."""
+    kind = next(iter(mesh.devices.flat)).device_kind
+    fsdp = mesh.shape.get("fsdp", 1)
+    hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{mesh.size} × {kind}{hosts}" + (f", weights split over {fsdp}" if fsdp > 1 else "")
+
+
+def describe(experiment: Experiment, dataset: Dataset, mesh: Mesh, params: PyTree, *, workdir: Path, start: int) -> str:
+    """Return the lines about a run that starts or goes on from step `start`."""
+    train, spec = experiment.config.train, dataset.spec
+    levels = "" if spec.levels is None else f", {spec.levels} levels"
+    labels = "" if not spec.classes else f", {spec.classes} classes{'' if experiment.classes else ' (not used)'}"
+    parts = f" in {train.accumulate} parts" if train.accumulate > 1 else ""
+    lines = {
+        "data": f"{experiment.config.data.name}, {len(dataset.x):,} examples of shape {spec.shape}{levels}{labels}",
+        "network": network(experiment, params),
+        "devices": f"{devices(mesh)}, batches of {train.batch_size}{parts}",
+        "steps": f"{start:,} to {train.steps:,}" + (" (resumed)" if start else ""),
+        "folder": str(workdir),
+    }
+    return "\n".join(f"{name:8} {line}" for name, line in lines.items())
