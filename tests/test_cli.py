@@ -97,7 +97,7 @@ def test_sampling_images_writes_a_picture_and_the_samples(tmp_path):
     process = tiny.start("sample.py", f"--workdir={tmp_path}", "--n=5", f"--out={picture}", cache=tmp_path / "cache")
     code, out, err = tiny.finish(process)
     assert (code, out) == (0, f"5 samples of step 7: {picture}, {samples}\n"), err
-    assert [line.split()[0] for line in err.splitlines()] == ["step", "drawing"]
+    assert [line.split()[0] for line in err.splitlines()] == ["step", "compiling,"]
     with np.load(samples) as file:
         assert file["samples"].shape == (5, 8, 8, 1)
         assert file["samples"].dtype == np.float32

@@ -12,12 +12,14 @@ from jaxdiff.registry import suggest
 from jaxdiff.storage import user_path
 from jaxdiff.typing import InputError
 
-_FOLDER = Path(__file__).parents[1] / "configs"
+_PACKAGE = Path(__file__).parents[1]
 
 
 def shipped() -> dict[str, Path]:
-    """Return the configs of the package by their names."""
-    return {path.stem: path for path in sorted(_FOLDER.glob("*.py"))}
+    """Return the configs of the package by their names: from a wheel inside it, in a checkout beside it."""
+    inside = _PACKAGE / "configs"
+    folder = inside if inside.is_dir() else _PACKAGE.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.py"))}
 
 
 def locate(text: str) -> str:

@@ -195,7 +195,7 @@ def _draw(run: Run) -> Output:
             raise InputError(f"--n = {n} is not divisible by {len(rows)} labels, a row for each; make it a multiple")
         n += -n % len(rows)
     labels = rows[0] if len(rows) == 1 else [label for label in rows for _ in range(n // len(rows))] or weights
-    _say(f"drawing {n} samples by {FLAGS.sampler or run.config.sampling.sampler}; a new program is compiled first ...")
+    _say(f"compiling, then drawing {n} samples by {FLAGS.sampler or run.config.sampling.sampler} ...")
     samples = run.sample(key_of(FLAGS.seed), n=n, **_options(labels))
     columns = n // len(rows) if len(rows) > 1 else None
     image = plots.draw(samples, columns=columns)
