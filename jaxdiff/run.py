@@ -392,9 +392,7 @@ def load(workdir: str | Path, *, trust: bool = False) -> Run:
     config, spec = workdir_.read(path, trust=trust)
     experiment = make_experiment(config, spec, workdir_.read_examples(path, config, spec))
     everywhere = NamedSharding(all_devices(), PartitionSpec())
-    abstract = jax.tree.map(
-        lambda leaf: leaf.update(sharding=everywhere), jax.eval_shape(experiment.init, jax.random.key(0))
-    )
+    abstract = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), experiment.abstract_weights)
     with closing(Checkpoints(path / "checkpoints")) as checkpoints:
         step, params = checkpoints.restore_weights(abstract)
     return Run(experiment=experiment, params=params, step=step, trusted=trust)

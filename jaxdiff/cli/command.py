@@ -165,7 +165,12 @@ def _parse(arguments: list[str], *, usage: str, module: str) -> list[str]:
 
 
 def _choose_cache() -> None:
-    """Keep compiled programs where the user says, or else in the user's cache folder; nowhere if there is none."""
+    """Keep compiled programs where the user says, or else in the user's cache folder; nowhere if there is none.
+
+    Those that compile in a moment are kept too, unless the user says otherwise: a start has dozens of them.
+    """
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     chosen = jax.config.values["jax_compilation_cache_dir"]
     if chosen is None:
         try:

@@ -101,13 +101,18 @@ class Experiment:
         """Whether the schedule is among the parameters."""
         return isinstance(self.schedule, schedules.Learned)
 
+    @property
+    def abstract_weights(self) -> PyTree:
+        """The shapes and dtypes of what `init` returns."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
     def init(self, key: RandomKey) -> PyTree:
         """Return the first weights of the network, and the first schedule if it is learned."""
         x, t = jnp.zeros((1, *self.shape)), jnp.zeros((1,))
         if self.first_process.condition_on_transform:
             transform = self.first_process.for_sample(key, self.shape).transform
             x = _with_parameters(x, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], transform))
-        weights = self.model.init(key, x, t)
+        weights = _init(by_value(self.model.init), key, x, t)
         if not self.learns_schedule:
             return weights
         return {**weights, "schedule": self.config.make("schedule", key=jax.random.fold_in(key, 1))}
@@ -211,6 +216,11 @@ class Experiment:
         return jax.vmap(one)(x0, t, keys, labels)
 
 
+@partial(jax.jit, static_argnums=0)  # so that the initialization of equal networks is traced once
+def _init(init: Callable[..., PyTree], key: RandomKey, x: Array, t: Array) -> PyTree:
+    return init(key, x, t)
+
+
 def make_experiment(config: Config, spec: DataSpec, examples: Num[np.ndarray, "n *shape"] | None = None) -> Experiment:
     """Return the objects of a config for data of this spec; some processes need raw `examples`, as in `Dataset.x`.
 
@@ -243,8 +253,8 @@ def make_experiment(config: Config, spec: DataSpec, examples: Num[np.ndarray, "n
             f"loss.weight = {config.loss.weight!r} is infinite at t = 1 on loss.target = {target!r}, where the "
             "schedule ends in pure noise; set loss.target to v, velocity or x0"
         )
-    weights = jax.eval_shape(experiment.init, jax.random.key(0))
-    if (size := sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights))) > _MOST_BYTES:
+    leaves = jax.tree.leaves(experiment.abstract_weights)
+    if (size := sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)) > _MOST_BYTES:
         found = f"model = {shown(config.model)} has {size} bytes of weights"
         raise InputError(f"{found}; it must have at most {_MOST_BYTES}: make it smaller")
     _check_process(experiment)

@@ -7,10 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.figure
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from matplotlib.collections import LineCollection
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -82,6 +80,8 @@ def _lines(signals: Float[np.ndarray, "n length channels"], columns: int | None)
     left, top = np.arange(n) % columns * pitch, np.arange(n) // columns * -pitch
     x = left[:, None] + np.linspace(0, 1, length)
     y = top[:, None, None] + (signals.astype(np.float64) - low) / ((high - low) or 1.0)
+    from matplotlib.collections import LineCollection
+
     # An upper limit in inches, as Matplotlib refuses pictures of 2^16 pixels.
     figure, axis = _figure(min(max(3, 1.2 * columns), 40), min(max(1.5, 0.9 * rows), 40))
     for channel in range(channels):
@@ -277,12 +277,15 @@ def diffusion_in_the_plane(
     return _pixels(figure)
 
 
-def _figure(width: float, height: float, *, rows: int = 1, columns: int = 1) -> tuple[matplotlib.figure.Figure, Any]:
-    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+def _figure(width: float, height: float, *, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    """Return a figure of Matplotlib and its axes. Imported here, as that takes a second and images need none."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns)
 
 
-def _pixels(figure: matplotlib.figure.Figure) -> Pixels:
+def _pixels(figure: Any) -> Pixels:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return np.asarray(Image.open(buffer).convert("RGB"))

@@ -5,9 +5,8 @@ if they are named in `allow_change`: they leave the state and the meaning of the
 """
 
 import dataclasses
-from collections.abc import Collection
-
-import optax
+from collections.abc import Callable, Collection
+from typing import Any
 
 from jaxdiff.experiment.config import Config, Optimizer, Train
 from jaxdiff.registry import differences, suggest
@@ -73,8 +72,10 @@ def check(old: Config, new: Config, step: int, allow_change: Collection[str], *,
         )
 
 
-def learning_rate(config: Optimizer, steps: int) -> optax.Schedule:
+def learning_rate(config: Optimizer, steps: int) -> Callable[[Any], Any]:
     """Return a linear warm-up, then a constant rate or a cosine that reaches 0 right after the last step."""
+    import optax  # here, as only training needs it
+
     after = optax.constant_schedule(config.learning_rate)
     if config.decay == "cosine":
         after = optax.cosine_decay_schedule(config.learning_rate, max(steps - config.warmup_steps, 1))
