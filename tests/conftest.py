@@ -1,4 +1,4 @@
-"""Every test runs on 8 forced host devices, with implicit rank promotion and old-style keys refused.
+"""Tests run on one device, or on eight in modules that say `DEVICES = 8`; with rank promotion and old keys refused.
 
 The package's annotations are checked at every call: types by beartype, dtypes and shapes by jaxtyping. An int stands
 for a float, as everywhere in Python.
@@ -57,11 +57,50 @@ def checked(function: Callable) -> Callable:
 install_import_hook("jaxdiff", f"{__name__}.{checked.__name__}")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as thorough the cases of a test marked `quick(parameter=[values], …)` that have other values or ids."""
+    for item in items:
+        for marker in item.iter_markers("quick"):
+            for name, quick in marker.kwargs.items():
+                if item.callspec.params[name] not in quick and item.callspec.id not in quick:
+                    item.add_marker(pytest.mark.thorough)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # or all modules are searched each time
+    gc.set_threshold(100_000, 20, 100)  # tracing makes many objects
+
+
+from jaxdiff import xla  # noqa: E402 - after the import hook
+
+DEVICE_FUNCTIONS = {
+    name: getattr(jax, name) for name in ("devices", "local_devices", "device_count", "local_device_count")
+}
+
+
 @pytest.fixture(autouse=True, scope="module")
-def programs_of_one_module() -> Iterator[None]:
-    """Drops what a module compiled: a process that keeps thousands of programs runs out of memory maps, and crashes."""
-    yield
+def devices(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Lets the package see as many of the eight host devices as the module says, which is one if it says nothing.
+
+    Programs for eight devices take much longer to compile and to run. Also drops what a module compiled: a process that
+    keeps thousands of programs runs out of memory maps, and crashes.
+    """
+    seen = jax.devices()[: getattr(request.module, "DEVICES", 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in DEVICE_FUNCTIONS:
+            patch.setattr(jax, name, lambda *_, name=name: len(seen) if name.endswith("count") else seen)
+        xla.compiler_options.cache_clear()
+        yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the package see all eight devices in a test of a module that sees one."""
+    for name, function in DEVICE_FUNCTIONS.items():
+        monkeypatch.setattr(jax, name, function)
 
 
 @pytest.fixture(scope="session", autouse=True)

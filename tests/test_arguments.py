@@ -91,6 +91,7 @@ def test_times_that_are_no_falling_numbers_of_float32_are_named(times: Any) -> N
 
 
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
+@pytest.mark.quick(name=["cosine", "vp"])
 def test_times_near_the_ends_are_sampled_or_refused(name: str) -> None:
     """A discrete schedule moves times within a rounding of k/T to k/T, where 1e-7 is 0, and two of them may be one."""
     denoiser = exact(schedules.SCHEDULES[name]())
@@ -106,6 +107,7 @@ def test_times_near_the_ends_are_sampled_or_refused(name: str) -> None:
 
 @pytest.mark.parametrize("rule", timesteps.TIMESTEPS)
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
+@pytest.mark.quick(name=["linear", "vp"])
 def test_rules_give_times_that_float32_tells_apart(name: str, rule: str) -> None:
     schedule = schedules.SCHEDULES[name]()
     for steps in (1, 2, 10, 50, 1000):

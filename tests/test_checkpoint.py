@@ -25,6 +25,8 @@ from jaxdiff.training import loop
 from jaxdiff.training.batches import make_batches
 from jaxdiff.training.step import State, abstract_state, init_state, make_step
 
+DEVICES = 8
+
 WIDE = {"model": {"name": "mlp", "width": 128, "depth": 1, "time_dim": 8}}
 
 
@@ -91,6 +93,7 @@ def test_a_state_comes_back_bit_for_bit(finished):
 
 
 @pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (8, 4), (4, 2), (8, 1)])
+@pytest.mark.quick(devices=[4])
 def test_a_state_comes_back_on_other_devices_and_in_another_layout(tmp_path, devices, fsdp):
     config = tiny.config(WIDE)
     saved = random_state(tiny.abstract_of(config, tiny.mesh_of(8, 2)))
@@ -112,6 +115,7 @@ def test_a_state_comes_back_on_other_devices_and_in_another_layout(tmp_path, dev
     ],
     ids=["a history of losses", "a learned schedule"],
 )
+@pytest.mark.quick(changes=["a history of losses"])
 def test_what_else_is_trained_with_goes_on_bit_for_bit(tmp_path, changes):
     config, mesh = tiny.config({**changes, "train.steps_per_dispatch": 1, "train.accumulate": 2}), tiny.mesh_of(4)
     experiment = make_experiment(config, DataSpec(shape=(2,), levels=None))
@@ -318,6 +322,7 @@ def test_a_run_that_stopped_and_went_on_is_identical_to_an_unbroken_one(finished
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.quick(number=[signal.SIGTERM])
 def test_a_signal_saves_first_and_the_run_goes_on_identically(finished, tmp_path, number, monkeypatch):
     handlers = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
     push = loop.Recorder.push

@@ -21,14 +21,14 @@ from jaxdiff.training import loop
 
 
 class Commands:
-    """Runs command lines on eight devices."""
+    """Runs command lines."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def run(self, script: str, *arguments: str) -> tuple[int, str, str]:
+    def run(self, script: str, *arguments: str, devices: int = 1) -> tuple[int, str, str]:
         """(exit code, standard output, standard error)."""
-        return tiny.finish(tiny.Forked(script, *arguments, cache=self._folder / "cache", devices=8))
+        return tiny.finish(tiny.Forked(script, *arguments, cache=self._folder / "cache", devices=devices))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def trained(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("trained")
     config, run = tiny.write_config(folder, {"every.checkpoint": 5}), folder / "run"
     arguments = f"--config={config}", f"--workdir={run}", "--config.train.steps=10"
-    code, out, err = tiny.finish(tiny.start("train.py", *arguments, cache=folder / "cache"))
+    code, out, err = tiny.finish(tiny.Forked("train.py", *arguments, cache=folder / "cache"))
     assert (code, out) == (0, ""), err
     (folder / "stderr").write_text(err)
     return config, run
@@ -94,7 +94,7 @@ def test_sampling_images_writes_a_picture_and_the_samples(tmp_path):
     checkpoints.close()
 
     picture, samples = tmp_path / "new" / "digits.png", tmp_path / "new" / "digits.npz"
-    process = tiny.start("sample.py", f"--workdir={tmp_path}", "--n=5", f"--out={picture}", cache=tmp_path / "cache")
+    process = tiny.Forked("sample.py", f"--workdir={tmp_path}", "--n=5", f"--out={picture}", cache=tmp_path / "cache")
     code, out, err = tiny.finish(process)
     assert (code, out) == (0, f"5 samples of step 7: {picture}, {samples}\n"), err
     assert [line.split()[0] for line in err.splitlines()] == ["step", "compiling,"]
@@ -216,7 +216,7 @@ def test_a_mistake_in_training_is_told_in_one_line(commands, tmp_path, mistake):
     config, run = tiny.write_config(tmp_path), tmp_path / "run"
     given = {"--config": f"--config={config}", "--workdir": f"--workdir={run}"}
     given[mistake.partition("=")[0]] = mistake
-    assert_refused(commands.run("train.py", *given.values()), TRAIN_MISTAKES[mistake])
+    assert_refused(commands.run("train.py", *given.values(), devices=8), TRAIN_MISTAKES[mistake])
     assert not (run / "checkpoints").exists()
 
 

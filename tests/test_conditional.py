@@ -127,6 +127,7 @@ def test_labels_are_dropped_one_by_one(monkeypatch):
     np.testing.assert_array_equal(np.round(np.sqrt(np.asarray(again)) / 100) == 1, dropped[::-1])
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_labels_stay_with_their_examples(monkeypatch):
     """However a batch gets to eight devices, and in two micro-batches: the loss is 0 where each example has its own."""
     dataset = jd.data.load("mixture")
@@ -186,6 +187,7 @@ def test_accuracy_by_noise_is_that_of_the_best_classifier(x64):
     assert str(found).count("%") == 4
 
 
+@pytest.mark.thorough
 def test_a_classifier_of_noisy_images_learns_and_guides(classifier, images, tmp_path):
     found = classifier.noisy_accuracy()
     assert found.accuracy[0] > 0.7  # of ten digits

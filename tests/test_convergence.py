@@ -90,6 +90,7 @@ METHODS: dict[str, tuple[Callable[[], Any], int, int]] = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.quick(case=["vp"])
 def test_the_error_falls_with_the_order_of_the_method(method, case):
     """The slope of log error against log steps is within 0.2 of the order."""
     schedule, timesteps = CASES[case]
@@ -101,6 +102,7 @@ def test_the_error_falls_with_the_order_of_the_method(method, case):
     assert abs(slope - order) < 0.2, f"errors {errors}, slope {slope:.2f}"
 
 
+@pytest.mark.thorough
 def test_the_error_of_an_adaptive_solver_falls_with_the_tolerance():
     errors = [
         np.abs(solve(CASES["vp"][0], samplers.Adaptive(tol, tol), np.array([1.0, END])) - exact("vp")).max()
@@ -111,6 +113,7 @@ def test_the_error_of_an_adaptive_solver_falls_with_the_tolerance():
     assert errors[3] < errors[2] / 3
 
 
+@pytest.mark.thorough
 def test_solvers_agree_with_the_exact_flow_of_normal_data():
     """For N(m, v) the ODE's solution is x_s = α_s m + √(V_s/V_t) (x_t − α_t m), V = α² v + σ²."""
     schedule = schedules.VP()
@@ -147,6 +150,7 @@ STOCHASTIC: dict[str, tuple[Any, int]] = {
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
+@pytest.mark.quick(name=["ddpm", "edm"])
 def test_stochastic_samplers_draw_the_mixture(name):
     """Mean, covariance and weight within 4 standard errors of the truth, or 1.5 % where steps are still felt."""
     sampler, steps = STOCHASTIC[name]

@@ -47,6 +47,7 @@ def made(changes: dict[str, Any], spec: DataSpec | None = None) -> Run:
 
 @pytest.mark.parametrize("make_copy", [copy.copy, copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))])
 @pytest.mark.parametrize("changes", [{"loss.times": "antithetic", "loss.weight": "p2"}, PERTURBED, LEARNED])
+@pytest.mark.quick(make_copy=[copy.deepcopy])
 def test_a_copy_of_a_run_samples_the_same(changes: dict[str, Any], make_copy: Callable[[Run], Run]) -> None:
     run = made(changes)
     _ = run.config.loss.built_weight, run.config.built_transform  # kept in the config
@@ -58,6 +59,7 @@ def test_a_copy_of_a_run_samples_the_same(changes: dict[str, Any], make_copy: Ca
     np.testing.assert_array_equal(run.sample(key, n=3), found.sample(key, n=3))
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_few_sizes_are_compiled_and_a_sample_is_the_same_in_each(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = batching.all_devices()
     assert {batching._size(n, 64, mesh) for n in range(33, 65)} == {64}
@@ -73,6 +75,7 @@ def test_few_sizes_are_compiled_and_a_sample_is_the_same_in_each(monkeypatch: py
 
 
 @pytest.mark.parametrize("schedule", ["linear", "vp"])
+@pytest.mark.quick(schedule=["vp"])
 def test_strict_promotion_of_dtypes_is_kept(schedule: str) -> None:
     run, key = made({"schedule": {"name": schedule}}, DIGITS), jax.random.key(0)
     x0 = np.zeros((8, 8, 8, 1), np.float32)

@@ -50,6 +50,7 @@ def metrics_of(workdir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+@pytest.mark.thorough
 def test_two_processes_stop_together_go_on_and_train_as_one_would(tmp_path):
     config, workdir = tiny.write_config(tmp_path, CONFIG, base=tiny.IMAGES), tmp_path / "two"
     arguments = f"--config={config}", f"--workdir={workdir}"
@@ -88,6 +89,7 @@ def test_two_processes_stop_together_go_on_and_train_as_one_would(tmp_path):
         assert picture.getextrema()[0][1] > 0
 
 
+@pytest.mark.thorough
 def test_two_processes_abandon_a_picture_of_minutes_together(tmp_path):
     changes = {
         **CONFIG,

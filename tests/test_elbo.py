@@ -47,6 +47,7 @@ def test_every_term_has_its_exact_expectation():
     assert abs(found.decoder.mean() - decoder) < 4 * found.decoder.std() / np.sqrt(n)
 
 
+@pytest.mark.thorough
 def test_the_bound_lies_above_the_entropy_and_comes_down_to_it():
     """The gap falls like 1/T where T steps share a fixed range of log-SNR (9 to −9). Measured on the same data."""
     truth, gaps = stats.multivariate_normal(MEAN, np.diag(VARIANCE)), []

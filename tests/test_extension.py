@@ -115,6 +115,7 @@ PERTURBED = {
 }
 
 
+@pytest.mark.thorough
 def test_components_of_a_user_are_trained_by_name_and_found_again_in_a_fresh_process(tmp_path: Path) -> None:
     (tmp_path / "studio.py").write_text(STUDIO)
     (tmp_path / "again.py").write_text(AGAIN)

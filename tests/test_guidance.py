@@ -34,6 +34,7 @@ def log_posterior(exact: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.quick(name=["rk4"])
 def test_the_two_kinds_of_guidance_agree_if_posteriors_are_exact(name: str, x64: None) -> None:
     exact = mixture()
     sampler, cond = samplers.make(name), jnp.array([0, 1, 2])

@@ -34,6 +34,7 @@ def test_the_known_part_is_kept_and_what_is_independent_of_it_is_sampled_as_with
     np.testing.assert_allclose(x[:, 1], plain[:, 1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_repaint_brings_the_rest_to_its_conditional_distribution() -> None:
     """x_2 given x_1 = 0.6 has the mean 0.48 and the standard deviation 0.3; 150 steps are a little too narrow."""
     once = draw(DDPM(), COVARIANCE)[:, 1]

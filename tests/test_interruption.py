@@ -36,6 +36,7 @@ class Slow(Stateless):
 '''
 
 
+@pytest.mark.thorough
 def test_a_signal_during_a_picture_of_minutes_saves_the_state_and_ends_the_process(tmp_path):
     (tmp_path / "slow_sampler.py").write_text(SLOW)
     changes = {
@@ -80,6 +81,7 @@ def send_once(x):
     return x
 
 
+@pytest.mark.thorough
 def test_a_signal_during_a_later_picture_saves_a_state_that_was_not_due(tmp_path: Path):
     changes = {
         "train.steps": 25,

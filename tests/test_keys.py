@@ -50,6 +50,7 @@ def test_what_is_no_key_is_refused(key: Any, unchecked: None) -> None:
         draw(key, 2)
 
 
+@pytest.mark.thorough
 def test_a_run_does_not_depend_on_the_generator_that_jax_uses_by_default(tmp_path: Any) -> None:
     from jaxdiff.training import loop
 

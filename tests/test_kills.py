@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import tiny
 
 from jaxdiff.experiment.checkpoint import Checkpoints
@@ -37,6 +38,7 @@ def wait_for(condition: Callable[[], bool], process: tiny.Process) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.thorough
 def test_a_run_killed_and_stopped_at_any_moment_ends_as_an_unbroken_one(tmp_path):
     config = tiny.write_config(tmp_path, KILLED)
     workdir, rng = tmp_path / "killed", random.Random()

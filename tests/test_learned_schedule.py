@@ -50,6 +50,7 @@ def batch(n: int, seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     return x0, time_sampling.antithetic(key_t, n), jax.random.split(key_noise, n)
 
 
+@pytest.mark.thorough
 def test_each_parameter_descends_along_its_own_loss(x64: None) -> None:
     """Network and ends along E[L], the shape along E[L²], from one pass: against two of plain autodiff."""
     schedule = schedules.Learned.init(jax.random.key(0), hidden=8, log_snr_max=6.0, log_snr_min=-5.0, learn_ends=True)
@@ -83,6 +84,7 @@ def spread(schedule: schedules.Schedule) -> tuple[float, float]:
     return loss.mean(), loss.std() / loss.mean()
 
 
+@pytest.mark.thorough
 def test_training_makes_the_loss_more_even_over_time_and_leaves_its_mean() -> None:
     """On normal data with the exact denoiser: to 0.28 of a straight line's variance over t, 0.02 of the cosine's."""
     start = schedules.Learned.init(jax.random.key(0), hidden=32, log_snr_max=8.0, log_snr_min=-2.0)

@@ -129,6 +129,7 @@ def test_with_the_true_variance_any_number_of_steps_gives_the_distribution_of_th
     assert spread("small") < true - 10 * error
 
 
+@pytest.mark.thorough
 def test_a_network_learns_its_variance_and_samples_with_it(tmp_path) -> None:
     config = tiny.config({"learned_variance": True, "sampling.sampler": "ddpm:variance=learned", "train.steps": 30})
     loop.train(config, tmp_path / "run")

@@ -43,6 +43,7 @@ def truth(data: Denoiser, x: jax.Array) -> np.ndarray:
 
 @every_schedule
 @pytest.mark.parametrize("d", [2, 64])
+@pytest.mark.quick(d=[2])
 def test_the_exact_trace_gives_the_true_density(name, d):
     """To 1e-3 nats."""
     data = mixture(SCHEDULES[name], d)
@@ -53,6 +54,7 @@ def test_the_exact_trace_gives_the_true_density(name, d):
 
 
 @pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
+@pytest.mark.quick(probe=["rademacher"])
 def test_hutchinsons_estimate_is_within_three_standard_errors(probe):
     """And the standard error is that of the estimates: 32 squared deviations average to 1 within 4·√(2/32)."""
     schedule = SCHEDULES["flow"]
@@ -74,6 +76,7 @@ def test_a_condition_reaches_the_density():
 
 
 @every_schedule
+@pytest.mark.quick(name=["vp"])
 def test_encoding_and_decoding_are_inverse_and_exact_for_normal_data(name):
     schedule = SCHEDULES[name]
     mean, variance = np.array([0.4, -0.2]), np.array([0.3, 0.05])
@@ -88,6 +91,7 @@ def test_encoding_and_decoding_are_inverse_and_exact_for_normal_data(name):
 
 
 @every_schedule
+@pytest.mark.quick(name=["flow"])
 def test_float32_reaches_both_ends(name):
     """π/2 in float32 is beyond π/2: a schedule with α_1 = 0 must not notice."""
     with jax.enable_x64(False):
@@ -161,6 +165,7 @@ def test_invalid_solver_options_are_refused(options, message):
         Solver(**options)
 
 
+@pytest.mark.thorough
 def test_a_tolerance_that_float32_cannot_reach_warns_and_gains_nothing():
     """The error of the latents, against float64, is that of the least tolerance without a warning; still solved."""
     schedule = schedules.Flow()
@@ -201,6 +206,7 @@ def test_times_outside_the_path_are_refused():
 @pytest.mark.parametrize(
     "schedule", [schedules.Flow(), schedules.VP(), schedules.Cosine()], ids=lambda s: type(s).__name__
 )
+@pytest.mark.quick(variance=[0.02])
 def test_no_latent_decodes_wrong_by_chance(schedule: schedules.Schedule, variance: float) -> None:
     """Encoding N(0, v) is the factor √(α_1² v + σ_1²)/√v. One sample in a hundred decoded wrong by up to 12 %."""
     exact = analytic.gaussian(np.zeros(1), variance, schedule=schedule)

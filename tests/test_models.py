@@ -288,6 +288,7 @@ def test_a_condition_is_refused(model, shape):
         model.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(1), jnp.array([3]))
 
 
+@pytest.mark.thorough
 def test_mlp_fits_a_swiss_roll():
     """Its ε-loss comes within 10 % of the best there is: that of the mean over the data set."""
     roll, _ = make_swiss_roll(512, random_state=0)

@@ -138,6 +138,7 @@ def test_discrete_noise_has_mean_0_and_variance_1_and_its_own_probabilities(name
         Mixture(Normal(), distribution)
 
 
+@pytest.mark.thorough
 def test_a_mixture_goes_from_one_distribution_to_the_other(x64: None) -> None:
     noise, quantile_map = mapped("float64")["mixture"][0], jax.jit(MIXTURE.quantile_map)
     parts = [CONTINUOUS[name][1].cdf(noise) for name in ("laplace", "exponential")]

@@ -47,6 +47,7 @@ def converted(name: str, t: float, dtype: str) -> Any:
 @every_schedule
 @both_precisions
 @pytest.mark.parametrize("t", TIMES)
+@pytest.mark.quick(dtype=["float32"])
 def test_conversions_invert_each_other(name: str, dtype: str, t: float) -> None:
     _, alpha, sigma, found = converted(name, t, dtype)
     condition = max(1, alpha, sigma) / min(1, alpha, sigma)
@@ -116,6 +117,7 @@ def ends(schedule: Schedule, t: jax.Array, x_t: jax.Array, output: jax.Array) ->
 @every_schedule
 @both_precisions
 @pytest.mark.parametrize("t", [0.0, 1.0])
+@pytest.mark.quick(dtype=["float32"])
 def test_both_ends_are_finite_with_finite_gradients(name: str, dtype: str, t: float) -> None:
     with jax.enable_x64(dtype == "float64"):
         found = ends(SCHEDULES[name], jnp.asarray(t, dtype), jnp.asarray(X0, dtype), jnp.asarray(OTHER, dtype))

@@ -54,6 +54,7 @@ def test_a_run_is_trained_and_loaded_in_the_home(home: Path) -> None:
                 loop.train(tiny.config(), Path(bad))
 
 
+@pytest.mark.thorough
 def test_sample_expands_every_path(home: Path) -> None:
     np.savez(home / "a,b.npz", samples=np.full((2, 2), 0.5, np.float32))
     flags = ("--workdir=~/run", "--reconstruct=2", "--images=~/a,b.npz", "--out=~/new/b.png")

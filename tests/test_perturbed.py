@@ -47,6 +47,7 @@ def program(function: Any, *arguments: Any) -> str:
 
 
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
+@pytest.mark.quick(name=["ddim", "ddpm", "edm", "dpm++2m", "heun"])
 def test_without_perturbations_every_sampler_is_the_gaussian_one(name: str) -> None:
     sampler = samplers.make(name)
 

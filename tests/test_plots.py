@@ -68,6 +68,7 @@ ODD = st.sampled_from([np.nan, np.inf, -np.inf, 3e38, 0.0])
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(shape=SHAPES, n=st.integers(1, 5), columns=st.sampled_from([None, 1, 3]), scale=SCALES, odd=ODD)
+@pytest.mark.thorough
 def test_samples_of_any_shape_and_values_have_a_picture_or_none(shape, n, columns, scale, odd):
     samples = (np.random.default_rng(0).normal(size=(n, *shape)) * scale).clip(-3e38, 3e38).astype(np.float32)
     samples.reshape(-1)[:: max(1, samples.size // 2)] = odd

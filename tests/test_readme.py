@@ -50,13 +50,18 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(home)
 
 
+QUICK = ("README", "docs/first_code", "docs/concepts")
+
+
 def test_ci_calls_the_test_command_of_the_readme() -> None:
     commands = [line.strip() for line in README.splitlines() if line.startswith("    ") and "pytest" in line]
     assert len(commands) == 1
     assert commands[0] in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize(
+    "name", [name if name.startswith(QUICK) else pytest.param(name, marks=pytest.mark.thorough) for name in BLOCKS]
+)
 def test_the_python_of_the_pages_runs(name: str) -> None:
     exec(BLOCKS[name], {"__name__": "example"})
 

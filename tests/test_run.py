@@ -135,6 +135,7 @@ def test_unsuitable_images_are_refused(run, wrong, message):
         run.bits_per_dim(wrong)
 
 
+@pytest.mark.thorough
 def test_images_are_moved_to_the_nearest_levels(run):
     x0 = np.round(np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 1)) * 8).astype(np.float32) / 8
     between = np.clip(x0 + 0.03, -1, 1)

@@ -97,6 +97,7 @@ def gaussian_posterior(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @every_schedule
+@pytest.mark.quick(name=["linear", "vp", "flow"])
 def test_the_ancestral_step_is_the_gaussian_posterior(name: str) -> None:
     mean, variance, transition = gaussian_posterior(name)
     noisy = PAIRS[:, 1] > 0

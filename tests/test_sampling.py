@@ -19,6 +19,8 @@ from jaxdiff.samplers.loop import sample_each, sample_keys
 from jaxdiff.schedules import Schedule
 from jaxdiff.typing import Prediction
 
+DEVICES = 8
+
 SCHEDULES: dict[str, Schedule] = {name: make() for name, make in schedules.SCHEDULES.items()}
 SAMPLERS: dict[str, Sampler] = {name: make() for name, make in samplers.SAMPLERS.items() if "dpmpp" not in name}
 SAMPLERS["langevin"] = samplers.Langevin(200)  # enough for the few steps here

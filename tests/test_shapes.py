@@ -148,6 +148,7 @@ def test_what_cannot_be_drawn_is_refused_before_drawing(flag, words, sample_py, 
 
 
 @pytest.mark.parametrize(("name", "dims"), [("signals", 1), ("volumes", 3)])
+@pytest.mark.quick(name=["signals"])
 def test_a_unet_of_other_dimensions_trains_draws_its_picture_and_samples(name, dims, sample_py, tmp_path):
     loop.train(config(name, unet(dims)), tmp_path / "run")
     with Image.open(next(tmp_path.glob("run/samples/*.png"))) as image:

@@ -89,6 +89,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, small_files):
     gc.collect()
 
 
+@pytest.mark.thorough
 def test_a_run_that_cannot_write_says_so_in_one_line_and_which_step_is_safe(tmp_path):
     config, run = tiny.write_config(tmp_path, {"model.width": 256}), tmp_path / "run"
 

@@ -19,6 +19,8 @@ from jaxdiff.training.batches import Examples, indices, make_batches
 from jaxdiff.training.sharding import make_mesh
 from jaxdiff.training.step import Metrics, State, abstract_state, gradient, init_state, learning_rate, make_step, update
 
+DEVICES = 8
+
 STEPS, BATCH = 5, 16
 # Large enough for its matrices to be sharded (128·128 elements), with a learning rate that moves far in a few steps.
 WIDE = {"model": {"name": "mlp", "width": 128, "depth": 1, "time_dim": 8}, "train.batch_size": BATCH}
@@ -152,6 +154,7 @@ def test_the_step_on_eight_devices_is_that_of_pmap(reference):
     ],
     ids=["1 device", "fsdp=2", "fsdp=4", "accumulate=4", "5 steps a dispatch"],
 )
+@pytest.mark.quick(changes=["fsdp=4", "accumulate=4"])
 def test_how_a_step_is_spread_changes_rounding_only(reference, changes, devices):
     other = train(changes, devices=devices)
     assert tiny.difference(other.state[:3], reference.state[:3]) < ROUNDING

@@ -48,6 +48,7 @@ def test_options_that_this_xla_lacks_are_left_out(monkeypatch):
     assert xla.compiler_options.__wrapped__()["xla_cpu_multi_thread_eigen"] is not None
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_operations_have_one_thread_only_if_every_core_has_a_device(monkeypatch):
     for cores, single in ((8, True), (9, False), (1, False)):
         monkeypatch.setattr(xla, "cores", lambda cores=cores: cores)
