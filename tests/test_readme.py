@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import jaxdiff as jd
 from jaxdiff import data
 from jaxdiff.experiment import Config, Data, Every, Sampling, Train, make_experiment
 from jaxdiff.training.loop import train
@@ -85,3 +86,17 @@ def test_the_links_of_the_pages_exist(name: str) -> None:
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
     named = re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     assert sorted(named) == sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))
+
+
+def test_the_glossary_has_every_sampler_and_schedule_and_its_class() -> None:
+    text = PAGES["docs/glossary"].read_text()
+    rows = {
+        kind: re.findall(rf"^\| `(\S+)` \| `(jd\.{kind}\..*)` \|$", text, re.M) for kind in ("samplers", "schedules")
+    }
+    for name, code in rows["samplers"]:
+        assert eval(code, {"jd": jd}) == jd.samplers.make(name)
+    for name, code in rows["schedules"]:
+        assert type(eval(code, {"jd": jd})) is type(jd.schedules.SCHEDULES[name]())
+    others = {"residual", *(name for name in jd.samplers.SAMPLERS if name.startswith("dpmpp"))}
+    assert {name for name, _ in rows["samplers"]} == {*jd.samplers.SAMPLERS} - others
+    assert {name for name, _ in rows["schedules"]} == {*jd.schedules.SCHEDULES}
