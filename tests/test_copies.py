@@ -75,7 +75,7 @@ def test_few_sizes_are_compiled_and_a_sample_is_the_same_in_each(monkeypatch: py
 
 
 @pytest.mark.parametrize("schedule", ["linear", "vp"])
-@pytest.mark.quick(schedule=["vp"])
+@pytest.mark.thorough
 def test_strict_promotion_of_dtypes_is_kept(schedule: str) -> None:
     run, key = made({"schedule": {"name": schedule}}, DIGITS), jax.random.key(0)
     x0 = np.zeros((8, 8, 8, 1), np.float32)

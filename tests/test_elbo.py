@@ -99,6 +99,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.thorough
 def test_the_continuous_bound_of_normal_data_is_the_exact_one_whatever_the_shape_of_the_schedule():
     """Each part against its closed form; the shapes' integrands differ by far more than their means."""
     n, integrands = 2000, []

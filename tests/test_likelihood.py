@@ -185,6 +185,7 @@ def test_a_tolerance_that_float32_cannot_reach_warns_and_gains_nothing():
     Solver(rtol=1e-8, atol=1e-8).check_dtype(jnp.float64)
 
 
+@pytest.mark.thorough
 def test_decoding_inverts_encoding_to_the_tolerance():
     schedule = SCHEDULES["flow"]
     data = mixture(schedule, 2)

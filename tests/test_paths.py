@@ -5,6 +5,7 @@ import pwd
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -119,8 +120,13 @@ def test_without_a_home_downloads_need_a_folder(monkeypatch: pytest.MonkeyPatch)
 def cache(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
     """The chosen folder of compiled programs, None at first; JAX's own is left as it is."""
     chosen: list[str | None] = [None]
+
+    def update_folder(name: str, value: Any) -> None:
+        if name == "jax_compilation_cache_dir":
+            chosen.append(value)
+
     values = {**jax.config.values, "jax_compilation_cache_dir": None}
-    update = SimpleNamespace(values=values, update=lambda _, folder: chosen.append(folder))
+    update = SimpleNamespace(values=values, update=update_folder)
     monkeypatch.setattr(command.jax, "config", update)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     return chosen

@@ -108,6 +108,7 @@ def test_a_resumed_run_repeats_no_line_and_loses_none(unbroken, tmp_path):
 
 
 @pytest.mark.usefixtures("no_picture")
+@pytest.mark.thorough
 def test_a_run_extended_from_between_two_dispatches_logs_and_saves_where_it_should(tmp_path, capsys):
     loop.train(tiny.config({"train.steps": 7, "every.log": 5, "every.checkpoint": 5}), tmp_path)
     assert [line["step"] for line in metrics_of(tmp_path)] == [5, 7]
