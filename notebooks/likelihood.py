@@ -15,8 +15,6 @@
 #
 # A diffusion model has a likelihood, in two forms: the ODE gives the density itself, and the ELBO bounds it. On a
 # mixture of normal distributions with its exact denoiser, the true density is known. So both can be checked here.
-#
-# @TIME@
 
 # %%
 import math

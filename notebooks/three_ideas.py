@@ -15,8 +15,6 @@
 #
 # jaxdiff is built on three ideas. This notebook introduces each of them with one equation, checks it with numbers, and
 # then uses all three to train a small network on a swiss roll and sample from it.
-#
-# @TIME@
 
 # %%
 import jax
