@@ -16,6 +16,8 @@
 # The trainer takes a config and a folder, and keeps the run in that folder. This notebook trains a small U-Net on
 # scikit-learn's handwritten digits of 8×8 pixels, resumes the run, samples from it and fills in missing halves. Then it
 # asks classifiers of scikit-learn whether the samples are digits.
+#
+# It takes about 85 s on 2 cores.
 
 # %%
 import dataclasses

@@ -16,6 +16,8 @@
 # Guidance makes samples match a label more closely. First we look at a mixture of normal distributions, where all
 # densities are known: at what guidance follows, and at what it does not do. Then we train a small conditional network
 # on digits and measure how often its samples have the label they were drawn with.
+#
+# It takes about 90 s on 2 cores.
 
 # %%
 import itertools

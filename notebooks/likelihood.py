@@ -15,6 +15,8 @@
 #
 # A diffusion model has a likelihood, in two forms: the ODE gives the density itself, and the ELBO bounds it. On a
 # mixture of normal distributions with its exact denoiser, the true density is known. So both can be checked here.
+#
+# It takes about 35 s on 2 cores.
 
 # %%
 import math

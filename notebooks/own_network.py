@@ -16,6 +16,8 @@
 # jaxdiff's trainer is optional. This notebook uses the library with an array, a network and a loop of its own. The
 # data are drawn from a mixture of normal distributions. So the best possible denoiser is known, and the trained one can
 # be compared with it.
+#
+# It takes about 35 s on 2 cores.
 
 # %%
 import jax

@@ -20,6 +20,8 @@
 #
 # This notebook rotates points under Laplace noise and blurs digits. For data that are a finite set of points the best
 # denoiser is known, so that the samplers can be checked before anything is trained.
+#
+# It takes about 65 s on 2 cores.
 
 # %%
 import jax

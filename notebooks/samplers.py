@@ -16,6 +16,8 @@
 # A sampler that solves the probability-flow ODE has an order of convergence: with twice as many steps, the error of a
 # method of order $p$ falls by the factor $2^p$. Here the data are a mixture of normal distributions, whose exact
 # denoiser is known. So the only error is that of the sampler, and we can measure its order.
+#
+# It takes about 45 s on 2 cores.
 
 # %%
 import time

@@ -15,6 +15,8 @@
 #
 # jaxdiff is built on three ideas. This notebook introduces each of them with one equation, checks it with numbers, and
 # then uses all three to train a small network on a swiss roll and sample from it.
+#
+# It takes about 45 s on 2 cores.
 
 # %%
 import jax

@@ -61,13 +61,16 @@ def test_text_does_not_become_a_list_by_chance(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_checks_its_numbers(name: str) -> None:
+def test_a_notebook_checks_its_numbers_and_says_how_long_it_takes(name: str) -> None:
     code = "\n\n".join(content for marker, content in cells_of(NOTEBOOKS[name]) if not marker)
     nodes = list(ast.walk(ast.parse(code)))
     checks = [node for node in nodes if isinstance(node, ast.Assert)]
     checks += [node for node in nodes if isinstance(node, ast.Attribute) and node.attr.startswith("assert_")]
     assert checks
+    assert re.search(r"^# It takes about \d+ s on 2 cores\.$", NOTEBOOKS[name], re.MULTILINE)
 
 
-def test_the_page_lists_every_notebook() -> None:
-    assert sorted(re.findall(r"^\| `(\w+)\.py` \|", PAGE, re.MULTILINE)) == sorted(NOTEBOOKS)
+def test_the_page_lists_every_notebook_with_the_same_seconds() -> None:
+    listed = dict(re.findall(r"^\| `(\w+)\.py` \|.*\| (\d+) s \|$", PAGE, re.MULTILINE))
+    stated = {name: re.search(r"It takes about (\d+) s", text).group(1) for name, text in NOTEBOOKS.items()}
+    assert listed == stated
