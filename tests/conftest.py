@@ -58,13 +58,24 @@ install_import_hook("jaxdiff", f"{__name__}.{checked.__name__}")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as thorough the cases of a test marked `quick(parameter=[values], …)` that have other values or ids."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks as thorough the cases of a test marked `quick(parameter=[values], …)` that have other values or ids.
+
+    Raises:
+      pytest.UsageError: if that leaves such a test no quick case, and all its cases were collected.
+    """
+    quick_cases: dict[str, int] = {}
     for item in items:
         for marker in item.iter_markers("quick"):
             for name, quick in marker.kwargs.items():
                 if item.callspec.params[name] not in quick and item.callspec.id not in quick:
                     item.add_marker(pytest.mark.thorough)
+        if item.get_closest_marker("quick"):
+            name = item.nodeid.partition("[")[0]
+            quick_cases[name] = quick_cases.get(name, 0) + (item.get_closest_marker("thorough") is None)
+    never = [name for name, count in quick_cases.items() if not count]
+    if never and not any("::" in argument for argument in config.args):
+        raise pytest.UsageError(f"no case is quick, whatever the marker `quick` says: {', '.join(never)}")
 
 
 def pytest_collection_finish() -> None:

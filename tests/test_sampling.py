@@ -19,8 +19,6 @@ from jaxdiff.samplers.loop import sample_each, sample_keys
 from jaxdiff.schedules import Schedule
 from jaxdiff.typing import Prediction
 
-DEVICES = 8
-
 SCHEDULES: dict[str, Schedule] = {name: make() for name, make in schedules.SCHEDULES.items()}
 SAMPLERS: dict[str, Sampler] = {name: make() for name, make in samplers.SAMPLERS.items() if "dpmpp" not in name}
 SAMPLERS["langevin"] = samplers.Langevin(200)  # enough for the few steps here
@@ -67,8 +65,8 @@ def test_the_key_of_sample_i_is_fold_in() -> None:
     assert jax.random.key_data(keys[1]).tolist() == jax.random.key_data(jax.random.fold_in(key, 3)).tolist()
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_keys_sharded_over_devices_give_the_same_samples() -> None:
-    assert jax.device_count() == 8
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     keys, times = sample_keys(jax.random.key(3), np.arange(16)), np.linspace(1, 0, 6)
     call = functools.partial(sample_each, denoiser=TOY, sampler=SAMPLERS["ddpm"], times=times, shape=(3,))

@@ -22,7 +22,6 @@ from jaxdiff.typing import InputError
 
 FLAGS = flags.FLAGS
 
-
 DONE, FAILED, REFUSED = 0, 1, 2  # exit codes; a signal adds 128 to its number
 
 

@@ -1,4 +1,4 @@
-"""Config files on the command line: found by path or by the name of one that the package brings, checked, and run."""
+"""What --config names: find the file by its path or by the name of a shipped config, check it, and run it."""
 
 import inspect
 import re

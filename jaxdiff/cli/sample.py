@@ -88,7 +88,7 @@ def _sample() -> None:
         raise InputError(f"--seed = {FLAGS.seed}; must satisfy 0 <= seed < 2^32")
     task = _chosen_task()
     xla.split_cpu(FLAGS.batch)
-    _timesteps()
+    _timesteps()  # raises now rather than after loading
     run = load(workdir, trust=FLAGS.trust)
     _say(f"step {run.step:,} of {workdir}: {summary.network(run.experiment, run.params)}")
     if task and run.experiment.classifies:

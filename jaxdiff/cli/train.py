@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxdiff import xla
-from jaxdiff.cli import command
+from jaxdiff.cli import command, config_files
 from jaxdiff.experiment import Config
 from jaxdiff.storage import user_path
 from jaxdiff.training import loop
@@ -25,7 +25,7 @@ def main() -> None:
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "The config: digits, mnist or swissroll, or a file, as FILE or FILE:VARIANT.",
+        f"The config: {', '.join(config_files.shipped())}, or a file, as FILE or FILE:VARIANT.",
         lock_config=True,
     )
     flags.DEFINE_string("workdir", None, "The run's folder; a run of the same config in it is resumed.")

@@ -72,6 +72,8 @@ def _side_by_side(images: list[Float[np.ndarray, "n _ _ channels"]]) -> Float[np
 
 def _lines(signals: Float[np.ndarray, "n length channels"], columns: int | None) -> Pixels:
     """Plot each signal in a cell of a grid, all with the same scale."""
+    from matplotlib.collections import LineCollection
+
     n, length, channels = signals.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows, pitch = math.ceil(n / columns), 1.1  # of cells of size 1
@@ -80,8 +82,6 @@ def _lines(signals: Float[np.ndarray, "n length channels"], columns: int | None)
     left, top = np.arange(n) % columns * pitch, np.arange(n) // columns * -pitch
     x = left[:, None] + np.linspace(0, 1, length)
     y = top[:, None, None] + (signals.astype(np.float64) - low) / ((high - low) or 1.0)
-    from matplotlib.collections import LineCollection
-
     # An upper limit in inches, as Matplotlib refuses pictures of 2^16 pixels.
     figure, axis = _figure(min(max(3, 1.2 * columns), 40), min(max(1.5, 0.9 * rows), 40))
     for channel in range(channels):
@@ -278,7 +278,7 @@ def diffusion_in_the_plane(
 
 
 def _figure(width: float, height: float, *, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    """Return a figure of Matplotlib and its axes. Imported here, as that takes a second and images need none."""
+    """Return a figure of Matplotlib and its axes. Imports Matplotlib here, since images need none of it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
