@@ -31,6 +31,7 @@ OF_SAMPLES = {
 
 
 @pytest.mark.parametrize("name", OF_SAMPLES)
+@pytest.mark.quick(name=["encode", "elbo"])
 def test_samples_of_every_real_dtype_give_the_same(name: str) -> None:
     """The numbers 0 and ±1 are exact in all of them, so that only the dtype of what is computed could differ."""
     expected = OF_SAMPLES[name](X0)

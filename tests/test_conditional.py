@@ -26,6 +26,7 @@ from jaxdiff.typing import pytree
 
 MEANS = 1.5 * np.stack([np.cos(np.arange(8) * math.pi / 4), np.sin(np.arange(8) * math.pi / 4)], axis=1)
 CONDITIONAL = {"p_uncond": 0.2}
+DIGITS = DataSpec(shape=(8, 8, 1), levels=17, classes=10)
 NOISY = {"schedule": {"name": "cosine", "num_timesteps": 20}, "predicts": "v"}  # up to pure noise
 
 
@@ -45,16 +46,22 @@ def points(tmp_path_factory) -> Run:
         "every": {"log": 100, "checkpoint": 800, "sample": 10_000},
         "sampling": {"sampler": "dpm++2m", "steps": 20, "n": 8},
     }
-    loop.train(tiny.config(changes), workdir)
+    tiny.train_without_picture(tiny.config(changes), workdir)
     return jd.load(workdir)
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Run:
-    """A conditional model of digits, hardly trained."""
-    workdir = tmp_path_factory.mktemp("images") / "run"
-    loop.train(tiny.config({**CONDITIONAL, **NOISY}, base=tiny.IMAGES), workdir)
-    return jd.load(workdir)
+def images() -> Run:
+    """An untrained conditional model of digits."""
+    return tiny.untrained(tiny.config({**CONDITIONAL, **NOISY}, base=tiny.IMAGES), DIGITS)
+
+
+CLASSIFIER = {**NOISY, "model": {"name": "classifier", "channels": [8, 16], "groups": 4, "time_dim": 8}}
+
+
+@pytest.fixture(scope="module")
+def untrained_classifier() -> Run:
+    return tiny.untrained(tiny.config(CLASSIFIER, base=tiny.IMAGES), DIGITS)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +69,7 @@ def classifier(tmp_path_factory) -> Run:
     """A classifier of noisy digits."""
     workdir = tmp_path_factory.mktemp("classifier") / "run"
     changes = {
-        **NOISY,
-        "model": {"name": "classifier", "channels": [8, 16], "groups": 4, "time_dim": 8},
+        **CLASSIFIER,
         "train": {"steps": 120, "batch_size": 64, "ema_decay": 0.9, "steps_per_dispatch": 1},
         "every": {"log": 40, "checkpoint": 120, "sample": 120},
     }
@@ -260,8 +266,8 @@ def test_inpainting_keeps_what_is_known_and_variation_starts_from_it(images):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_a_model_can_not_be_conditioned_on_is_refused(images, classifier, points, tmp_path):
-    key = jax.random.key(0)
+def test_what_a_model_can_not_be_conditioned_on_is_refused(images, untrained_classifier, points, tmp_path):
+    key, classifier = jax.random.key(0), untrained_classifier
 
     def refused(message: str, run: Run = images, **options: Any) -> None:
         with pytest.raises(ValueError, match=message):
@@ -286,15 +292,11 @@ def test_what_a_model_can_not_be_conditioned_on_is_refused(images, classifier, p
     refused(r"is a composition, which no classifier can guide", labels={1: 1.0}, guidance=1.0, classifier=classifier)
     refused(r"labels holds -1; must satisfy 0 <= label < 10$", labels=-1, guidance=1.0, classifier=classifier)
     changes = {**CONDITIONAL, **NOISY, "process": {"name": "perturbed", "noise": "laplace"}}
-    elsewhere = make_experiment(
-        tiny.config(changes, base=tiny.IMAGES), DataSpec(shape=(8, 8, 1), levels=17, classes=10)
-    )
+    elsewhere = make_experiment(tiny.config(changes, base=tiny.IMAGES), DIGITS)
     other = Run(experiment=elsewhere, params=images.params, step=0)
     refused(r"another model:\n  process\.\w+: ", other, labels=1, guidance=1.0, classifier=classifier)
     never = Run(
-        experiment=make_experiment(
-            tiny.config({"p_uncond": 0.0, **NOISY}, base=tiny.IMAGES), DataSpec(shape=(8, 8, 1), levels=17, classes=10)
-        ),
+        experiment=make_experiment(tiny.config({"p_uncond": 0.0, **NOISY}, base=tiny.IMAGES), DIGITS),
         params=images.params,
         step=0,
     )

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+import sklearn.datasets
 import tensorflow_datasets as tfds
 
 from jaxdiff import data
@@ -29,6 +30,16 @@ def test_digits():
     assert train.labels[:10].tolist() == list(range(10))
     assert train.x[0, 0, :, 0].tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
     assert not {image.tobytes() for image in train.x} & {image.tobytes() for image in test.x}
+
+
+def test_digits_are_those_that_scikit_learn_loads(monkeypatch):
+    bunch = sklearn.datasets.load_digits()
+    parts = [data.load("digits", split=split) for split in ("train", "test")]
+    np.testing.assert_array_equal(np.concatenate([part.x[..., 0] for part in parts]), bunch.images)
+    np.testing.assert_array_equal(np.concatenate([part.labels for part in parts]), bunch.target)
+    monkeypatch.setattr(Path, "is_file", lambda path: False)  # a version that keeps them elsewhere
+    np.testing.assert_array_equal(data.load("digits").x, parts[0].x)
+    np.testing.assert_array_equal(data.load("digits").labels, parts[0].labels)
 
 
 @pytest.mark.parametrize("name", TOYS)

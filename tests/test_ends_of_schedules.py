@@ -50,14 +50,20 @@ def test_samples_of_few_linear_timesteps_have_the_mean_of_the_data() -> None:
     ids=repr,
 )
 def test_data_that_show_in_the_prior_are_warned_of_once(schedule: Schedule, warns: bool) -> None:
-    exact = jd.analytic.gaussian([0.7], 0.25, schedule)
     base._warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for n in (1, 2):
-            jd.sample(jax.random.key(0), exact, "ddim", steps=2, shape=(1,), n=n)
+            jd.Gaussian(schedule).sample_prior(jax.random.key(0), (n,))
     assert len(caught) == warns
     assert not warns or "signal-to-noise ratio" in str(caught[0].message)
+
+
+def test_sampling_warns_of_data_that_show_in_the_prior() -> None:
+    base._warn_once.cache_clear()
+    exact = jd.analytic.gaussian([0.7], 0.25, schedules.VP(beta_max=2.0))
+    with pytest.warns(UserWarning, match="signal-to-noise"):
+        jd.sample(jax.random.key(0), exact, "ddim", steps=2, shape=(1,), n=1)
 
 
 def test_a_perturbed_process_that_hides_the_data_otherwise_is_not_warned_of() -> None:

@@ -119,6 +119,7 @@ def normal_pair(m_c: float, v_c: float, m: float, v: float) -> Any:
 
 
 @pytest.mark.parametrize("w", WEIGHTS)
+@pytest.mark.quick(w=[0.7, 3.0])
 def test_between_normal_distributions_the_guided_ode_follows_its_solution(w: float, x64: None) -> None:
     """With y = x/α and ς = σ/α, dy/dς = (1 + w) ς (y − m_c)/(v_c + ς²) − w ς (y − m)/(v + ς²) is solved by
 

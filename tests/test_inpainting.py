@@ -26,6 +26,7 @@ def draw(sampler: Any, covariance: Any, *, n: int = 8000, steps: int = 40) -> np
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "heun"])
+@pytest.mark.quick(name=["ddpm", "heun"])
 def test_the_known_part_is_kept_and_what_is_independent_of_it_is_sampled_as_without_it(name: str) -> None:
     x = draw(name, np.array([0.25, 0.25]), n=8)
     np.testing.assert_allclose(x[:, 0], 0.6, rtol=1e-5)

@@ -33,6 +33,7 @@ USES: dict[str, Callable[[jax.Array, int], Any]] = {
 
 @pytest.mark.parametrize("name", USES)
 @pytest.mark.parametrize("generator", ["rbg", "unsafe_rbg"])
+@pytest.mark.quick(generator=["rbg"])
 def test_a_sample_does_not_change_with_its_batch(name: str, generator: str) -> None:
     key = jax.random.key(3, impl=generator)
     np.testing.assert_allclose(USES[name](key, 3)[:2], USES[name](key, 2), atol=2e-5)

@@ -63,6 +63,7 @@ def gaussian_samples(sampler: str, name: str, steps: int, rule: str, n: int) -> 
         ("flow", "ddpm"),
     ],
 )
+@pytest.mark.quick(name=["ve", "flow"])
 def test_few_steps_give_exactly_the_distribution_they_must(sampler: str, name: str) -> None:
     """5 steps, far from the data's distribution; 20000 samples, within 4 standard errors (0.7 % of a variance)."""
     times = timesteps.make("uniform", 5, SCHEDULES[name])
@@ -71,6 +72,7 @@ def test_few_steps_give_exactly_the_distribution_they_must(sampler: str, name: s
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 400), ("heun", 60), ("ddpm", 400)])
+@pytest.mark.quick(sampler=["heun", "ddpm"])
 def test_a_known_gaussian_is_sampled(sampler: str, steps: int) -> None:
     """To its mean and covariance within 4 standard errors of 4000 samples; 0.064 of a standard deviation for the mean.
 

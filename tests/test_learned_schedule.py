@@ -19,7 +19,6 @@ from jaxdiff.data import DataSpec
 from jaxdiff.experiment import make_experiment
 from jaxdiff.processes import Gaussian
 from jaxdiff.run import load
-from jaxdiff.training import loop
 from jaxdiff.training.learned_schedule import gradient
 from jaxdiff.training.step import init_state, update
 
@@ -144,11 +143,7 @@ def test_the_network_sees_the_log_snr_and_not_the_time() -> None:
 def trained(tmp_path_factory: Any) -> tuple[Path, Any]:
     """A run's folder and its last state."""
     workdir = tmp_path_factory.mktemp("learned")
-    picture, loop._picture = loop._picture, lambda *_: np.zeros((2, 2, 3), np.uint8)
-    try:
-        return workdir, loop.train(tiny.config({**LEARNED, "train.steps": 10}), workdir)
-    finally:
-        loop._picture = picture
+    return workdir, tiny.train_without_picture(tiny.config({**LEARNED, "train.steps": 10}), workdir)
 
 
 def test_a_run_has_the_averaged_schedule_in_all_that_it_does(trained: tuple[Path, Any]) -> None:

@@ -44,6 +44,7 @@ def every_target(schedule: Schedule, t: jax.Array, error: float) -> Any:
 
 @every_schedule
 @pytest.mark.parametrize("t", TIMES)
+@pytest.mark.quick(name=["linear", "flow", "learned"])
 def test_an_error_of_x0_weighs_in_each_target_as_stated(name: str, t: float, x64: None) -> None:
     error = 0.3
     found, alpha, sigma, (d_alpha, d_sigma) = jax.device_get(every_target(SCHEDULES[name], jnp.float64(t), error))
@@ -111,6 +112,7 @@ def test_the_exact_denoiser_of_gaussian_data_has_the_posterior_variance(name: st
 
 
 @every_schedule
+@pytest.mark.quick(name=["linear", "ve", "learned"])
 def test_a_loss_has_finite_gradients_at_all_trained_times(name: str) -> None:
     process = Gaussian(SCHEDULES[name])
 

@@ -218,6 +218,7 @@ def test_unet_starts_at_zero_with_float32_parameters(batch):
 
 
 @pytest.mark.parametrize("fields", [SMALL, TINY | {"patch": 2}])
+@pytest.mark.quick(fields=[TINY | {"patch": 2}])
 def test_unet_of_a_batch_is_unet_of_each_example(batch, fields):
     x, t = batch
     model = UNet(**fields)

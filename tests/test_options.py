@@ -105,6 +105,7 @@ def refusal(make: Callable[[], Any]) -> str:
 
 
 @pytest.mark.parametrize(("kind", "name", "option"), OPTIONS)
+@pytest.mark.quick(name=["schedule-learned-log_snr_max", *(name for _, name, _ in OPTIONS if name != "learned")])
 def test_an_option_is_refused_by_its_name_or_of_use(kind: str, name: str, option: str) -> None:
     names, check = KINDS[kind]
     useful = []
@@ -124,6 +125,7 @@ def test_an_option_is_refused_by_its_name_or_of_use(kind: str, name: str, option
 @pytest.mark.parametrize(
     "sampler", ["predictor_corrector:snr=9.9,corrections=3", "langevin:snr=9.9", "edm:gamma=1e17,noise=1e17"]
 )
+@pytest.mark.quick(sampler=["predictor_corrector:snr=9.9,corrections=3"])
 def test_the_greatest_options_of_a_sampler_give_numbers(sampler: str) -> None:
     assert jnp.isfinite(jd.sample(jax.random.key(0), EXACT, sampler, n=1, shape=(2,), steps=2)).all()
 

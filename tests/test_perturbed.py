@@ -79,6 +79,7 @@ def test_without_perturbations_every_loss_and_sample_is_the_gaussian_one() -> No
 
 
 @pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.quick(name=["rotation, laplace", "overlap, blue"])
 def test_with_the_true_x0_the_residual_rule_goes_to_x_s(name: str, x64: None) -> None:
     """It is x_t − D(x_0, t) + D(x_0, s), written out, if h is constant; otherwise x_s has the ε that x_t has."""
     process = PROCESSES[name].for_sample(jax.random.key(1), (4, 4))
@@ -217,6 +218,7 @@ MODES = np.concatenate([m + 0.14 * scipy.stats.norm.ppf((np.arange(60) + 0.5) / 
 
 
 @pytest.mark.parametrize("name", ["laplace", "uniform", "exponential"])
+@pytest.mark.quick(name=["exponential"])
 def test_with_an_exact_denoiser_deterministic_finds_the_data_and_renoise_is_too_narrow(name: str) -> None:
     """Two modes of standard deviation 0.138; the distance is Wasserstein's, the noise of 1000 samples makes it 0.02.
 

@@ -23,7 +23,6 @@ from jaxdiff.experiment.checkpoint import NoCheckpointError
 from jaxdiff.run import Run, load
 from jaxdiff.samplers import batching
 from jaxdiff.samplers.probability_flow import Solver
-from jaxdiff.training import loop
 from jaxdiff.training.step import State
 from jaxdiff.typing import InputError
 
@@ -34,7 +33,7 @@ POINTS = DataSpec(shape=(2,), levels=None)
 def images(tmp_path_factory) -> tuple[Path, State]:
     """A folder with what must be left of a run on digits, in another place than it was trained in; its last state."""
     folder = tmp_path_factory.mktemp("images")
-    state = loop.train(tiny.config(base=tiny.IMAGES), folder)
+    state = tiny.train_without_picture(tiny.config(base=tiny.IMAGES), folder)
     copy = tmp_path_factory.mktemp("copy")
     shutil.copytree(folder / "checkpoints", copy / "checkpoints")
     shutil.copy(folder / "config.json", copy)
@@ -50,7 +49,7 @@ def run(images) -> Run:
 @pytest.fixture(scope="module")
 def points(tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("points")
-    loop.train(tiny.config({"train.steps": 10}), folder)
+    tiny.train_without_picture(tiny.config({"train.steps": 10}), folder)
     return load(folder)
 
 

@@ -125,6 +125,7 @@ def test_steps_in_float32_are_those_in_float64(name: str) -> None:
 
 
 @every_schedule
+@pytest.mark.quick(name=["linear", "ve"])
 def test_steps_keep_the_marginal(name: str) -> None:
     """With the true (x_0, n) every x_s = α_s x_0 + σ_s (unit noise), but for the large variances and the last step."""
     _, _, alpha_s, sigma_s = coefficients(name)

@@ -42,7 +42,11 @@ def draw(key: jax.Array, denoiser: Any, sampler: str | Sampler = "ddpm", **optio
     return np.asarray(jd.sample(key, denoiser, sampler, **{"shape": (3,), "steps": 5} | options))
 
 
+# One of each kind.
 @every_sampler
+@pytest.mark.quick(
+    sampler=["ddim", "ddpm", "dpm++3m", "unipc", "heun", "edm", "predictor_corrector", "adaptive", "interpolated"]
+)
 def test_a_sample_depends_only_on_its_own_key(sampler: str) -> None:
     """Not on its place among others, on these others, or, for one sampler of each kind, on how many they are."""
     key, times = jax.random.key(3), timesteps.make("uniform", 5, PROCESS.schedule)
@@ -77,6 +81,7 @@ def test_keys_sharded_over_devices_give_the_same_samples() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "unipc", "adaptive"])
+@pytest.mark.quick(sampler=["unipc", "adaptive"])
 def test_batches_in_pieces_give_the_same_samples(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit in any number of pieces and with progress, from one program; as `sample`, to rounding."""
     key, cond, traces = jax.random.key(3), np.linspace(0, 1, 20, dtype=np.float32), []

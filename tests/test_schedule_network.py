@@ -28,6 +28,7 @@ WILD = {
 @pytest.mark.parametrize("kind", WILD)
 @pytest.mark.parametrize("learn_ends", [False, True])
 @both_precisions
+@pytest.mark.quick(dtype=["float32"])
 def test_a_learned_schedule_falls_for_any_parameters(kind: str, learn_ends: bool, dtype: str) -> None:
     leaves, structure = jax.tree.flatten(Learned.init(jax.random.key(0), hidden=64, learn_ends=learn_ends))
     normal = [WILD[kind](np.random.default_rng(i).normal(size=leaf.shape)) for i, leaf in enumerate(leaves)]
@@ -49,6 +50,7 @@ def test_a_learned_schedule_falls_for_any_parameters(kind: str, learn_ends: bool
 
 @pytest.mark.parametrize("name", ["learned", "learned-bent", "learned-ends"])
 @both_precisions
+@pytest.mark.quick(dtype=["float32"])
 def test_a_learned_schedule_meets_its_ends_exactly(name: str, dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):
         schedule = CASES[name]()
@@ -77,6 +79,7 @@ def test_a_learned_schedule_starts_about_linear() -> None:
 
 
 @pytest.mark.parametrize("name", ["learned-bent", "learned-ends"])
+@pytest.mark.quick(name=["learned-ends"])
 def test_gradients_in_the_parameters_of_a_learned_schedule(name: str, x64: None) -> None:
     """Of λ, of its inverse and of its rate, by both modes, against central differences along a random direction."""
     schedule = jax.tree.map(lambda leaf: np.asarray(leaf, float), CASES[name]())

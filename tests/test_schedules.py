@@ -161,6 +161,7 @@ def test_gradients_inside_are_those_of_the_formula(name: str, dtype: str) -> Non
 
 
 @pytest.mark.parametrize("name", [*schedules.SCHEDULES, "learned-bent"])
+@pytest.mark.quick(name=["linear", "vp", "learned-bent"])
 def test_jit_batches_and_scalars_agree(name: str) -> None:
     schedule, picked = CASES[name](), np.array([[1, 5, 9], [11, 17, 23]])
     t = jnp.asarray(times(schedule, "between")[picked])

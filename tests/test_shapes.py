@@ -59,6 +59,7 @@ def sample_py() -> Iterator[Sample]:
 
 
 @pytest.mark.parametrize("name", ["numbers", "points", "levels_in_the_plane", "four_channels", "films"])
+@pytest.mark.quick(name=["points", "four_channels", "films"])
 def test_training_on_any_shape_ends_with_a_picture_or_none(name, tmp_path, capsys):
     loop.train(config(name, ANY_SHAPE), tmp_path)
     pictures = list(tmp_path.glob("samples/*.png"))
@@ -148,7 +149,7 @@ def test_what_cannot_be_drawn_is_refused_before_drawing(flag, words, sample_py, 
 
 
 @pytest.mark.parametrize(("name", "dims"), [("signals", 1), ("volumes", 3)])
-@pytest.mark.quick(name=["signals"])
+@pytest.mark.thorough
 def test_a_unet_of_other_dimensions_trains_draws_its_picture_and_samples(name, dims, sample_py, tmp_path):
     loop.train(config(name, unet(dims)), tmp_path / "run")
     with Image.open(next(tmp_path.glob("run/samples/*.png"))) as image:

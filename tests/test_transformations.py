@@ -76,6 +76,7 @@ CASES = [(name, schedule) for name, schedule in CASES if schedule == "learned" o
 
 @pytest.mark.parametrize(("name", "schedule"), CASES)
 @pytest.mark.quick(name=[name for name in FUNCTIONS if name not in ("encode", "decode", "log_likelihood")])
+@pytest.mark.quick(schedule=["learned", "elbo-cosine", "sample:quadratic-cosine"])
 def test_a_function_of_arrays_runs_under_every_transformation(name: str, schedule: str) -> None:
     """Traced by jit, with the arrays of a learned schedule; its gradient is the slope between three mapped calls."""
 

@@ -80,6 +80,7 @@ def test_each_weight_is_its_formula_on_eps_and_on_x0(name: str, t: float, x64: N
 
 
 @every_schedule
+@pytest.mark.quick(name=["linear", "ve"])
 def test_the_loss_is_the_same_for_every_target(name: str, x64: None) -> None:
     """For a denoiser with x̂_0 off by 0.3 in every coordinate, and so n̂ by −0.3 α/σ."""
     schedule, x0, error = SCHEDULES[name], jnp.asarray(X0), 0.3
@@ -122,6 +123,7 @@ def infinite(name: str, text: str, target: str, t: float) -> bool:
 
 
 @every_schedule
+@pytest.mark.quick(name=["linear", "flow"])
 def test_the_loss_and_its_derivative_in_the_output_are_finite_at_all_trained_times(name: str) -> None:
     """The sample has a part for each kind of prediction: the loss is finite if that of each part is."""
     process = Gaussian(SCHEDULES[name])
@@ -252,6 +254,7 @@ def test_the_condition_reaches_the_network() -> None:
 
 
 @pytest.mark.parametrize("weight", [None, "min_snr:gamma=3"])
+@pytest.mark.quick(weight=["min_snr:gamma=3"])
 def test_an_experiment_uses_the_weight_of_its_config(weight: str | None) -> None:
     config = tiny.config({"loss": {"target": "v", "weight": weight}})
     experiment = make_experiment(config, SPEC)

@@ -167,6 +167,7 @@ METRICS = {
 
 
 @pytest.mark.parametrize("damage", METRICS)
+@pytest.mark.quick(damage=["not UTF-8", "zeros"])
 def test_a_damaged_file_of_metrics_is_set_aside_and_its_whole_lines_are_kept(run, damage, caplog):
     METRICS[damage](run / "metrics.jsonl")
     content = (run / "metrics.jsonl").read_bytes()

@@ -1,26 +1,36 @@
 """Runs that train in a second: two-dimensional points and a small network, in this process or in others."""
 
 import atexit
+import contextlib
 import copy
 import functools
+import io
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import jax
 import numpy as np
+import pytest
+from absl.flags import FLAGS
 from jax.sharding import AxisType, Mesh
 
+from jaxdiff.cli import command, sample, train
 from jaxdiff.data import DataSpec
 from jaxdiff.experiment import Config, make_experiment
 from jaxdiff.experiment.checkpoint import Checkpoints
+from jaxdiff.run import Run
+from jaxdiff.training import loop
 from jaxdiff.training.step import State, abstract_state
 
 REPOSITORY = Path(__file__).parents[1]
@@ -210,6 +220,32 @@ def finish(process: Process, *, seconds: float = 120) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def refused(script: str, *arguments: str) -> tuple[int, str, str]:
+    """As `finish` of a process, but in this one: for command lines that are refused before slow work."""
+    before, out, err = set(FLAGS), io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        patch.setattr(sys, "argv", [str(REPOSITORY / script), *arguments])
+        # What changes the whole process.
+        patch.setattr(command, "_silence_threads", lambda: None)
+        patch.setattr(command, "_choose_cache", lambda: None)
+        patch.setattr(logging, "basicConfig", lambda **_: None)
+        patch.setattr(absl.logging, "use_absl_handler", lambda: None)
+        patch.chdir(REPOSITORY)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                {"train.py": train, "sample.py": sample}[script].main()
+        finally:
+            for name in set(FLAGS) - before:
+                delattr(FLAGS, name)
+            FLAGS.unparse_flags()
+    return ended.value.code, out.getvalue(), err.getvalue()
+
+
 def arrays(tree: Any) -> list[np.ndarray]:
     """The leaves of a tree as NumPy arrays, keys as their numbers."""
     leaves = jax.tree.leaves(tree)
@@ -234,6 +270,19 @@ def mesh_of(devices: int, fsdp: int = 1) -> Mesh:
     return jax.make_mesh(
         shape, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=jax.devices()[:devices]
     )
+
+
+def train_without_picture(config: Config, folder: Path) -> State:
+    """As `loop.train`, without the seconds that compiling a sampler takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_picture", lambda *_: np.zeros((2, 2, 3), np.uint8))
+        return loop.train(config, folder)
+
+
+def untrained(config: Config, spec: DataSpec) -> Run:
+    """A run whose weights are those of its initialization."""
+    experiment = make_experiment(config, spec)
+    return Run(experiment=experiment, params=jax.jit(experiment.init)(jax.random.key(0)), step=0)
 
 
 def restored(checkpoints: Checkpoints, abstract: State) -> State | None:

@@ -1,10 +1,12 @@
 """The data sets, by name, each as plain arrays in memory; `load` lists them."""
 
 import dataclasses
+import importlib.util
 import math
 import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -169,12 +171,22 @@ def quantize(x: Float[np.ndarray, "*shape"], levels: int) -> Float32[np.ndarray,
 
 
 def _digits(split: str) -> Dataset:
-    from sklearn.datasets import load_digits  # imported here because it is slow, and few runs need it
+    part = slice(1500) if split == "train" else slice(1500, None)
+    table = _digits_table()[part]
+    x, labels = table[:, :64].reshape(-1, 8, 8, 1).astype(np.uint8), table[:, 64].astype(np.int32)
+    return Dataset(name="digits", x=x, labels=labels, levels=17, classes=10)
+
+
+def _digits_table() -> np.ndarray:
+    """Return scikit-learn's digits (1797, 65), 64 levels and the label of each, without the second its import takes."""
+    found = importlib.util.find_spec("sklearn")
+    for folder in found.submodule_search_locations or () if found else ():
+        if (path := Path(folder) / "datasets" / "data" / "digits.csv.gz").is_file():
+            return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits  # another version of scikit-learn may keep its data elsewhere
 
     bunch = load_digits()
-    part = slice(1500) if split == "train" else slice(1500, None)
-    x, labels = bunch.images[part, ..., None].astype(np.uint8), bunch.target[part].astype(np.int32)
-    return Dataset(name="digits", x=x, labels=labels, levels=17, classes=10)
+    return np.concatenate([bunch.data, bunch.target[:, None]], axis=1)
 
 
 def _mnist(split: str, dir: str | None) -> Dataset:
