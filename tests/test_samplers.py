@@ -195,6 +195,7 @@ def test_ddim_1_is_the_papers_ancestral_sampler_with_the_same_keys(x64: None) ->
 
 
 @every_schedule
+@pytest.mark.quick(name=["linear", "ve"])
 def test_renoise_forgets_the_old_and_ddim_0_adds_none(name: str) -> None:
     assert np.all(mean_and_std(name, "noise")["renoise"][0] == 0)
     for sampler in ("ddim", "euler", "heun"):
