@@ -57,6 +57,7 @@ def _plain() -> Config:
         },
         schedule={"name": "cosine", "num_timesteps": 1000},
         predicts="v",
+        loss=Loss(target="eps"),
         optimizer=Optimizer(learning_rate=2e-3, warmup_steps=100, decay="cosine"),
         train=Train(steps=2000, batch_size=64, ema_decay=0.999),
         sampling=Sampling(sampler="ddim", steps=50),

@@ -40,6 +40,10 @@ class UntrustedError(InputError):
     """A name from outside jaxdiff where only trusted names may be imported."""
 
 
+class NotFoundError(InputError):
+    """A name `package.module:Name` of a module that can't be imported, or that has no such name."""
+
+
 @contextmanager
 def only(allowed: Collection[str], fix: str) -> Iterator[None]:
     """Let a block build components of jaxdiff and these names from outside; others raise an error that ends in `fix`.
@@ -112,12 +116,12 @@ def find(what: str, name: str, names: Names) -> Callable[..., Any]:
     try:
         source = importlib.import_module(module)
     except ImportError as error:
-        advice = f"the module must be importable, see PYTHONPATH{near(module, names)}"
-        raise InputError(f"{what} = {name!r}: {error}; {advice}") from error
+        advice = f"the module must be importable: put its folder on PYTHONPATH{near(module, names)}"
+        raise NotFoundError(f"{what} = {name!r}: {error}; {advice}") from error
     try:
         found = operator.attrgetter(attribute)(source)
     except AttributeError as error:
-        raise InputError(f"{what} = {name!r}: {error}; name a class or function of the module") from error
+        raise NotFoundError(f"{what} = {name!r}: {error}; name a class or function of the module") from error
     if not callable(found):
         raise InputError(f"{what} = {name!r} is a {type(found).__name__}; name a class or function")
     return found

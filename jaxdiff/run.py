@@ -323,7 +323,7 @@ class Run:
             )
         options: Any = {"levels": self.levels, "probes": probes, "batch": batch, "progress": progress}
         x0 = data.quantize(self._checked(x0), self.levels)
-        return bits_per_dim.measure(jax.random.key(0) if key is None else key, self._network, x0, **options)
+        return bits_per_dim.measure(jax.random.key(0) if key is None else key, self.network, x0, **options)
 
     def bits_per_dim(self, x0: AnySamples, **options: Any) -> dict[str, tuple[float, float]]:
         """Return {"elbo": (mean, standard error), "ode": (mean, standard error)} of images, in bits/dim.
@@ -334,8 +334,12 @@ class Run:
         return self.likelihood_terms(x0, **options).summary()
 
     @functools.cached_property  # one object, so that its compiled programs are reused
-    def _network(self) -> Denoiser:
-        """The model without label and clipping, in float32: the tolerances are far below those of bfloat16."""
+    def network(self) -> Denoiser:
+        """The model without label and clipping, in float32: for likelihoods and latents, with their small tolerances.
+
+        Raises:
+          InputError: if the model was never trained without a label.
+        """
         self._condition(1, {})  # raises if the model needs labels
         return self.experiment.in_float32().network(self.params)
 
@@ -369,7 +373,7 @@ class Run:
         integrate_all, used = xla.outermost(integrate_each, "t", "s", "solver"), check_solver(solver)
 
         def integrate(_: Array, x: Samples) -> tuple[Samples, Outcome]:
-            return integrate_all(self._network, x, None, t=t, s=s, solver=used)
+            return integrate_all(self.network, x, None, t=t, s=s, solver=used)
 
         def check(found: tuple[Any, Outcome]) -> None:
             used.check(found[1])

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from jaxdiff.data import DataSpec
 from jaxdiff.experiment import make_experiment, workdir
 from jaxdiff.experiment.checkpoint import Checkpoints
 from jaxdiff.samplers.batching import all_devices
+from jaxdiff.training import loop
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # as for users
 
@@ -186,6 +188,8 @@ TRAIN_MISTAKES = {
     "--config.train.stepz=3": "--config.train.stepz: 'stepz' is not a field; did you mean 'steps'?",
     "--config.trian.steps=3": "--config.trian.steps: 'trian' is not a field; did you mean 'train'?",
     "--config.train.steps.x=3": "--config.train.steps.x: 'x' is not a field; the known ones are none",
+    "--config.schedule.beta_max=3": "--config.schedule.beta_max: 'beta_max' is not a field; did you mean 'beta_last'?",
+    "--config.schedule=liner": "schedule = 'liner'; the known ones are ",
     "--config.model.widht=3": "--config.model.widht: 'widht' is not a field; did you mean 'width'?",
     "--noconfig.data.on_devicee": "--config.data.on_devicee: 'on_devicee' is not a field; did you mean 'on_device'?",
     "--config.train..steps=3": "--config.train..steps: '' is not a field; the known ones are ",
@@ -252,7 +256,7 @@ def test_another_config_in_the_folder_is_told_with_the_differences(trained):
         f"error: workdir = {run} holds a run of another config:\n"
         "  train.ema_decay: 0.9 -> 0.5\n"
         "choose another folder, or set these back to go on with that run, or go on with the change by "
-        "allow_change=train.ema_decay\n"
+        "--allow_change=train.ema_decay\n"
     )
     assert code == 2
 
@@ -283,6 +287,32 @@ def test_none_can_be_given_on_the_command_line(tmp_path):
     assert_refused(found, "train.seed = -1; must satisfy 0 <= seed < 2^32")
 
 
+@pytest.mark.parametrize(
+    ("flag", "schedule"),
+    [
+        ("--config.schedule=cosine:num_timesteps=30", {"name": "cosine", "num_timesteps": 30, "offset": 0.008}),
+        ("--config.schedule.name=vp", {"name": "vp", "beta_min": 0.1, "beta_max": 20.0}),
+        (
+            "--config.schedule.name=linear",
+            {"name": "linear", "num_timesteps": 20, "beta_first": 0.0001, "beta_last": 0.01},
+        ),
+    ],
+)
+def test_a_component_is_chosen_by_a_flag_without_the_options_of_the_last(tmp_path, monkeypatch, flag, schedule):
+    found = []
+    monkeypatch.setattr(loop, "train", lambda config, *_, **__: found.append(config) or sys.exit(0))
+    tiny.refused("train.py", f"--config={tiny.write_config(tmp_path)}", f"--workdir={tmp_path / 'run'}", flag)
+    assert {name: found[0].schedule[name] for name in schedule} == schedule
+    assert "beta_first" not in found[0].schedule or schedule["name"] == "linear"
+
+
+def test_help_of_a_config_tells_its_variants_and_settings():
+    code, out, _ = tiny.refused("train.py", "--config=digits", "--help")
+    assert code == 0
+    for part in (":conditional", ":overlap", "--config.train.steps=2000"):
+        assert part in out
+
+
 SAMPLE_MISTAKES = {
     "--sampler=dimd": "sampler = 'dimd'; the known ones are adaptive, ddim, ddpm, ",
     "--sampler=ddim:eta": "sampler = 'ddim:eta' has no option 'eta'; write NAME:OPTION=VALUE",
@@ -303,7 +333,7 @@ SAMPLE_MISTAKES = {
     "--classifier=": "--classifier = '' is not a path",
     "--reconstruct=2 --images=": "--images = '' is not a path",
     "--reconstruct=2 --images=a.png,": "--images = '' is not a path",
-    "--workdir=configs": "workdir = configs is not a run: it has no config.json; give a folder that train.py wrote",
+    "--workdir=configs": "workdir = configs is not a run: it has no config.json; give the folder of a training run",
     "--stepz=3": "Unknown command line flag 'stepz'. Did you mean: steps ?",
     "--reconstruct=0": "--reconstruct = 0; it must be 1 or more",
     "--reconstruct=20001": "n = 20001, but the test split of swissroll has 20000 examples; use 1 to that many",

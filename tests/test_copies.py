@@ -52,7 +52,7 @@ def test_a_copy_of_a_run_samples_the_same(changes: dict[str, Any], make_copy: Ca
     run = made(changes)
     _ = run.config.loss.built_weight, run.config.built_transform  # kept in the config
     if changes is not PERTURBED:
-        _ = run._network
+        _ = run.network
     found = make_copy(run)
     assert (found.step, found.config, found.trusted) == (7, run.config, True)
     key = jax.random.key(1)

@@ -101,7 +101,7 @@ def test_the_mapping_of_a_component_has_its_plain_defaults_and_makes_it_again() 
         ("nowhere.at.all:Thing", "thing = 'nowhere.at.all:Thing': No module named 'nowhere'; the module must be"),
         (
             "thign:factor",
-            "thing = 'thign:factor': No module named 'thign'; the module must be importable, see PYTHONPATH; d",
+            "thing = 'thign:factor': No module named 'thign'; the module must be importable: put its",
         ),
         ("jaxdiff.samplers:DDMI", "thing = 'jaxdiff.samplers:DDMI': module 'jaxdiff.samplers' has no attribute 'DDMI'"),
         ("jaxdiff.samplers:__name__", "thing = 'jaxdiff.samplers:__name__' is a str; name a class or function"),

@@ -87,8 +87,15 @@ def test_x64_can_be_neither_switched_on_nor_off(run):
     refused(run, {}, r"^JAX_ENABLE_X64 is off, but .* on; set it back")
     del content["x64"]  # as an earlier version wrote it
     (run / "config.json").write_text(json.dumps(content))
-    loop.train(tiny.config(COSINE), run)
+    loop.train(tiny.config({**COSINE, "train.steps": 11}), run, allow_change="train.steps")
     assert content_of(run)["x64"] is False
+
+
+def test_a_finished_run_is_left_as_it_is(run, caplog):
+    before = (run / "config.json").read_text()
+    loop.train(tiny.config({**COSINE, "optimizer.learning_rate": 0.5}), run, allow_change="optimizer.learning_rate")
+    assert "nothing to do" in caplog.text
+    assert (run / "config.json").read_text() == before
 
 
 def test_the_learning_rate_changes_on_request_and_the_history_says_so(run):

@@ -205,7 +205,8 @@ def test_sampling_can_be_differentiated() -> None:
 def test_scale_input_gives_the_network_unit_variance(name: str) -> None:
     process = Gaussian(SCHEDULES[name])
     seen = jd.denoiser(lambda _, x, t: x, None, process, predicts="x0", scale_input=True)
-    plain = jd.denoiser(lambda _, x, t: x, None, process, predicts="x0")
+    plain = jd.denoiser(lambda _, x, t: x, None, process, predicts="x0", scale_input=False)
+    assert jd.denoiser(lambda _, x, t: x, None, process).scale_input == (name in ("ve", "edm"))
     x, t = jnp.array([1.0, -2.0]), 0.75
     size = np.hypot(*jax.device_get(jax.jit(lambda: (process.schedule.alpha(t), process.schedule.sigma(t)))()))
     np.testing.assert_allclose(jax.jit(seen)(x, t).x0, x / size, rtol=1e-5)

@@ -143,7 +143,7 @@ def _end(error: object, code: int) -> NoReturn:
 
 def _parse(arguments: list[str], *, usage: str, module: str) -> list[str]:
     """absl's parser, preceded by --help, --version and checks of the config file, whose errors ml_collections hides."""
-    arguments, config = list(arguments), None
+    arguments, config, about = list(arguments), None, ""
     try:
         if "--version" in arguments:
             print(f"jaxdiff {__version__}")
@@ -155,8 +155,11 @@ def _parse(arguments: list[str], *, usage: str, module: str) -> list[str]:
                 arguments[i : i + (1 if equals else 2)] = [f"{flag}={located}"]
                 config = config_files.load(located)
                 config_files.check_overrides(arguments[1:], config)
+                arguments[1:] = config_files.whole_components(arguments[1:], config)
+                sys.argv[1:] = arguments[1:]  # where ml_collections looks for the settings that are given
+                about = config_files.describe(located)
         if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & {*arguments[1:]}:
-            print(help.text(usage, FLAGS, module=module, config=config))
+            print(help.text(usage, FLAGS, module=module, config=config, about=about))
             raise SystemExit(DONE)
         return FLAGS(arguments)
     except (InputError, flags.Error) as error:

@@ -1,5 +1,6 @@
 """What --config names: find the file by its path or by the name of a shipped config, check it, and run it."""
 
+import ast
 import inspect
 import re
 import runpy
@@ -8,7 +9,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxdiff.registry import suggest
+from jaxdiff import registry
+from jaxdiff.experiment import components
+from jaxdiff.registry import near, suggest
 from jaxdiff.storage import user_path
 from jaxdiff.typing import InputError
 
@@ -34,11 +37,9 @@ def locate(text: str) -> str:
         return f"{path}{colon}{variant}"
     if name in known:
         return f"{known[name]}{colon}{variant}"
-    plain = Path(name).stem
-    instead = f"did you mean {plain}?" if plain in known else "write a file as one of configs/, or give a name"
     raise InputError(
         f"--config = {text}: there is neither such a file nor a config of that name; the names are "
-        f"{', '.join(known)}; {instead}"
+        f"{', '.join(known)}{near(Path(name).stem, known)}"
     )
 
 
@@ -65,6 +66,31 @@ def load(located: str) -> Any:
         raise InputError(str(error)) from error
 
 
+def describe(located: str) -> str:
+    """Return the docstring of a config file, which tells its variants."""
+    return ast.get_docstring(ast.parse(Path(located.partition(":")[0]).read_text())) or ""
+
+
+def whole_components(arguments: list[str], config: Any) -> list[str]:
+    """Replace flags that change the kind of a component: one that is set by name has none of the options of the last.
+
+    --config.schedule=linear:num_timesteps=100 and --config.schedule.name=linear become --config.schedule={...}.
+
+    Raises:
+      InputError: if a name or an option is unknown.
+    """
+    result = []
+    for argument in arguments:
+        match = re.fullmatch(r"--?config\.(\w+)(\.name)?=([^{].*)", argument, re.DOTALL)
+        if match and match[1] in components.NAMES and match[1] in config:
+            what, given = match[1], match[3]
+            if not match[2] or given != config[what].get("name"):
+                names, fixed = components.NAMES[what]
+                argument = f"--config.{what}={registry.normalize(what, given, names, given=fixed)!r}"
+        result.append(argument)
+    return result
+
+
 def check_overrides(arguments: list[str], config: Any) -> None:
     """Raise an InputError if a flag sets a field which the config lacks."""
     for argument in arguments:
@@ -73,5 +99,10 @@ def check_overrides(arguments: list[str], config: Any) -> None:
             for key in match[1].split("."):
                 known = section if isinstance(section, ConfigDict) else ()
                 if key not in known:
-                    raise InputError(f"--config.{match[1]}: {key!r} is not a field{suggest(key, known)}")
+                    top = match[1].partition(".")[0]
+                    other = f"; to choose another {top}, write --config.{top}=NAME:OPTION=VALUE"
+                    raise InputError(
+                        f"--config.{match[1]}: {key!r} is not a field{suggest(key, known)}"
+                        f"{other if top in components.NAMES and key != top else ''}"
+                    )
                 section = section[key]

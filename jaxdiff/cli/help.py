@@ -14,18 +14,21 @@ from jaxdiff.cli import config_files
 _WIDTH, _INDENT = 100, 26
 
 
-def text(usage: str, values: flags.FlagValues, *, module: str, config: Any = None) -> str:
-    """Return the help of the command whose flags `module` defines; with a config, its settings and their values."""
+def text(usage: str, values: flags.FlagValues, *, module: str, config: Any = None, about: str = "") -> str:
+    """Return the help of the command whose flags `module` defines; with a config, what it is about and its settings."""
     lines = [f"usage: {usage}", "", "flags:"]
     for flag in values.get_flags_for_module(module):
         default = "" if flag.default in (None, [], False) else f" Default: {flag.default}."
         lines += _entry(f"--{flag.name}" if flag.boolean else f"--{flag.name}=...", f"{flag.help}{default}")
     if "config" in values and config is None:
-        lines += ["", "configs, to give by name or as files (jaxdiff train --config=NAME --help lists the settings):"]
+        lines += [
+            "",
+            "configs, to give by name or as files (jaxdiff train --config=NAME --help tells variants and settings):",
+        ]
         for name, path in config_files.shipped().items():
             lines += _entry(name, _first_line(path))
     if config is not None:
-        lines += ["", "settings of the config and their values:"]
+        lines += ["", *about.splitlines(), "", "settings of the config and their values:"]
         lines += [f"  --config.{name}={value}" for name, value in _settings(config)]
     return "\n".join(lines)
 

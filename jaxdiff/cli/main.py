@@ -1,6 +1,7 @@
 """The command `jaxdiff`: `jaxdiff train` and `jaxdiff sample`."""
 
 import importlib
+import os
 import sys
 
 from jaxdiff import __version__
@@ -32,6 +33,7 @@ def main() -> None:
         print(f"jaxdiff {__version__}")
     elif command in _COMMANDS:
         sys.argv = [f"jaxdiff {command}", *arguments]
+        sys.path.append(os.getcwd())  # for names of the user's own modules; last, so that it hides no other module
         importlib.import_module(f"jaxdiff.cli.{command}").main()  # after --help and --version, as it takes a second
     else:
         print(f"error: {command!r} is not a command{suggest(command, _COMMANDS)}", file=sys.stderr)

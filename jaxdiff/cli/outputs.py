@@ -42,7 +42,7 @@ def check(out: Path, *, inputs: Sequence[Path], runs: Sequence[Path], overwrite:
                 raise InputError(f"--out = {out} would change the run in {run}: {path}; choose another name")
         if replaces and not overwrite:
             raise InputError(
-                f"--out = {out} would replace {path}, which sample.py did not write; choose another name, or give "
+                f"--out = {out} would replace {path}, which this command did not write; choose another name, or give "
                 "--overwrite"
             )
     make_folder(out.parent, what=f"--out = {out}")

@@ -74,7 +74,7 @@ def main() -> None:
     flags.DEFINE_integer("seed", 0, "Random seed.")
     flags.DEFINE_integer("batch", 64, "Number of samples at a time.")
     flags.DEFINE_string("out", "samples.png", "The image to write; the arrays are saved beside it as .npz.")
-    flags.DEFINE_bool("overwrite", False, "Whether --out may replace files that sample.py did not write.")
+    flags.DEFINE_bool("overwrite", False, "Whether --out may replace files that this command did not write.")
     usage = f"{command.called('sample')} --workdir=FOLDER [--n=64] [--out=samples.png] [--FLAG=VALUE ...]"
     command.run(_sample, usage=usage, module=__name__, required=("workdir",))
 
@@ -195,8 +195,9 @@ def _draw(run: Run) -> Output:
             raise InputError(f"--n = {n} is not divisible by {len(rows)} labels, a row for each; make it a multiple")
         n += -n % len(rows)
     labels = rows[0] if len(rows) == 1 else [label for label in rows for _ in range(n // len(rows))] or weights
+    sampler, options = samplers.make(FLAGS.sampler or run.config.sampling.sampler), _options(labels)
     _say(f"compiling, then drawing {n} samples by {FLAGS.sampler or run.config.sampling.sampler} ...")
-    samples = run.sample(key_of(FLAGS.seed), n=n, **_options(labels))
+    samples = run.sample(key_of(FLAGS.seed), n=n, **{**options, "sampler": sampler if FLAGS.sampler else None})
     columns = n // len(rows) if len(rows) > 1 else None
     image = plots.draw(samples, columns=columns)
     return f"{n} samples of step {run.step}", image, {"samples": samples}

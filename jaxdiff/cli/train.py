@@ -8,7 +8,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from jaxdiff import xla
+from jaxdiff import registry, xla
 from jaxdiff.cli import command, config_files
 from jaxdiff.experiment import Config
 from jaxdiff.storage import user_path
@@ -66,4 +66,7 @@ def _train() -> None:
     loop.train(config, workdir, allow_change=FLAGS.allow_change)
     if jax.process_index() == 0:
         sampling = f"{command.called('sample')} --workdir={shlex.quote(str(workdir))}"
-        print(f"done: {workdir}\nto sample: {sampling} --out=samples.png", file=sys.stderr)
+        label, trust = " --label=all" if config.p_uncond is not None else "", ""
+        if registry.outside(config.to_mapping()):
+            trust = " --trust"  # the folder names code, which a stranger could have written
+        print(f"done: {workdir}\nto sample: {sampling}{trust}{label} --out=samples.png", file=sys.stderr)

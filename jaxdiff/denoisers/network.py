@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.processes import Denoiser, Process, Wrapper, parameterization
-from jaxdiff.schedules import Discrete, check_time
-from jaxdiff.typing import Extended, InputError, Prediction, PyTree, Sample, Time, pytree, static
+from jaxdiff.schedules import Discrete, Schedule, VariancePreserving, check_time
+from jaxdiff.typing import Extended, InputError, Prediction, PyTree, Sample, Time, is_traced, pytree, shown, static
 
 
 @pytree(eq=False)
 class _Network(Denoiser):
     apply: Callable[..., Any] = static()
-    params: PyTree
+    params: PyTree = dataclasses.field(repr=False)
     process: Process
     predicts: parameterization.Kind = static()
     scale_input: bool = static()
@@ -28,7 +28,15 @@ class _Network(Denoiser):
         t = jnp.asarray(t, jnp.promote_types(x_t.dtype, jnp.float32))  # k/1000 is lost in bfloat16
         x_in = x_t / jnp.sqrt(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2) if self.scale_input else x_t
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (x_in, t, cond))
-        output = self.apply(self.params, *(batch if cond is not None else batch[:2]))
+        try:
+            output = self.apply(self.params, *(batch if cond is not None else batch[:2]))
+        except Exception as error:
+            seen = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(batch))
+            error.add_note(
+                f"The network was called on a batch of one, with arrays of the shapes {seen}. A denoiser and a loss "
+                "take one sample: jax.vmap them over a batch."
+            )
+            raise
         expected, rule = (1, *x_t.shape), "x's shape"
         if self.learned_variance:
             expected, rule = (*expected[:-1], 2 * expected[-1]), "twice the channels of x, as learned_variance asks"
@@ -50,7 +58,7 @@ def denoiser(
     process: Process,
     *,
     predicts: str | None = None,
-    scale_input: bool = False,
+    scale_input: bool | None = None,
     learned_variance: bool = False,
     null: PyTree = None,
 ) -> _Network:
@@ -66,7 +74,7 @@ def denoiser(
       predicts: "eps", "x0", "v", "score" or "velocity" (see `jaxdiff.parameterization`). None is "eps", or "x0" if the
         transform of the process has no inverse.
       scale_input: whether to give the network x_t/√(α_t² + σ_t²) instead of x_t: unit variance for data of unit
-        variance. Variance-exploding schedules need it; it changes nothing if variance is preserved.
+        variance. It changes nothing if variance is preserved. None does it if α_1² + σ_1² > 4, as for VE and EDM.
       learned_variance: whether the network predicts the variance of the reverse step, too, in a second half r of its
         channels (the last axis): log variance = (1 + r)/2 log σ²_{t|s} + (1 − r)/2 log β̃ of any step from t to s
         (Nichol & Dhariwal 2021, equation 15, with v = (1 + r)/2).
@@ -74,9 +82,16 @@ def denoiser(
         of numbers for the leaves of the condition. The networks of `jaxdiff.models` take the label −1.
 
     Raises:
-      InputError: if `predicts` is unknown, needs an inverse that the transform of the process does not have, or is eps
-        or score under a discrete schedule with α_1 = 0, where neither determines x_0.
+      InputError: if apply is not callable, the process is not one, or `predicts` is unknown, needs an inverse that the
+        transform of the process does not have, or is eps or score under a discrete schedule with α_1 = 0, where neither
+        determines x_0.
     """
+    if not callable(apply):
+        raise InputError(f"apply = {shown(apply)}; it must be the function apply(params, x, t), and params come second")
+    if not isinstance(process, Process):
+        raise InputError(
+            f"process = {shown(process)}; give a process, as jaxdiff.Gaussian(schedule) makes of a schedule"
+        )
     transform = process.transform
     kind = parameterization.natural(transform) if predicts is None else parameterization.canonical(predicts)
     parameterization.check(kind, transform, what="predicts")
@@ -85,8 +100,17 @@ def denoiser(
             f"predicts = {kind!r}, but α_1 = 0 under this schedule, whose last β is 1: {kind} does not determine x_0 "
             "at t = 1; set predicts to v, x0 or velocity"
         )
-    options: dict[str, Any] = {"predicts": kind, "scale_input": scale_input, "learned_variance": learned_variance}
+    scales = scales_input(process.schedule) if scale_input is None else scale_input
+    options: dict[str, Any] = {"predicts": kind, "scale_input": scales, "learned_variance": learned_variance}
     return _Network(apply=by_value(apply), params=params, process=process, null=null, **options)
+
+
+def scales_input(schedule: Schedule) -> bool:
+    """Return whether a network needs x_t scaled to unit variance under this schedule: α_1² + σ_1² > 4."""
+    if isinstance(schedule, VariancePreserving) or is_traced(schedule):
+        return False
+    with jax.ensure_compile_time_eval():
+        return bool(schedule.alpha(1.0) ** 2 + schedule.sigma(1.0) ** 2 > 4)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -150,6 +150,8 @@ class Experiment:
     def classifier(self, params: PyTree) -> NetworkClassifier:
         """Return the classifier of noisy samples."""
         process, scale_input = self.process(params), self.config.scale_input
+        if scale_input is None:
+            scale_input = denoisers.scales_input(process.schedule)
         return NetworkClassifier(
             apply=by_value(self.model.apply), params=params, process=process, scale_input=scale_input
         )
@@ -246,7 +248,7 @@ def make_experiment(config: Config, spec: DataSpec, examples: Num[np.ndarray, "n
         model=None,
         times=time_sampler(config.loss.times, schedule),
     )._with_network(config.train.dtype)
-    target: Any = config.loss.target
+    target: Any = config.loss.target or config.predicts
     weight = config.loss.built_weight
     if weight and not jnp.isfinite(for_target(target, weight(schedule, 1.0), t=1.0, schedule=schedule)):
         raise InputError(

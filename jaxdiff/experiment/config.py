@@ -46,7 +46,7 @@ class Data:
 class Loss:
     """The training loss: see `jaxdiff.losses`."""
 
-    target: str = "eps"  # the parameterization whose error is measured
+    target: str | None = None  # the parameterization whose error is measured; None: what the network predicts
     weight: str | None = None  # as "min_snr:gamma=5"; None weights the error of `target` equally at all times
     times: Times = "auto"
 
@@ -54,7 +54,8 @@ class Loss:
 
     def __post_init__(self) -> None:
         registry.check_types(self)
-        object.__setattr__(self, "target", parameterization.canonical(self.target, what="target"))
+        if self.target is not None:
+            object.__setattr__(self, "target", parameterization.canonical(self.target, what="target"))
         _ = self.built_weight
 
     @functools.cached_property
@@ -67,10 +68,10 @@ class Loss:
 class Optimizer:
     """AdamW with gradient clipping, and a learning rate with linear warm-up and optional decay."""
 
-    learning_rate: Extended = 1e-3
-    warmup_steps: int = 0
-    decay: Literal["constant", "cosine"] = "constant"
-    weight_decay: float = 0.0
+    learning_rate: Extended = 1e-3  # the greatest one, after the warm-up
+    warmup_steps: int = 0  # over which the learning rate rises linearly from 0
+    decay: Literal["constant", "cosine"] = "constant"  # cosine: falls to 0 at train.steps along half a cosine
+    weight_decay: float = 0.0  # the share of each weight, times the learning rate, that a step takes off
     clip_norm: float | None = 1.0  # the greatest global norm of the gradient; None for any
 
     def __post_init__(self) -> None:
@@ -130,7 +131,7 @@ class Config:
     train: Train
     process: Component = "gaussian"
     predicts: str = "eps"
-    scale_input: bool = False  # see `jaxdiff.denoiser`
+    scale_input: bool | None = None  # see `jaxdiff.denoiser`
     p_uncond: float | None = None  # probability of dropping a label in training; None trains an unconditional model
     learned_variance: bool = False  # train the variance of the reverse step too: `jaxdiff.losses.hybrid`
     loss: Loss = dataclasses.field(default_factory=Loss)
@@ -161,7 +162,8 @@ class Config:
     def _check_components(self) -> None:
         model, schedule, transform = self.built_model, self.built_schedule, self.built_transform
         parameterization.check(self.predicts, transform, what="predicts")
-        parameterization.check(self.loss.target, transform, what="loss.target")
+        if self.loss.target is not None:
+            parameterization.check(self.loss.target, transform, what="loss.target")
         if not isinstance(self.sampling.sampler, str):
             found = f"sampling.sampler = {self.sampling.sampler!r}"
             raise InputError(

@@ -55,7 +55,7 @@ def check(old: Config, new: Config, step: int, allow_change: Collection[str], *,
         listed = "\n  ".join(found.values())
         way = ""
         if all(name in ALLOWABLE for name in found):
-            way = f", or go on with the change by allow_change={','.join({**dict.fromkeys(allow_change), **found})}"
+            way = f", or go on with the change by --allow_change={','.join({**dict.fromkeys(allow_change), **found})}"
         raise InputError(
             f"{where} holds a run of another config:\n  {listed}\n"
             f"choose another folder, or set these back to go on with that run{way}"
@@ -68,7 +68,7 @@ def check(old: Config, new: Config, step: int, allow_change: Collection[str], *,
         raise InputError(
             f"{refused['train.steps']}, but optimizer.decay = 'cosine' ends at train.steps: the learning rate would go "
             f"from {before:.2g} at step {step} to {after:.2g} at the next one; set train.steps back to "
-            f"{old.train.steps}, or go on with the change by allow_change={','.join([*allow_change, 'train.steps'])}"
+            f"{old.train.steps}, or go on with the change by --allow_change={','.join([*allow_change, 'train.steps'])}"
         )
 
 

@@ -213,7 +213,9 @@ def read(workdir: Path, *, trust: bool | Collection[str] = False) -> tuple[Confi
     check_path(workdir)
     path = workdir / "config.json"
     if not path.is_file():
-        raise InputError(f"workdir = {workdir} is not a run: it has no config.json; give a folder that train.py wrote")
+        raise InputError(
+            f"workdir = {workdir} is not a run: it has no config.json; give the folder of a training run, its --workdir"
+        )
     try:
         if (size := path.stat().st_size) > _MOST_BYTES:
             raise ValueError(f"it has {size} bytes, more than {_MOST_BYTES}")
@@ -222,14 +224,14 @@ def read(workdir: Path, *, trust: bool | Collection[str] = False) -> tuple[Confi
         code = ", ".join(sorted(registry.outside(values)))
         fix = f"in all, {path} names {code[:1000]}; "
         if isinstance(trust, bool):
-            fix += "give trust=True (--trust) if you trust whoever wrote this folder, or choose another one"
+            fix += "give trust=True (--trust) if you trust whoever wrote this folder, or choose another folder"
         else:
             fix += "the config of this run names other code: choose another folder"
         with nullcontext() if trust is True else registry.only(trust or (), fix):
             config = Config.from_mapping(values)
         with registry.named("data"):
             return config, registry.dataclass_from(DataSpec, data)
-    except registry.UntrustedError:
+    except (registry.UntrustedError, registry.NotFoundError):
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(

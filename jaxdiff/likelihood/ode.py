@@ -30,13 +30,16 @@ Probe = Literal["rademacher", "gaussian"]
 
 
 class Likelihood(NamedTuple):
-    """The log-likelihood of each of n samples, in nats."""
+    """The log-likelihood of each of n samples."""
 
     log_density: Float[Array, " n"]
+    """log p(x_0) in nats."""
     standard_error: Float[Array, " n"]
     """The error of the trace estimate: 0 for the exact trace, NaN for a single probe."""
-    latent: Samples  # x_1
-    steps: Int[Array, " n"]  # of the solver
+    latent: Samples
+    """x_1, the end of the ODE at pure noise."""
+    steps: Int[Array, " n"]
+    """The number of steps that the solver took; each evaluates the network and its gradient six times."""
 
 
 def log_likelihood(
@@ -52,7 +55,7 @@ def log_likelihood(
     """Return log p(x_0) under the distribution that the probability-flow ODE makes from the prior.
 
     Args:
-      denoiser: the model, under a Gaussian process.
+      denoiser: the model, under a Gaussian process; of a trained run take `run.network`, which is not clipped.
       key: draws the probes, fold_in(key, i) for sample i; the exact trace needs none.
       probes: the number of Hutchinson probes, or 0 for the exact trace (d products per step, for small d).
       probe: the distribution of the probes; Rademacher has the smaller variance.

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxdiff.losses.weightings import Weighting, for_target
+from jaxdiff import registry
+from jaxdiff.losses.weightings import WEIGHTINGS, Weighting, for_target
 from jaxdiff.processes import Denoiser, Process, Wrapper, for_sample, require_gaussian
 from jaxdiff.processes.parameterization import canonical, check, from_prediction, natural
 from jaxdiff.schedules import Schedule, check_time
@@ -55,14 +56,14 @@ def weighted(
     t: Time,
     *,
     key: RandomKey,
-    weight: Weighting,
+    weight: Weighting | str,
     cond: PyTree = None,
     target: str | None = None,
 ) -> Scalar:
     """Return the squared error of n̂ on one noised sample, averaged over coordinates, times the weight of t.
 
-    `weight` is from `jaxdiff.weightings`; other arguments and errors are those of `simple`. The target changes only
-    rounding and infinities at the ends of the path: take what the network predicts.
+    `weight` is from `jaxdiff.weightings`, or its name, as "min_snr:gamma=3"; other arguments and errors are those of
+    `simple`. The target changes only rounding and infinities at the ends of the path: take what the network predicts.
     """
     pairs = _true_and_predicted(denoiser, x0, t, key=key, cond=cond)
     return _error(*pairs, target or _predicted_by(denoiser), t, weight)
@@ -74,7 +75,7 @@ def hybrid(
     t: Time,
     *,
     key: RandomKey,
-    weight: Weighting | None = None,
+    weight: Weighting | str | None = None,
     cond: PyTree = None,
     target: str | None = None,
     share: float = 1e-3,
@@ -147,7 +148,12 @@ def _predicted_by(denoiser: Any) -> str | None:
 
 
 def _error(
-    true: Prediction, predicted: Prediction, process: Process, target: str | None, t: Time, weight: Weighting | None
+    true: Prediction,
+    predicted: Prediction,
+    process: Process,
+    target: str | None,
+    t: Time,
+    weight: Weighting | str | None,
 ) -> Scalar:
     """Return the squared error in the target, with the weight of t if there is one."""
     kind = natural(process.transform) if target is None else canonical(target, what="target")
@@ -156,4 +162,5 @@ def _error(
     error = jnp.mean((wanted - output) ** 2)
     if weight is None:
         return error
-    return for_target(kind, weight(process.schedule, t), t=t, schedule=process.schedule) * error
+    built: Weighting = registry.make("weight", weight, WEIGHTINGS)
+    return for_target(kind, built(process.schedule, t), t=t, schedule=process.schedule) * error

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.schedules import Schedule, check_times
-from jaxdiff.typing import InputError, RandomKey, pytree, static
+from jaxdiff.typing import InputError, RandomKey, pytree, shown, static
 
 TimeSampler = Callable[[RandomKey, int], Float[Array, " n"]]
 Times = Literal["auto", "discrete", "continuous", "antithetic", "log_normal", "secant", "importance"]
@@ -160,6 +160,8 @@ def time_sampler(times: Times, schedule: Schedule) -> TimeSampler:
     """
     if times not in get_args(Times):
         raise InputError(f"times = {times!r}; the known ones are {', '.join(get_args(Times))}")
+    if not isinstance(schedule, Schedule):
+        raise InputError(f"schedule = {shown(schedule)}; give a schedule, such as that of a process: process.schedule")
     last = schedule.num_timesteps
     if times == "discrete" and last is None:
         raise InputError("times = 'discrete', but the schedule is continuous; use 'continuous' or a discrete schedule")

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxdiff.processes.base import Process, safe_divide
 from jaxdiff.processes.transforms.base import Transform
 from jaxdiff.schedules import rates
-from jaxdiff.typing import InputError, Prediction, Sample, Time
+from jaxdiff.typing import InputError, Prediction, Sample, Time, near
 
 Kind = Literal["eps", "x0", "v", "score", "velocity"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -38,7 +38,7 @@ def canonical(kind: str, *, what: str = "predicts") -> Kind:
     """Return the name in `KINDS` for a kind in any library's spelling, or raise an InputError about `what`."""
     found = _SPELLINGS.get(kind, kind)
     if found not in KINDS:
-        raise InputError(f"{what} = {kind!r}; it must be one of {', '.join(KINDS)}")
+        raise InputError(f"{what} = {kind!r}; it must be one of {', '.join(KINDS)}{near(kind, {*KINDS, *_SPELLINGS})}")
     return found  # type: ignore[return-value]
 
 

@@ -14,6 +14,18 @@ from jaxdiff.typing import RandomKey, Sample, T, Time, checks_fields
 class Sampler(Protocol):
     """One step of one sample from t to s < t. A hashable value: equal samplers share a compilation.
 
+    A frozen dataclass is one. If it keeps nothing between steps it can derive from `Stateless`:
+
+        @dataclasses.dataclass(frozen=True)
+        class Churned(jaxdiff.samplers.Stateless):  # by name "my_module:Churned" or "my_module:Churned:share=0.2"
+            share: float = 0.1
+
+            def advance(self, key, x_t, *, t, s, denoiser):  # one sample; t and s are traced scalars
+                x0, noise = denoiser(x_t, t)[:2]
+                fresh = denoiser.process.sample_noise(key, x_t.shape, s)
+                mixed = (1 - self.share**2) ** 0.5 * noise + self.share * fresh
+                return denoiser.process.corrupt(x0, mixed, s)  # α_s x0 + σ_s mixed
+
     A sampler that is wrong for some timesteps also has `check(times, process)`, which raises an `InputError` for them.
     """
 

@@ -193,9 +193,21 @@ def stepper(
 
     def step(i: Any, carry: Carry) -> Carry:
         key_step = jax.random.fold_in(key_steps, i)
-        return sampler.step(key_step, *carry, t=times[i], s=times[i + 1], denoiser=conditioned)
+        found = sampler.step(key_step, *carry, t=times[i], s=times[i + 1], denoiser=conditioned)
+        _check_step(sampler, found, carry)
+        return found
 
     return step
+
+
+def _check_step(sampler: Sampler, found: Any, carry: Carry) -> None:
+    """Raise an InputError unless a step returned what it was given: a sample, and a state, of the same shapes."""
+    before, after = ((jax.tree.structure(pair), jax.tree.map(jnp.shape, pair)) for pair in (carry, found))
+    if not isinstance(found, tuple) or before != after:
+        raise InputError(
+            f"{type(sampler).__name__}.step returned {jax.tree.map(jnp.shape, found)} for (x_t, state) of shapes "
+            f"{jax.tree.map(jnp.shape, carry)}; it must return (x_s, new state) of the same shapes"
+        )
 
 
 @partial(jax.jit, static_argnames=("sampler", "shape", "trajectory"))

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxdiff.processes import Denoiser, require_gaussian
 from jaxdiff.samplers.base import Stateless
 from jaxdiff.schedules import Schedule
-from jaxdiff.typing import Prediction, RandomKey, Sample, Time, check_fields
+from jaxdiff.typing import InputError, Prediction, RandomKey, Sample, Time, check_fields, shown
 
 Slope = Literal["x0", "noise"]
 Row = tuple[float, ...]
@@ -54,7 +54,20 @@ class RungeKutta(Stateless):
     slope: Slope = "x0"
 
     def __init_subclass__(cls, **options: Any) -> None:
+        """Raise an InputError if the tableau of the subclass is no explicit and consistent one."""
         super().__init_subclass__(**options)
+        stages: Any = getattr(cls, "stages", None)
+        weights: Any = getattr(cls, "weights", None)
+        try:
+            valid = [len(row) for row in (*stages, weights)] == list(range(1, len(weights) + 1))
+            valid = valid and abs(sum(weights) - 1) < 1e-6
+        except TypeError:
+            valid = False
+        if not valid:
+            raise InputError(
+                f"{cls.__name__} has stages = {shown(stages)} and weights = {shown(weights)}; the rows of stages must "
+                "have 1, 2, ... numbers, and weights one number more than there are rows, of sum 1"
+            )
         jax.tree_util.register_static(cls)
 
     def __post_init__(self) -> None:

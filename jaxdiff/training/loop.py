@@ -68,12 +68,13 @@ def train(config: Config, workdir: Path, *, allow_change: Collection[str] | str 
         new = jax.jit(partial(init_state, experiment), **options)
         state = new() if found is None else State.from_items(found[1])
         start = int(state.step)
-        if jax.process_index() == 0:
-            folder.write(workdir, config, dataset.spec, examples, step=start)
         undrawn = _is_undrawn(config, workdir, start)
         if start >= settings.steps and not undrawn:
-            _log.warning("%s is at step %d of %d already: nothing to do", workdir, start, settings.steps)
+            fix = "raise train.steps to go on"
+            _log.warning("%s is at step %d of %d already: nothing to do; %s", workdir, start, settings.steps, fix)
             return state
+        if jax.process_index() == 0:
+            folder.write(workdir, config, dataset.spec, examples, step=start)
         options = {"on_device": config.data.on_device, "labelled": experiment.classes > 0}
         batches = make_batches(dataset, mesh, seed=settings.seed, batch_size=settings.batch_size, **options)
         lengths: Any = {"start": start, "steps": settings.steps, "every": config.every.log}
