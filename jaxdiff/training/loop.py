@@ -69,12 +69,15 @@ def train(config: Config, workdir: Path, *, allow_change: Collection[str] | str 
         state = new() if found is None else State.from_items(found[1])
         start = int(state.step)
         undrawn = _is_undrawn(config, workdir, start)
-        if start >= settings.steps and not undrawn:
+        done = start >= settings.steps and not undrawn
+        if jax.process_index() == 0:
+            # A run that is done keeps its config, but gets side files that it has lost.
+            kept = folder.read(workdir, trust=registry.outside(config.to_mapping()))[0] if done else config
+            folder.write(workdir, kept, dataset.spec, examples, step=start)
+        if done:
             fix = "raise train.steps to go on"
             _log.warning("%s is at step %d of %d already: nothing to do; %s", workdir, start, settings.steps, fix)
             return state
-        if jax.process_index() == 0:
-            folder.write(workdir, config, dataset.spec, examples, step=start)
         options = {"on_device": config.data.on_device, "labelled": experiment.classes > 0}
         batches = make_batches(dataset, mesh, seed=settings.seed, batch_size=settings.batch_size, **options)
         lengths: Any = {"start": start, "steps": settings.steps, "every": config.every.log}
