@@ -286,7 +286,8 @@ def test_progress_is_shown_to_the_end_and_not_beyond(points, on_a_terminal):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    message = f"workdir = {tmp_path} is not a run: it has no config.json; give the folder of a training run, its --workdir"
+    fix = "give the folder of a training run, its --workdir"
+    message = f"workdir = {tmp_path} is not a run: it has no config.json; {fix}"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         load(tmp_path)
     with pytest.raises(InputError, match="is not a run"):
