@@ -31,7 +31,7 @@ import numpy as np
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import jaxdiff as jd
-from jaxdiff.experiment import Config, Data, Every, Optimizer, Sampling, Train
+from jaxdiff.experiment import Config, Data, Every, Loss, Optimizer, Sampling, Train
 from jaxdiff.training.loop import train
 
 jd.xla.split_cpu(64)  # on a CPU, each core becomes a device with its own part of a batch of 64
@@ -68,6 +68,7 @@ config = Config(
     },
     schedule={"name": "cosine", "num_timesteps": 1000},
     predicts="v",
+    loss=Loss(target="eps"),  # the loss of Ho et al. 2020
     optimizer=Optimizer(learning_rate=2e-3, warmup_steps=100, decay="cosine"),
     train=Train(steps=STEPS, batch_size=64, ema_decay=0.995),
     sampling=Sampling(sampler="dpm++2m_sde", steps=20),

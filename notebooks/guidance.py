@@ -32,7 +32,7 @@ import numpy as np
 from sklearn.svm import SVC
 
 import jaxdiff as jd
-from jaxdiff.experiment import Config, Data, Every, Optimizer, Sampling, Train
+from jaxdiff.experiment import Config, Data, Every, Loss, Optimizer, Sampling, Train
 from jaxdiff.training.loop import train
 
 jd.xla.split_cpu(64)  # for the training below: on a CPU, each core becomes a device
@@ -236,6 +236,7 @@ config = Config(
     },
     schedule={"name": "cosine", "num_timesteps": 1000},
     predicts="v",
+    loss=Loss(target="eps"),  # the loss of Ho et al. 2020, with which this network learns slowly
     p_uncond=0.1,
     optimizer=Optimizer(learning_rate=2e-3, warmup_steps=100, decay="cosine"),
     train=Train(steps=500, batch_size=64, ema_decay=0.99),
