@@ -14,6 +14,7 @@ from jaxdiff.typing import InputError, Prediction
 if TYPE_CHECKING:
     from jaxdiff import evaluation, models
     from jaxdiff.run import Run, load
+    from jaxdiff.training.loop import train
 
 __version__ = "0.1.0"
 
@@ -21,7 +22,7 @@ __all__ = ["Denoiser", "Gaussian", "InputError", "Perturbed", "Prediction", "Pro
 __all__ += ["analytic", "clip_denoised", "denoiser", "dynamic_threshold", "from_function", "guidance", "inpainting"]
 __all__ += ["continuous_elbo", "decode", "elbo", "encode", "likelihood", "load", "log_likelihood", "losses", "models"]
 __all__ += ["noise", "parameterization", "sample", "samplers", "schedules", "slerp", "time_sampling", "timesteps"]
-__all__ += ["transforms", "weightings"]
+__all__ += ["train", "transforms", "weightings"]
 
 
 def __getattr__(name: str) -> Any:
@@ -30,6 +31,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"jaxdiff.{name}")
     if name in ("Run", "load"):
         return getattr(importlib.import_module("jaxdiff.run"), name)
+    if name == "train":
+        return importlib.import_module("jaxdiff.training.loop").train
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -253,12 +253,12 @@ class Run:
             data set is code of a user, or in a folder that the config gives.
         """
         section = self.config.data
-        found = data.load(section.name, split="test", dir=self._data_dir(dir))
-        if check_whole("n", n) > len(found.x):
+        found = data.load(section.name, split="test", dir=self._data_dir(dir), reading=section.reading)
+        if check_whole("n", n) > len(found):
             raise InputError(
-                f"n = {n}, but the test split of {section.name} has {len(found.x)} examples; use 1 to that many"
+                f"n = {n}, but the test split of {section.name} has {len(found)} examples; use 1 to that many"
             )
-        return np.asarray(data.normalize(found.x[:n], found.levels), np.float32)
+        return np.asarray(data.normalize(found.take(np.arange(n)).x, found.spec.levels), np.float32)
 
     def _data_dir(self, dir: str | None) -> str | None:
         """The folder of the data set, if reading the set runs no code and opens no file of a stranger's choice."""

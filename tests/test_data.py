@@ -103,7 +103,7 @@ def test_normalize_leaves_continuous_data():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "digit"}, r"name = 'digit' is not a data set, tfds:NAME or package.*; did you mean 'digits'\?$"),
+        ({"name": "digit"}, r"name = 'digit' is not a data set, folder:DIR, .* did you mean 'digits'\?$"),
         ({"name": "qqq"}, r"name = 'qqq' is not a data set.*checkerboard, digits, mixture, mnist, moons, swissroll$"),
         ({"name": "digits", "split": "valid"}, "split = 'valid'; digits has the splits"),
         ({"name": "mnist", "split": "validation"}, "split = 'validation'; mnist has the splits"),
@@ -112,11 +112,7 @@ def test_normalize_leaves_continuous_data():
         ({"name": "mixture", "dir": "."}, r"dir = '\.', but mixture is read from no folder"),
         ({"name": "nowhere.at_all:load"}, "name = 'nowhere.at_all:load': No module named 'nowhere'"),
         ({"name": "test_data:absent"}, "name = 'test_data:absent': .* has no attribute 'absent'"),
-        (
-            {"name": "test_data:wrong"},
-            r"'test_data:wrong' returned a ndarray; it must return a jaxdiff.data.Data",
-        ),
-        ({"name": "test_data:wrong:labels=3"}, r"labels=3' returned labels as int64\(3,\); it must"),
+        ({"name": "test_data:wrong:labels=3"}, r"labels=3' has labels = int64\(3,\); give"),
         ({"name": "test_data:my_points", "dir": "x"}, "dir = 'x', but test_data:my_points is read from no folder"),
     ],
 )

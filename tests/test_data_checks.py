@@ -86,7 +86,7 @@ def pair(x, labels=None):
         (np.array([[0.0], [1e300]]), None, r"x\[1\] holds inf; it must be finite"),
         (np.zeros((2, 1)), np.array([0, -3]), r"labels\[1\] holds -3; it must lie in 0 "),
         (np.zeros((2, 1)), np.array([0, 2**40]), r"labels\[1\] holds 1099511627776; it must lie in 0 "),
-        (np.zeros((0, 1)), None, r"returned x as float64\(0, 1\)"),
+        (np.zeros((0, 1)), None, r"has x = float64\(0, 1\)"),
     ],
 )
 def test_pairs_of_one_s_own_are_checked_too(x, labels, message, monkeypatch):

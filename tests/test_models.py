@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sklearn.datasets import make_swiss_roll
 
+from jaxdiff import models
 from jaxdiff.models import MLP, UNet, attend, attention, layers
 from jaxdiff.typing import InputError
 
@@ -332,3 +333,25 @@ def test_mlp_fits_a_swiss_roll():
     reached = jax.jit(jax.vmap(loss, (None, 0)))(variables, keys).mean()
     best = jax.lax.map(best_loss, keys).mean()
     assert 0.99 * best < reached < 1.1 * best
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "attention"),
+    [
+        ((64, 64, 3), (8, 16, 32, 32), (False, False, True, True)),
+        ((28, 28, 1), (8, 16, 32), (False, True, True)),
+        ((8, 8, 1), (8, 16), (True, True)),
+        ((48, 64, 3), (8, 16, 32, 32), (False, False, True, True)),
+        ((32, 2), (8, 16, 32), (False, True, True)),
+    ],
+)
+def test_a_sized_unet_has_as_many_levels_as_the_size_needs(shape, channels, attention):
+    model = models.sized_unet(width=8, shape=shape, outputs=1)
+    assert (tuple(model.down), tuple(model.attention), model.dims) == (channels, attention, len(shape) - 1)
+    x, t = jnp.zeros((1, *shape)), jnp.zeros(1)
+    assert jax.eval_shape(model.init_with_output, jax.random.key(0), x, t)[0].shape == x.shape
+
+
+def test_a_size_that_can_not_be_halved_is_refused():
+    with pytest.raises(InputError, match=r"65 × 65 can be halved only 0 times; set data\.size to multiples of 8"):
+        models.sized_unet(shape=(65, 65, 3))

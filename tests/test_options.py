@@ -37,7 +37,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "blur": {"width": 2.0},
     "pixelate": {"blocks": (2, 4)},
 }
-GIVEN = {"key", "others", "parent", "name", "dtype"}  # by code
+GIVEN = {"key", "others", "parent", "name", "dtype", "shape"}  # by code
 EXACT = jd.analytic.gaussian(np.zeros(2), 0.5, schedule=jd.schedules.VP())
 
 

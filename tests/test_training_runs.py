@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 from jaxdiff import data
 from jaxdiff.run import load
 from jaxdiff.training import loop
-from jaxdiff.training.batches import Examples, indices
+from jaxdiff.training.batches import indices
 from jaxdiff.training.recorder import DivergenceError
 
 
@@ -141,7 +141,7 @@ def test_a_loss_that_is_nan_stops_the_run_at_its_step_with_the_last_good_checkpo
 
         def healed(*arguments: Any, **options: Any) -> Any:
             """The batches of the spoilt data, which say that they are finite."""
-            return dataclasses.replace(batches(*arguments, **options), examples=Examples(points.x, None))
+            return dataclasses.replace(batches(*arguments, **options), dataset=points)
 
         monkeypatch.setattr(loop, "make_batches", healed)
         reason = "lower optimizer.learning_rate or set"

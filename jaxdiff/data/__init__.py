@@ -1,7 +1,10 @@
-"""Data sets in memory: handwritten digits, MNIST, points in the plane, TFDS images, and yours."""
+"""Data sets: digits, MNIST, points, folders of pictures, arrays, TFDS images, and yours."""
 
+from jaxdiff.data.base import Dataset, DataSpec, Examples, Source, normalize, quantize
 from jaxdiff.data.files import read_files, read_mask, read_picture
-from jaxdiff.data.sources import DATASETS, Dataset, DataSpec, check_untrusted, load, normalize, quantize
+from jaxdiff.data.objects import from_object, in_memory
+from jaxdiff.data.pictures import Pictures, Reading
+from jaxdiff.data.sources import DATASETS, check_untrusted, load
 
-__all__ = ["DATASETS", "DataSpec", "Dataset", "check_untrusted", "load", "normalize", "quantize"]
-__all__ += ["read_files", "read_mask", "read_picture"]
+__all__ = ["DATASETS", "DataSpec", "Dataset", "Examples", "Pictures", "Reading", "Source", "check_untrusted"]
+__all__ += ["from_object", "in_memory", "load", "normalize", "quantize", "read_files", "read_mask", "read_picture"]

@@ -52,12 +52,25 @@ def read_mask(path: str | Path, shape: tuple[int, int]) -> Float32[np.ndarray, "
     return mask
 
 
-def read_picture(path: str | Path, *, channels: int | None = None) -> Float64[np.ndarray, "height width channels"]:
+def open_picture(path: Path, *, channels: int | None = None, background: str = "black") -> Image.Image:
+    """Read a picture as an image of 8 bits, of mode L or RGB; arguments and errors are as for `read_picture`."""
+    with _reading(path, "a picture with values from black to white") as file, Image.open(file) as image:
+        if image.mode in ("L", "RGB") and "transparency" not in image.info:
+            mode = {1: "L", 3: "RGB"}.get(channels or 0, image.mode)
+            turned = image.format != "JPEG" or "exif" in image.info  # asked first, as looking for it takes time
+            return (ImageOps.exif_transpose(image) if turned else image).convert(mode)
+    values = np.round(255 * read_picture(path, channels=channels, background=background)).astype(np.uint8)
+    return Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values)
+
+
+def read_picture(
+    path: str | Path, *, channels: int | None = None, background: str = "black"
+) -> Float64[np.ndarray, "height width channels"]:
     """Read a picture as values from 0 (black) to 1 (white).
 
     Each of Pillow's modes is converted by its own range. Grey of 12, 16 or 32 bits keeps its precision, and Pillow
     reads colour at 8 bits. Floating-point values must lie in [0, 1] already. Transparent parts are composited over
-    black, an EXIF orientation is applied, and of an animation the first frame is read.
+    the background, "black" or "white", an EXIF orientation is applied, and of an animation the first frame is read.
 
     Args:
       channels: 1 converts colour to its luminance, 3 repeats grey, None keeps grey (1) or colour (3) as it is.
@@ -68,7 +81,7 @@ def read_picture(path: str | Path, *, channels: int | None = None) -> Float64[np
     path = user_path(path, what="path")
     with _reading(path, "a picture with values from black to white") as file, Image.open(file) as image:
         ends = _ends(image)  # asked first, because a rotated copy has lost the format
-        values = _values(ImageOps.exif_transpose(image), ends)
+        values = _values(ImageOps.exif_transpose(image), ends, float(background == "white"))
     if channels == 1 and values.shape[-1] == 3:
         return values @ _LUMINANCE[:, None]
     return np.repeat(values, 3, axis=-1) if channels == 3 and values.shape[-1] == 1 else values
@@ -123,9 +136,11 @@ def _ends(image: Image.Image) -> tuple[int, int]:
     return 0, 1 if image.mode == "F" else 2**16 - 1
 
 
-def _values(image: Image.Image, ends: tuple[int, int]) -> Float64[np.ndarray, "height width channels"]:
+def _values(
+    image: Image.Image, ends: tuple[int, int], background: float
+) -> Float64[np.ndarray, "height width channels"]:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _deep_grey(image, *ends)[..., None]
+        return _deep_grey(image, *ends, background)[..., None]
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
@@ -134,11 +149,12 @@ def _values(image: Image.Image, ends: tuple[int, int]) -> Float64[np.ndarray, "h
         mode = {"L": "LA", "RGB": "RGBA"}[mode]
     pixels = np.asarray(image.convert(mode), np.float64) / 255
     if mode in ("LA", "RGBA"):
-        pixels = pixels[..., :-1] * pixels[..., -1:]
+        opacity = pixels[..., -1:]
+        pixels = pixels[..., :-1] * opacity + background * (1 - opacity)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def _deep_grey(image: Image.Image, black: int, white: int) -> Float64[np.ndarray, "height width"]:
+def _deep_grey(image: Image.Image, black: int, white: int, background: float) -> Float64[np.ndarray, "height width"]:
     """The values of one channel of more than 8 bits, or of floating-point numbers."""
     pixels: Shaped[np.ndarray, "height width"] = np.asarray(image)
     if max(black, white) == 2**32 - 1:
@@ -148,5 +164,5 @@ def _deep_grey(image: Image.Image, black: int, white: int) -> Float64[np.ndarray
         raise ValueError(f"its values lie in [{low:g}, {high:g}], not in [0, {max(black, white)}]")
     values = np.abs(pixels.astype(np.float64) - black) / abs(white - black)
     if isinstance(key := image.info.get("transparency"), int):
-        values = np.where(pixels == key, 0, values)
+        values = np.where(pixels == key, background, values)
     return values

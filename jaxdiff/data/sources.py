@@ -2,117 +2,48 @@
 
 import dataclasses
 import importlib.util
-import math
 import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Float, Float32, Int32, Num, UInt8
 
 from jaxdiff import registry
-from jaxdiff.data import mnist, toy
+from jaxdiff.data import mnist, pictures, toy
+from jaxdiff.data.base import Dataset, Source
+from jaxdiff.data.objects import from_object, load_npz
+from jaxdiff.data.pictures import Reading
 from jaxdiff.progress import tqdm
 from jaxdiff.storage import user_path
-from jaxdiff.typing import Count, InputError, Shape, shown
+from jaxdiff.typing import InputError, shown
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataSpec:
-    """The properties of a data set that a model depends on."""
-
-    shape: Shape  # of one example
-    levels: int | None
-    """Number of values that a coordinate can take, evenly spaced in [-1, 1]; None for continuous, unbounded data."""
-    classes: Count | None = None  # None for data without labels
-
-    def __post_init__(self) -> None:
-        registry.check_types(self)
-        if not 1 <= len(self.shape) <= 8 or min(self.shape) < 1 or math.prod(self.shape) > 2**26:
-            raise InputError(f"shape = {shown(self.shape)}; it must be 1 to 8 sizes of at least 1, of product <= 2^26")
-        if self.levels is not None and not 2 <= self.levels <= 256:
-            raise InputError(f"levels = {self.levels}; must satisfy 2 <= levels <= 256, or None for continuous data")
-        if self.classes is not None and self.classes < 1:
-            raise InputError(f"classes = {self.classes}; it must be 1 or more, or None for data without labels")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Dataset:
-    """One split of a data set, whole and in memory."""
-
-    name: str
-    x: UInt8[np.ndarray, "n *shape"] | Float32[np.ndarray, "n *shape"]
-    """Levels 0 .. levels - 1 as uint8, or continuous data as float32."""
-    labels: Int32[np.ndarray, "n"] | None  # 0 .. classes - 1
-    levels: int | None
-    classes: int | None
-
-    def __post_init__(self) -> None:
-        """Raise an InputError that names the first example which breaks a rule above."""
-        x, wanted = self.x, np.uint8 if self.levels is not None else np.float32
-        what = f"data set {self.name!r}"
-        if not isinstance(x, np.ndarray) or x.dtype != wanted or x.ndim < 2 or not x.size:
-            found = f"{x.dtype}{x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
-            raise InputError(
-                f"{what} has x = {found} with levels = {self.levels}; x must be a NumPy array (n, ...) of at least one "
-                "example, uint8 with levels or float32 without"
-            )
-        if self.levels is None:
-            _check_each(f"{what}: x", x, np.isfinite(x), "must be finite")
-        elif not 2 <= self.levels <= 256:
-            raise InputError(f"{what} has levels = {self.levels}; there must be 2 to 256, the values of uint8")
-        elif x.max() >= self.levels:
-            _check_each(f"{what}: x", x, x < self.levels, f"must be below levels = {self.levels}")
-        labels, classes = self.labels, self.classes
-        if labels is None and classes is None:
-            return
-        if not isinstance(labels, np.ndarray) or labels.shape != x.shape[:1] or labels.dtype != np.int32 or not classes:
-            found = f"{labels.dtype}{labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
-            raise InputError(
-                f"{what} has labels = {found} and classes = {classes} for {len(x)} examples; labels must be an int32 "
-                f"array ({len(x)},) with classes >= 1, or both None"
-            )
-        _check_each(f"{what}: labels", labels, (labels >= 0) & (labels < classes), f"must lie in 0 ... {classes - 1}")
-
-    @property
-    def shape(self) -> Shape:
-        """Shape of one example."""
-        return self.x.shape[1:]
-
-    @property
-    def spec(self) -> DataSpec:
-        return DataSpec(shape=self.shape, levels=self.levels, classes=self.classes)
-
-
-def _check_each(what: str, values: np.ndarray, valid: np.ndarray, rule: str) -> None:
-    if not valid.all():
-        index = np.unravel_index(valid.argmin(), valid.shape)
-        raise InputError(
-            f"{what}[{index[0]}] holds {values[index]}; it {rule}: mend example {index[0]} or leave it out"
-        )
-
-
-def load(name: str, *, split: str = "train", dir: str | None = None, seed: int = 0) -> Dataset:
-    """Load one split of a data set into memory.
+def load(
+    name: str, *, split: str = "train", dir: str | None = None, seed: int = 0, reading: Reading | None = None
+) -> Source:
+    """Return one split of a data set. All but folders of pictures are read into memory.
 
     digits      scikit-learn's digits, uint8 (n, 8, 8, 1) of 17 levels, 10 classes; 1500 to train and 297 to test
     mnist       handwritten digits, uint8 (n, 28, 28, 1) of 256 levels, 10 classes
     swissroll, moons, checkerboard, mixture
                 points in the plane, float32 (20000, 2) about in [-2, 2], drawn anew for each split; moons and mixture
                 have the component as label (2 and 8 classes)
+    folder:DIR  the PNG, JPEG and WebP pictures of a folder, at any depth, uint8 (n, height, width, 1 or 3) of 256
+                levels; its sub-folders are the classes, or its sub-folders train and test the splits
+    npz:FILE    the arrays x and labels (x_test and labels_test) of a .npz file: uint8 of 256 levels or float32, and
+                integers
     tfds:NAME   any image set that TensorFlow Datasets prepared, uint8 (n, height, width, channels) of 256 levels
     package.module:function
-                yours: called with split="train" or "test", it returns a `Dataset`, or (x, labels) with x uint8 of 256
-                levels or float32, and integer labels or None
+                yours: called with split="train" or "test", it returns what `from_object` takes, such as (x, labels)
 
     Args:
       split: "train" or "test"; for "tfds:NAME" any split in TFDS's notation, "train[:90%]" too.
       dir: for "mnist" the folder of its files (None downloads them once), for "tfds:NAME" the TFDS data folder (None
         is TFDS's default). The other sets have no folder.
       seed: fixes the draw of the points in the plane; the other sets are fixed.
+      reading: for "folder:DIR", how pictures become examples of one shape.
 
     Raises:
       InputError: if the name or split is unknown, a folder is given for a set without one, or data is missing,
@@ -125,14 +56,22 @@ def load(name: str, *, split: str = "train", dir: str | None = None, seed: int =
         return _load_tfds(name, split, dir)
     if name not in DATASETS and ":" not in name:
         raise InputError(
-            f"name = {name!r} is not a data set, tfds:NAME or package.module:function{registry.suggest(name, DATASETS)}"
+            f"name = {name!r} is not a data set, folder:DIR, npz:FILE, tfds:NAME or package.module:function"
+            f"{registry.suggest(name, DATASETS)}"
         )
     if split != "train" and split != "test":
         raise InputError(f"split = {split!r}; {name} has the splits 'train' and 'test'")
+    kind = name.partition(":")[0]
+    if reading is not None and reading != Reading() and kind != "folder":
+        changed = [field.name for field in dataclasses.fields(Reading) if getattr(reading, field.name) != field.default]
+        raise InputError(f"{changed[0]} = {getattr(reading, changed[0])!r} applies only to folder:DIR, not to {name}")
+    if kind in ("folder", "npz"):
+        if dir is not None:
+            raise InputError(f"dir = {dir!r}, but {name} names its place itself; leave dir out")
+        return pictures.load(name, split, reading or Reading()) if kind == "folder" else load_npz(name, split)
     if dir is not None and not registry.takes("name", name, DATASETS, "dir"):
         raise InputError(f"dir = {dir!r}, but {name} is read from no folder; leave dir out")
-    found = registry.make("name", name, DATASETS, split=split, dir=dir, seed=seed)
-    return found if isinstance(found, Dataset) else _from_arrays(name, found)
+    return from_object(name, registry.make("name", name, DATASETS, split=split, dir=dir, seed=seed))
 
 
 def check_untrusted(name: str, config_dir: str | None, *, dir: str | None) -> None:
@@ -146,28 +85,11 @@ def check_untrusted(name: str, config_dir: str | None, *, dir: str | None) -> No
     if config_dir is not None:
         found = f"data.dir = {shown(config_dir)} is what the config says"
         raise InputError(f"{found}; give dir=FOLDER (--dir) yourself, or {by_user}")
+    if name.startswith(("folder:", "npz:")):
+        raise InputError(f"data.name = {shown(name)} is what the config says; {by_user}")
     if name not in DATASETS and not (plain_tfds and dir is not None):
         instead = "give dir=FOLDER (--dir) yourself, or " if plain_tfds else ""
         raise InputError(f"data.name = {shown(name)} may run code from outside jaxdiff; {instead}{by_user}")
-
-
-def normalize(
-    x: Num[np.ndarray, "*shape"] | Num[jax.Array, "*shape"], levels: int | None
-) -> Float32[np.ndarray, "*shape"] | Float32[jax.Array, "*shape"]:
-    """Map raw values 0 .. levels - 1 to float32 in [-1, 1]: 2 x / (levels - 1) - 1.
-
-    Works inside jit too. With levels=None (continuous data) x is returned as it is.
-    """
-    if levels is None:
-        return x
-    # The numerator is exact, so neither end leaves [-1, 1] by rounding, whatever a compiler makes of the division.
-    return (2 * x.astype(np.float32) - (levels - 1)) / (levels - 1)
-
-
-def quantize(x: Float[np.ndarray, "*shape"], levels: int) -> Float32[np.ndarray, "*shape"]:
-    """Round every value to the nearest level -1 + 2 k / (levels - 1), as `normalize` makes them."""
-    nearest = np.clip(np.round((x + 1) * (levels - 1) / 2), 0, levels - 1)
-    return np.asarray(normalize(nearest, levels))
 
 
 def _digits(split: str) -> Dataset:
@@ -207,31 +129,6 @@ DATASETS: dict[str, Callable[..., Any]] = {
     "checkerboard": partial(_toy, toy.checkerboard, None),
     "mixture": partial(_toy, toy.mixture, 8),
 }
-
-
-def _from_arrays(name: str, found: Any) -> Dataset:
-    """Return the data set of the pair (x, labels) that a user's function returned."""
-    rule = "it must return a jaxdiff.data.Dataset, or (x, labels): uint8 or float32 (n, ...), and integers (n,) or None"
-    if not isinstance(found, tuple) or len(found) != 2:
-        raise InputError(f"name = {name!r} returned a {type(found).__name__}; {rule}")
-    x, labels = np.asarray(found[0]), None if found[1] is None else np.asarray(found[1])
-    if x.ndim < 2 or not x.size or (x.dtype != np.uint8 and x.dtype.kind != "f"):
-        raise InputError(f"name = {name!r} returned x as {x.dtype}{x.shape}; {rule}")
-    if labels is not None and (labels.shape != x.shape[:1] or labels.dtype.kind not in "iu"):
-        raise InputError(f"name = {name!r} returned labels as {labels.dtype}{labels.shape}; {rule}")
-    if labels is not None:
-        _check_each(
-            f"data set {name!r}: labels", labels, (labels >= 0) & (labels < 2**31), "must lie in 0 ... 2^31 - 1"
-        )
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which a `Dataset` refuses
-        x = x if x.dtype == np.uint8 else x.astype(np.float32)
-    return Dataset(
-        name=name,
-        x=x,
-        labels=None if labels is None else labels.astype(np.int32),
-        levels=256 if x.dtype == np.uint8 else None,
-        classes=None if labels is None else int(labels.max()) + 1,
-    )
 
 
 def _load_tfds(name: str, split: str, dir: str | None) -> Dataset:

@@ -67,6 +67,6 @@ def reference(name: str, *, dir: str | None = None) -> Reference:
       ConnectionError: if MNIST cannot be downloaded.
     """
     classifier = load_classifier(name)
-    splits = (data.load(name, split=split, dir=dir) for split in ("train", "test"))
+    splits = (data.in_memory(data.load(name, split=split, dir=dir)) for split in ("train", "test"))
     train, test = (classifier.features(data.normalize(split.x, split.levels)) for split in splits)
     return Reference(classifier=classifier, train=train, test=np.random.default_rng(0).permutation(test))

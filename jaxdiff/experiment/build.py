@@ -144,7 +144,8 @@ class Experiment:
         if dtype == "auto":
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         outputs = 2 if self.config.learned_variance else None
-        model = self.config.make("model", classes=self.classes, dtype=jnp.dtype(dtype), outputs=outputs)
+        given: Any = {"shape": self.shape, "classes": self.classes, "dtype": jnp.dtype(dtype), "outputs": outputs}
+        model = self.config.make("model", **given)
         return dataclasses.replace(self, model=model)
 
     def classifier(self, params: PyTree) -> NetworkClassifier:
@@ -282,8 +283,9 @@ def _check_process(experiment: Experiment) -> None:
 
 def test_split(experiment: Experiment, dir: str | None) -> Dataset:
     """Return the test split, on which a classifier is measured; raise if it can't be read or has no labels."""
-    name = experiment.config.data.name
-    found = data.load(name, split="test", dir=dir)
+    section = experiment.config.data
+    name = section.name
+    found = data.in_memory(data.load(name, split="test", dir=dir, reading=section.reading))
     if found.labels is None:
         raise InputError(f"data.name = {name!r}: its test split has no labels to measure a classifier with")
     ours, most = (experiment.shape, experiment.levels), found.labels.max()

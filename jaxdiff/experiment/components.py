@@ -58,7 +58,7 @@ PROCESSES: registry.Names = {"gaussian": Gaussian, "perturbed": perturbed_proces
 # The registered names of each section, and the arguments that code gives instead of the config. `parent` and `name` are
 # Flax's own; the others come from other fields of the config or from the data.
 NAMES: dict[str, tuple[registry.Names, tuple[str, ...]]] = {
-    "model": (models.MODELS, ("classes", "dtype", "outputs", "parent", "name")),
+    "model": (models.MODELS, ("shape", "classes", "dtype", "outputs", "parent", "name")),
     "schedule": (schedules.SCHEDULES, ("key",)),
     "process": (PROCESSES, ("schedule", "examples")),
 }

@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict, config_dict
 
 from jaxdiff import models, registry, samplers, schedules
+from jaxdiff.data import Reading
 from jaxdiff.experiment import components
 from jaxdiff.losses import weightings
 from jaxdiff.losses.time_sampling import Times, time_sampler
@@ -31,15 +32,25 @@ Component = Any  # a text or a mapping; a mapping with all plain options once th
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
-    """The data set: see `jaxdiff.data.load`."""
+class Data(Reading):
+    """The data set: see `jaxdiff.data.load`. The fields of `Reading` are for folders of pictures."""
 
     name: str
     dir: str | None = None  # the folder that holds it; None if it is downloaded or needs none
-    on_device: bool = True  # keep it in the memory of each device; False sends every batch from the host
+    # Whether it is kept in the memory of each device, or every batch is sent from the host; None: if it has at most
+    # 256 MB and its examples do not vary.
+    on_device: bool | None = None
+    workers: Count | None = None  # processes that read examples which are not in memory; None: one for each core
 
     def __post_init__(self) -> None:
         registry.check_types(self)
+        registry.at_least(self, 0, "workers")
+        self.check_size()
+
+    @property
+    def reading(self) -> Reading:
+        """How pictures become examples."""
+        return Reading(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Reading)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

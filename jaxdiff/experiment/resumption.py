@@ -15,6 +15,7 @@ from jaxdiff.typing import InputError
 _FREE = (
     "data.dir:",
     "data.on_device:",
+    "data.workers:",
     "train.steps:",
     "train.steps_per_dispatch:",
     "train.fsdp:",

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Num
 
 from jaxdiff import registry
-from jaxdiff.data import Dataset, DataSpec
+from jaxdiff.data import DataSpec, Source
 from jaxdiff.experiment import resumption
 from jaxdiff.experiment.components import takes_examples
 from jaxdiff.experiment.config import Config
@@ -181,6 +181,7 @@ def write(
     examples: Num[np.ndarray, "n *shape"] | None = None,
     *,
     step: int = 0,
+    fingerprint: str | None = None,
 ) -> None:
     """Write the raw examples, if any, and then `config.json`, each whole or not at all.
 
@@ -198,6 +199,7 @@ def write(
     ):
         history = [*history, {"step": step, "changes": changes}]
     content = {"config": config.to_mapping(), "data": dataclasses.asdict(spec), "x64": _x64(), "history": history}
+    content["fingerprint"] = fingerprint or old.get("fingerprint")
     text = json.dumps(content, indent=2)
     if json.loads(text) == old:
         return
@@ -240,15 +242,26 @@ def read(workdir: Path, *, trust: bool | Collection[str] = False) -> tuple[Confi
         ) from error
 
 
-def choose_examples(workdir: Path, config: Config, dataset: Dataset) -> Num[np.ndarray, "n *shape"] | None:
+def check_data(workdir: Path, name: str, fingerprint: str) -> None:
+    """Raise an InputError if the data are not those that the run in the folder was begun with."""
+    begun = _content(workdir).get("fingerprint")
+    if begun is not None and begun != fingerprint:
+        raise InputError(
+            f"workdir = {workdir} holds a run on other data than {name!r} is now (fingerprint {begun}, now "
+            f"{fingerprint}); go on with the data that it was begun with, or begin a new run in another folder"
+        )
+
+
+def choose_examples(workdir: Path, config: Config, dataset: Source) -> Num[np.ndarray, "n *shape"] | None:
     """Return the raw examples of the data that the process is built from, or None if it needs none.
 
     Every run on the same data set gets the same examples. Raises an InputError if the folder holds a run with others.
     """
     if not takes_examples(config.process):
         return None
-    n, path = len(dataset.x), workdir / _EXAMPLES
-    found = dataset.x[np.random.default_rng(0).permutation(n)[:_MOST_EXAMPLES]] if n > _MOST_EXAMPLES else dataset.x
+    n, path = len(dataset), workdir / _EXAMPLES
+    some = np.random.default_rng(0).permutation(n)[:_MOST_EXAMPLES] if n > _MOST_EXAMPLES else np.arange(n)
+    found = dataset.take(some).x
     if path.exists() and (workdir / "config.json").exists():
         old: Any = read_examples(workdir, config, dataset.spec)
         if not np.array_equal(old, found):

@@ -5,13 +5,20 @@ takes networks of other libraries just as well. A `NoisyClassifier` returns logi
 images alone, and is not a network for a config.
 """
 
+from collections.abc import Callable
+
 from flax import linen as nn
 
 from jaxdiff.models.attention import attend
 from jaxdiff.models.classifier import Classifier, NoisyClassifier
 from jaxdiff.models.mlp import MLP
-from jaxdiff.models.unet import UNet
+from jaxdiff.models.unet import UNet, sized_unet
 
-__all__ = ["MLP", "MODELS", "Classifier", "NoisyClassifier", "UNet", "attend"]
+__all__ = ["MLP", "MODELS", "Classifier", "NoisyClassifier", "UNet", "attend", "sized_unet"]
 
-MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "unet": UNet, "classifier": NoisyClassifier}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "unet": UNet,
+    "sized_unet": sized_unet,
+    "classifier": NoisyClassifier,
+}

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.models import layers
 from jaxdiff.models.layers import Grids, Times
-from jaxdiff.typing import Count, InputError, Layers, PyTree, Width
+from jaxdiff.typing import Count, InputError, Layers, PyTree, Shape, Width, check_whole
 
 
 class UNet(nn.Module):
@@ -138,3 +138,58 @@ class UNet(nn.Module):
         predicted, zeros = self.outputs * x.shape[-1] * self.patch**self.dims, nn.initializers.zeros
         h = layers.conv(predicted, self.dims, dtype=jnp.float32, kernel_init=zeros, name="head")(h)
         return layers.from_patches(h, self.patch)
+
+
+_WIDEST = 2**14  # so that four times as many channels are few enough
+
+
+def sized_unet(
+    *,
+    width: Width = 32,
+    layers: Layers = 1,
+    heads: Width = 4,
+    groups: Width = 8,
+    shape: Shape | None = None,
+    classes: Count = 0,
+    outputs: Width = 1,
+    dtype: DTypeLike = jnp.float32,
+) -> UNet:
+    """Return a U-Net whose depth follows from the size of the samples.
+
+    Sizes are halved down to 8 or less, 4 at least. Levels have 1, 2, 4, 4, … times `width` channels, and self-attention
+    at sizes up to 16. `shape` is that of a sample, by default (64, 64, 3); other arguments are as for `UNet`.
+
+    Raises:
+      InputError: if the sizes can't be halved down to 16, or fields do not fit together.
+    """
+    if not check_whole("width", width) <= _WIDEST:
+        raise InputError(f"width = {width}; it must be at most {_WIDEST}")
+    sizes = (shape or (64, 64, 3))[:-1]
+    if not sizes:
+        raise InputError(f"a sized_unet takes signals, images or volumes, not samples of shape {shape}; use an mlp")
+    halvings = 0
+    while min(sizes) >> halvings > 8 or (halvings == 0 and min(sizes) == 8):
+        if any(size % 2 ** (halvings + 1) for size in sizes):
+            break
+        halvings += 1
+    if max(sizes) >> halvings > 16 * max(sizes) / min(sizes):
+        unit = 2 ** max((min(sizes) // 8).bit_length() - 1, 1)
+        raise InputError(
+            f"samples of size {' × '.join(map(str, sizes))} can be halved only {halvings} times; set data.size to "
+            f"multiples of {unit}"
+        )
+    channels = [width * min(2**level, 4) for level in range(halvings + 1)]
+    return UNet(
+        stem=width,
+        down=tuple(channels),
+        middle=(channels[-1],),
+        up=tuple(reversed(channels)),
+        layers=layers,
+        attention=tuple(min(sizes) >> level <= 16 for level in range(halvings + 1)),
+        heads=heads,
+        groups=groups,
+        dims=len(sizes),
+        classes=classes,
+        outputs=outputs,
+        dtype=dtype,
+    )

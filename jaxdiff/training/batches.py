@@ -2,23 +2,40 @@
 
 The order is a function of (seed, step) alone: position p = step·batch + j of the endless stream is example
 permutation(seed, p // N)[p mod N] of N. So a resumed run needs no iterator state, on any number of hosts.
+
+Examples that are not in memory are read by worker processes, ahead of the steps; each process of a run on several hosts
+reads what its own devices need. What is random about example i of step n is drawn from (seed, n, i), so that the number
+of workers changes nothing.
 """
 
 import dataclasses
 import functools
 import itertools
+import math
+import multiprocessing
+import os
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, Int32, Num
+from jaxtyping import Array, Int
 
-from jaxdiff.data import Dataset
+from jaxdiff.data import Dataset, Examples, Source, in_memory
 from jaxdiff.training.sharding import batch_spec, place
+from jaxdiff.typing import InputError
+from jaxdiff.xla import cores
+
+_QUIET = "ignore:resource_tracker:UserWarning"
+_AHEAD = 4  # steps that each worker reads ahead
+_MOST_BYTES = 2**28  # of examples that are kept on the devices unless the config says otherwise
 
 
 @functools.lru_cache(maxsize=2)
@@ -37,13 +54,6 @@ def indices(seed: int, first_step: int, shape: tuple[int, int], n: int) -> Int[n
     return chosen.reshape(shape)
 
 
-class Examples(NamedTuple):
-    """Raw examples, and their labels if the model is conditioned on them."""
-
-    x: Num[Any, "..."]
-    labels: Int32[Any, "..."] | None
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dispatch:
     """The input of one compiled call: `count` steps from step `first` on, counted from 0."""
@@ -58,10 +68,12 @@ class Dispatch:
 class Batches:
     """The stream of dispatches over a data set."""
 
-    examples: Examples
+    dataset: Source
     mesh: Mesh
     seed: int
     batch_size: int
+    labelled: bool  # whether the model is conditioned on labels
+    workers: int
     # The whole data set on every device; None if each process gathers on the host what its own devices need.
     resident: Examples | None
 
@@ -71,39 +83,142 @@ class Batches:
             return
         bounds = [start, *range((start // size + 1) * size, stop, size), stop]
         spans = [(first, end - first) for first, end in itertools.pairwise(bounds)]
-        with ThreadPoolExecutor(1) as pool:
-            following = pool.submit(self._batch, *spans[0])
+        with ExitStack() as stack:
+            taken = None if self.resident is not None else stack.enter_context(self._taken(start, stop))
+            pool = stack.enter_context(ThreadPoolExecutor(1))
+            following = pool.submit(self._batch, taken, *spans[0])
             for i, (first, count) in enumerate(spans):
                 ready = following
                 if i + 1 < len(spans):
-                    following = pool.submit(self._batch, *spans[i + 1])
+                    following = pool.submit(self._batch, taken, *spans[i + 1])
                 began = time.perf_counter()
                 batch = ready.result()
                 yield Dispatch(first=first, count=count, batch=batch, waited=time.perf_counter() - began)
 
     def not_finite(self, step: int) -> int | None:
         """Return the index of an example with values that are not finite in the batch of a step, or None."""
-        chosen = indices(self.seed, step, (1, self.batch_size), len(self.examples.x))[0]
-        finite = np.isfinite(self.examples.x[chosen]).reshape(len(chosen), -1).all(1)
+        chosen = indices(self.seed, step, (1, self.batch_size), len(self.dataset))[0]
+        x = self.dataset.take(chosen, seed=self.seed, step=step).x
+        finite = np.isfinite(x).reshape(len(chosen), -1).all(1)
         return None if finite.all() else int(chosen[finite.argmin()])
 
-    def _batch(self, first: int, count: int) -> Examples | Int[Array, "steps batch"]:
-        chosen = indices(self.seed, first, (count, self.batch_size), len(self.examples.x))
-        if self.resident is not None:
+    def _batch(self, taken: Iterator[Examples] | None, first: int, count: int) -> Examples | Int[Array, "steps batch"]:
+        if taken is None:
+            chosen = indices(self.seed, first, (count, self.batch_size), len(self.dataset))
             return place(chosen, self.mesh, batch_spec(leading=1))
-        sharding = NamedSharding(self.mesh, batch_spec(leading=1))
+        rows, sharding = self._rows(), NamedSharding(self.mesh, batch_spec(leading=1))
+        steps = list(itertools.islice(taken, count))
+        examples = jax.tree.map(lambda *parts: np.stack(parts), *steps)
 
-        def gather(array: Any) -> Array:
-            shape = (*chosen.shape, *array.shape[1:])
-            return jax.make_array_from_callback(shape, sharding, lambda index: array[chosen[index[:2]]])  # type: ignore[index]
+        def spread(array: np.ndarray) -> Array:
+            def part(index: Any) -> np.ndarray:
+                return np.take(array, np.searchsorted(rows, np.arange(self.batch_size)[index[1]]), axis=1)
 
-        return jax.tree.map(gather, self.examples)
+            return jax.make_array_from_callback((count, self.batch_size, *array.shape[2:]), sharding, part)
+
+        return jax.tree.map(spread, examples)
+
+    def _rows(self) -> Int[np.ndarray, " rows"]:
+        """Which examples of a batch the devices of this process need, in order."""
+        slices = NamedSharding(self.mesh, batch_spec()).addressable_devices_indices_map((self.batch_size,)).values()
+        every = np.arange(self.batch_size)
+        return np.unique(np.concatenate([every[index] for index in slices if index is not None]))
+
+    @contextmanager
+    def _taken(self, start: int, stop: int) -> Iterator[Iterator[Examples]]:
+        """Open an iterator over the examples of steps `start` to `stop` that the devices of this process need."""
+        steps = _Steps(self.dataset, self._rows(), self.seed, self.batch_size, self.labelled, start, stop)
+        if isinstance(self.dataset, Dataset):  # in memory: nothing to wait for
+            yield map(steps.__getitem__, range(len(steps)))
+            return
+        import grain  # imported here because it is slow, and only data that are not in memory need it
+
+        stream = grain.MapDataset.source(steps).to_iter_dataset(
+            grain.ReadOptions(num_threads=1 if self.workers else 2, prefetch_buffer_size=_AHEAD)
+        )
+        if self.workers:
+            if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which only a command line has parsed
+                flags.FLAGS.mark_as_parsed()
+            # At the end Grain leaves its workers' buffers to the process that watches shared memory, which frees them,
+            # and would warn of it. It takes its filters of warnings from here.
+            if _QUIET not in sys.warnoptions:
+                sys.warnoptions.append(_QUIET)
+            options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=_AHEAD)
+            stream = stream.mp_prefetch(options, worker_init_fn=_end_with_parent)
+        iterator = iter(stream)
+        try:
+            yield iterator
+        finally:
+            iterator.close()
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """End this worker when the process that started it ends in any way, as by kill -9."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    """The examples of each step, by random access: what Grain's workers read."""
+
+    dataset: Source
+    rows: Int[np.ndarray, " rows"]
+    seed: int
+    batch_size: int
+    labelled: bool
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, i: Any) -> Examples:
+        step = self.start + int(i)
+        chosen = indices(self.seed, step, (1, self.batch_size), len(self.dataset))[0][self.rows]
+        found = self.dataset.take(chosen, seed=self.seed, step=step)
+        return found if self.labelled else found._replace(labels=None)
 
 
 def make_batches(
-    dataset: Dataset, mesh: Mesh, *, seed: int, batch_size: int, on_device: bool, labelled: bool = False
+    dataset: Source,
+    mesh: Mesh,
+    *,
+    seed: int,
+    batch_size: int,
+    on_device: bool | None,
+    labelled: bool = False,
+    workers: int | None = None,
 ) -> Batches:
-    """Return the stream of batches over `dataset`; `on_device` copies it to every device once."""
-    examples = Examples(dataset.x, dataset.labels if labelled else None)
-    resident = jax.tree.map(lambda array: place(array, mesh, PartitionSpec()), examples) if on_device else None
-    return Batches(examples=examples, mesh=mesh, seed=seed, batch_size=batch_size, resident=resident)
+    """Return the stream of batches over a data set.
+
+    `on_device` copies it to every device once; None does so if it does not vary and has at most 256 MB. `workers` are
+    the processes that read examples which are not in memory; 0 reads them in threads of this one, None is one a core.
+
+    Raises:
+      InputError: if `on_device` is True and the data vary, as by random crops.
+    """
+    if on_device and dataset.varies:
+        raise InputError("data.on_device = True, but data.crop or data.flip make the examples vary; leave one out")
+    spec = dataset.spec
+    size = len(dataset) * math.prod(spec.shape) * (4 if spec.levels is None else 1)
+    resident = None
+    if on_device or (on_device is None and not dataset.varies and size <= _MOST_BYTES):
+        dataset = whole = in_memory(dataset)
+        examples = Examples(whole.x, whole.labels if labelled else None)
+        resident = jax.tree.map(lambda array: place(array, mesh, PartitionSpec()), examples)
+    return Batches(
+        dataset=dataset,
+        mesh=mesh,
+        seed=seed,
+        batch_size=batch_size,
+        labelled=labelled,
+        workers=cores() if workers is None else workers,
+        resident=resident,
+    )

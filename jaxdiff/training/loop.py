@@ -15,8 +15,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, UInt8
 
-from jaxdiff import data, registry, xla
-from jaxdiff.data import Dataset
+from jaxdiff import data as datasets
+from jaxdiff import registry, xla
+from jaxdiff.data import Source
 from jaxdiff.experiment import Config, Experiment, make_experiment, plots, resumption
 from jaxdiff.experiment import workdir as folder
 from jaxdiff.experiment.build import noisy_accuracy, test_split
@@ -37,13 +38,15 @@ _log = logging.getLogger(__name__)
 _POINTS = 2000  # in a picture of points
 
 
-def train(config: Config, workdir: Path, *, allow_change: Collection[str] | str = ()) -> State:
+def train(config: Config, workdir: str | Path, *, data: Any = None, allow_change: Collection[str] | str = ()) -> State:
     """Train to `config.train.steps`, resuming from the newest whole checkpoint in `workdir`; return the last state.
 
     The weights after step n are the same bit for bit however often the run was stopped and resumed, on the same devices
     with the same versions.
 
     Args:
+      data: the data set, in place of the one that `config.data.name` names, which is then only a name: anything that
+        `jaxdiff.data.from_object` takes, such as an array, a pair (x, labels), or an object with len and [i].
       allow_change: settings, such as "optimizer.learning_rate", that may differ from those the run was begun with:
         see `jaxdiff.experiment.resumption`. What changes is kept in the history in `config.json`.
 
@@ -59,7 +62,7 @@ def train(config: Config, workdir: Path, *, allow_change: Collection[str] | str 
     folder.check_path(workdir)
     mesh = make_mesh(settings.fsdp, settings.batch_size, settings.accumulate)
     with ExitStack() as stack:
-        dataset, experiment, examples = stack.enter_context(_set_up(config, workdir, allow_change))
+        dataset, experiment, examples = stack.enter_context(_set_up(config, workdir, allow_change, data))
         abstract = abstract_state(experiment, mesh)
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", keep=config.every.keep)))
         found = checkpoints.restore(abstract.items(), repair=True)
@@ -73,12 +76,13 @@ def train(config: Config, workdir: Path, *, allow_change: Collection[str] | str 
         if jax.process_index() == 0:
             # A run that is done keeps its config, but gets side files that it has lost.
             kept = folder.read(workdir, trust=registry.outside(config.to_mapping()))[0] if done else config
-            folder.write(workdir, kept, dataset.spec, examples, step=start)
+            folder.write(workdir, kept, dataset.spec, examples, step=start, fingerprint=dataset.fingerprint())
         if done:
             fix = "raise train.steps to go on"
             _log.warning("%s is at step %d of %d already: nothing to do; %s", workdir, start, settings.steps, fix)
             return state
-        options = {"on_device": config.data.on_device, "labelled": experiment.classes > 0}
+        options = {"on_device": config.data.on_device, "workers": config.data.workers}
+        options["labelled"] = experiment.classes > 0
         batches = make_batches(dataset, mesh, seed=settings.seed, batch_size=settings.batch_size, **options)
         lengths: Any = {"start": start, "steps": settings.steps, "every": config.every.log}
         recorder = Recorder(workdir, batches, **lengths, window=checkpoints.notes_of(start))
@@ -97,7 +101,7 @@ class _Run(NamedTuple):
     """What the steps of one run use."""
 
     experiment: Experiment
-    dataset: Dataset
+    dataset: Source
     batches: Batches
     abstract: State
     checkpoints: Checkpoints
@@ -168,8 +172,8 @@ def _is_undrawn(config: Config, workdir: Path, step: int) -> bool:
 
 @contextmanager
 def _set_up(
-    config: Config, workdir: Path, allow_change: Collection[str]
-) -> Iterator[tuple[Dataset, Experiment, np.ndarray | None]]:
+    config: Config, workdir: Path, allow_change: Collection[str], given: Any
+) -> Iterator[tuple[Source, Experiment, np.ndarray | None]]:
     """Let process 0 lock and prepare the folder; read the data and build the experiment. Every process raises alike.
 
     Yields the data, the experiment and the examples that its process is made from.
@@ -184,7 +188,12 @@ def _set_up(
                 refusal = error
         if multihost_utils.broadcast_one_to_all(np.int32(refusal is not None)):
             raise refusal or InputError(f"process 0 refuses workdir = {workdir}; its own message says why")
-        dataset = data.load(config.data.name, dir=config.data.dir)
+        section = config.data
+        if given is not None:
+            dataset = datasets.from_object(section.name, given)
+        else:
+            dataset = datasets.load(section.name, dir=section.dir, reading=section.reading)
+        folder.check_data(workdir, section.name, dataset.fingerprint())
         examples = folder.choose_examples(workdir, config, dataset)
         experiment = make_experiment(config, dataset.spec, examples)
         if experiment.classifies:
@@ -211,7 +220,7 @@ def _finite(state: State) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
-def _picture(experiment: Experiment, dataset: Dataset, params: PyTree, mesh: Mesh) -> UInt8[np.ndarray, "h w 3"] | None:
+def _picture(experiment: Experiment, dataset: Source, params: PyTree, mesh: Mesh) -> UInt8[np.ndarray, "h w 3"] | None:
     """Samples of these weights, always from the same key, so that the pictures of a run can be compared.
 
     Every process must call it: they draw samples together. Points in the plane are few, and every process draws all of
@@ -228,7 +237,8 @@ def _picture(experiment: Experiment, dataset: Dataset, params: PyTree, mesh: Mes
     if shape == (2,):
         here = jax.tree.map(jnp.asarray, multihost_utils.process_allgather(params, tiled=True))
         denoiser = experiment.sampling_denoiser(here)
-        points = np.asarray(data.normalize(dataset.x[:_POINTS], dataset.levels))
+        some = dataset.take(np.arange(min(_POINTS, len(dataset))))
+        points = np.asarray(datasets.normalize(some.x, dataset.spec.levels))
         return plots.diffusion_in_the_plane(key, denoiser, points, sampling)
     classes, denoiser, are_points = experiment.classes, experiment.sampling_denoiser(params), len(shape) < 2
     n = _POINTS if are_points else sampling.n

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxdiff.data import Dataset
+from jaxdiff.data import Source
 from jaxdiff.experiment import Experiment
 from jaxdiff.typing import PyTree
 
@@ -27,14 +27,14 @@ def devices(mesh: Mesh) -> str:
     return f"{mesh.size} × {kind}{hosts}" + (f", weights split over {fsdp}" if fsdp > 1 else "")
 
 
-def describe(experiment: Experiment, dataset: Dataset, mesh: Mesh, params: PyTree, *, workdir: Path, start: int) -> str:
+def describe(experiment: Experiment, dataset: Source, mesh: Mesh, params: PyTree, *, workdir: Path, start: int) -> str:
     """Return the lines about a run that starts or goes on from step `start`."""
     train, spec = experiment.config.train, dataset.spec
     levels = "" if spec.levels is None else f", {spec.levels} levels"
     labels = "" if not spec.classes else f", {spec.classes} classes{'' if experiment.classes else ' (not used)'}"
     parts = f" in {train.accumulate} parts" if train.accumulate > 1 else ""
     lines = {
-        "data": f"{experiment.config.data.name}, {len(dataset.x):,} examples of shape {spec.shape}{levels}{labels}",
+        "data": f"{experiment.config.data.name}, {len(dataset):,} examples of shape {spec.shape}{levels}{labels}",
         "network": network(experiment, params),
         "devices": f"{devices(mesh)}, batches of {train.batch_size}{parts}",
         "steps": f"{start:,} to {train.steps:,}" + (" (resumed)" if start else ""),

@@ -1,0 +1,182 @@
+"""Data sets from what users have: arrays, pairs of arrays, `.npz` files, and any object with `len` and `[i]`."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxdiff.data.base import Dataset, DataSpec, Examples, Source, check_each
+from jaxdiff.progress import tqdm
+from jaxdiff.storage import user_path
+from jaxdiff.typing import InputError
+
+_RULE = (
+    "give a jaxdiff.data.Dataset, (x, labels) or x alone: uint8 or float32 (n, ...), and integers (n,) or None; or an "
+    "object with len and [i], where [i] is an example or (example, label)"
+)
+_CHUNK = 256  # examples that are taken at once
+
+
+def from_object(name: str, found: Any) -> Source:
+    """Return the data set of what a user gave: a data set, an array, a pair of arrays, or an object with len and [i].
+
+    Floating-point arrays are continuous data, uint8 ones have 256 levels. [i] is an example, a pair (example, label) or
+    a mapping with "x" and perhaps "label". An object may have the attributes `classes`, the number of its labels or
+    their names, and `fingerprint()`.
+
+    Raises:
+      InputError: if it is none of these, or examples or labels are invalid.
+    """
+    if all(hasattr(found, part) for part in ("take", "spec", "varies", "fingerprint")):
+        return found
+    if isinstance(found, np.ndarray) or hasattr(found, "__array__"):
+        found = (found, None)
+    if isinstance(found, tuple) and len(found) == 2:
+        return _from_arrays(name, *found)
+    if not (hasattr(found, "__len__") and hasattr(found, "__getitem__")) or isinstance(found, str | Mapping | tuple):
+        raise InputError(f"data {name!r} is a {type(found).__name__}; {_RULE}")
+    if not len(found):
+        raise InputError(f"data {name!r} has no examples")
+    x, label = _parts(name, found[0], 0)
+    levels = 256 if x.dtype == np.uint8 else None
+    classes: Any = getattr(found, "classes", None)
+    names = tuple(map(str, classes)) if isinstance(classes, Sequence) else None
+    if label is not None and classes is None:
+        raise InputError(f"data {name!r} has labels; give it the attribute classes, their number or their names")
+    count = None if label is None else len(names) if names is not None else int(classes)
+    spec = DataSpec(shape=x.shape, levels=levels, classes=count, class_names=names if count else None)
+    return Given(name=name, examples=found, spec=spec)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Given:
+    """An object of a user with len and [i]; `from_object` makes it."""
+
+    name: str
+    examples: Any
+    spec: DataSpec
+
+    @property
+    def varies(self) -> bool:
+        """False: an example is the same whenever it is taken."""
+        return False
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def take(self, indices: Int[np.ndarray, " n"], *, seed: int = 0, step: int = 0) -> Examples:
+        """Return the examples with these indices, or raise an InputError that names an example unlike the first."""
+        pairs = [_parts(self.name, self.examples[int(i)], int(i)) for i in indices]
+        wanted = np.dtype(np.float32 if self.spec.levels is None else np.uint8)
+        for i, (x, label) in zip(indices, pairs, strict=True):
+            if x.shape != self.spec.shape or x.dtype != wanted or (label is None) != (self.spec.classes is None):
+                has = "no label" if label is None else "a label"
+                raise InputError(
+                    f"data {self.name!r}: example {i} is {x.dtype}{x.shape} with {has}; the first one is "
+                    f"{wanted}{self.spec.shape} with {'no label' if self.spec.classes is None else 'a label'}"
+                )
+        labels = None if self.spec.classes is None else np.array([label for _, label in pairs], np.int32)
+        # A `Dataset` checks the values.
+        checked = Dataset(
+            name=self.name,
+            x=np.stack([x for x, _ in pairs]),
+            labels=labels,
+            levels=self.spec.levels,
+            classes=self.spec.classes,
+        )
+        return Examples(checked.x, checked.labels)
+
+    def fingerprint(self) -> str:
+        """Return that of the object if it has one, or else a hash of its length and of 64 examples."""
+        own = getattr(self.examples, "fingerprint", None)
+        if own is not None:
+            return str(own() if callable(own) else own)
+        found = hashlib.blake2b(str(len(self)).encode(), digest_size=16)
+        some = self.take(np.unique(np.linspace(0, len(self) - 1, 64).astype(int)))
+        for part in some:
+            found.update(b"" if part is None else np.ascontiguousarray(part).data)
+        return found.hexdigest()
+
+
+def in_memory(source: Source) -> Dataset:
+    """Return all examples of a data set that does not vary, in memory."""
+    if isinstance(source, Dataset):
+        return source
+    n, spec = len(source), source.spec
+    x = np.empty((n, *spec.shape), np.float32 if spec.levels is None else np.uint8)
+    labels: Any = None if spec.classes is None else np.empty(n, np.int32)
+    for start in tqdm(range(0, n, _CHUNK), desc=f"Reading {source.name}", unit=f"×{_CHUNK} examples", delay=2):
+        rows = np.arange(start, min(start + _CHUNK, n))
+        found = source.take(rows)
+        x[rows] = found.x
+        if labels is not None:
+            labels[rows] = found.labels
+    options: Any = {"levels": spec.levels, "classes": spec.classes, "class_names": spec.class_names}
+    return Dataset(name=source.name, x=x, labels=labels, **options)
+
+
+def load_npz(name: str, split: str) -> Dataset:
+    """Return the arrays of "npz:FILE": x and labels, or for the test split x_test and labels_test.
+
+    x is uint8 of 256 levels or floating-point, (n, ...); labels are integers (n,), and may be left out. A file with one
+    array holds x. Objects in the file are never loaded.
+
+    Raises:
+      InputError: if the file can't be read, or lacks the arrays of this split.
+    """
+    path = user_path(name.partition(":")[2], what="name")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            keys = list(file.files)
+            end = "" if split == "train" else "_test"
+            key = keys[0] if split == "train" and len(keys) == 1 else f"x{end}"
+            if key not in keys:
+                raise InputError(f"name = {name!r} holds {', '.join(keys)}; the {split} split needs x{end}")
+            x, labels = file[key], file[f"labels{end}"] if f"labels{end}" in keys else None
+    except InputError:
+        raise
+    except Exception as error:  # NumPy promises no type for what a damaged file raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"name = {name!r} can't be read ({reason}); give a .npz file of plain arrays") from error
+    return _from_arrays(name, x, labels)
+
+
+def _parts(name: str, example: Any, i: int) -> tuple[np.ndarray, int | None]:
+    """The array and the label of one example."""
+    label = None
+    if isinstance(example, Mapping):
+        if not {"x"} <= {*example} <= {"x", "label"}:
+            raise InputError(f"data {name!r}: example {i} has the parts {', '.join(map(str, example))}; {_RULE}")
+        example, label = example["x"], example.get("label")
+    elif isinstance(example, tuple):
+        if len(example) != 2:
+            raise InputError(f"data {name!r}: example {i} is a tuple of {len(example)}; {_RULE}")
+        example, label = example
+    x = np.asarray(example)
+    if not x.ndim or (x.dtype != np.uint8 and x.dtype.kind != "f"):
+        raise InputError(f"data {name!r}: example {i} is {x.dtype}{x.shape}; {_RULE}")
+    if label is not None and (np.ndim(label) or np.asarray(label).dtype.kind not in "iu"):
+        raise InputError(f"data {name!r}: example {i} has the label {label!r}; it must be a whole number")
+    return (x if x.dtype == np.uint8 else x.astype(np.float32)), None if label is None else int(label)
+
+
+def _from_arrays(name: str, x: Any, labels: Any) -> Dataset:
+    x, labels = np.asarray(x), None if labels is None else np.asarray(labels)
+    if x.ndim < 2 or not x.size or (x.dtype != np.uint8 and x.dtype.kind != "f"):
+        raise InputError(f"data {name!r} has x = {x.dtype}{x.shape}; {_RULE}")
+    if labels is not None and (labels.shape != x.shape[:1] or labels.dtype.kind not in "iu"):
+        raise InputError(f"data {name!r} has labels = {labels.dtype}{labels.shape}; {_RULE}")
+    if labels is not None:
+        check_each(f"data {name!r}: labels", labels, (labels >= 0) & (labels < 2**31), "must lie in 0 ... 2^31 - 1")
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which a `Dataset` refuses
+        x = x if x.dtype == np.uint8 else x.astype(np.float32)
+    return Dataset(
+        name=name,
+        x=x,
+        labels=None if labels is None else labels.astype(np.int32),
+        levels=256 if x.dtype == np.uint8 else None,
+        classes=None if labels is None else int(labels.max()) + 1,
+    )
