@@ -256,12 +256,12 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-POINTS_ON_IMAGES = {"model.dims": 2, "p_uncond": 0.1, "train.steps": 4, "every.checkpoint": 2}
+CHANGES = {"p_uncond": 0.1, "train.steps": 4, "every.checkpoint": 2}
 
 
 def weights_of(workdir: Path, folder: Path, given: Any = None, **section: Any) -> Any:
     changes = {f"data.{name}": value for name, value in section.items()}
-    config = tiny.config({**POINTS_ON_IMAGES, "data.name": f"folder:{folder}", **changes}, base=tiny.IMAGES)
+    config = tiny.config({**CHANGES, "data.name": f"folder:{folder}", **changes}, base=tiny.IMAGES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxdiff.training.loop._picture", lambda *_: np.zeros((2, 2, 3), np.uint8))
         return jd.train(config, workdir, data=given).params
@@ -314,7 +314,7 @@ def test_options_of_pictures_apply_to_folders_only() -> None:
 
 @pytest.mark.thorough
 def test_a_killed_run_goes_on_with_another_number_of_workers(digits_folder: Path, tmp_path: Path) -> None:
-    changes = {**POINTS_ON_IMAGES, "train.steps": 40, "every.checkpoint": 5, "data.name": f"folder:{digits_folder}"}
+    changes = {**CHANGES, "train.steps": 40, "every.checkpoint": 5, "data.name": f"folder:{digits_folder}"}
     changes |= {"data.on_device": False, "data.flip": True}
     config, run = tiny.write_config(tmp_path, changes, base=tiny.IMAGES), tmp_path / "run"
     flags = f"--config={config}", f"--workdir={run}"

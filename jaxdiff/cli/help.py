@@ -1,9 +1,7 @@
 """What --help prints: how to call the command, its flags, and the settings of a config."""
 
-import ast
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -26,7 +24,7 @@ def text(usage: str, values: flags.FlagValues, *, module: str, config: Any = Non
             "configs, to give by name or as files (jaxdiff train --config=NAME --help tells variants and settings):",
         ]
         for name, path in config_files.shipped().items():
-            lines += _entry(name, _first_line(path))
+            lines += _entry(name, config_files.describe(str(path)).partition("\n")[0])
     if config is not None:
         lines += ["", *about.splitlines(), "", "settings of the config and their values:"]
         lines += [f"  --config.{name}={value}" for name, value in _settings(config)]
@@ -39,10 +37,6 @@ def _entry(name: str, description: str) -> list[str]:
     if len(head) > _INDENT:
         return [head, *(" " * _INDENT + line for line in body)]
     return [head + body[0], *(" " * _INDENT + line for line in body[1:])]
-
-
-def _first_line(path: Path) -> str:
-    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
 
 
 def _settings(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

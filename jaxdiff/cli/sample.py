@@ -195,9 +195,10 @@ def _draw(run: Run) -> Output:
             raise InputError(f"--n = {n} is not divisible by {len(rows)} labels, a row for each; make it a multiple")
         n += -n % len(rows)
     labels = rows[0] if len(rows) == 1 else [label for label in rows for _ in range(n // len(rows))] or weights
-    sampler, options = samplers.make(FLAGS.sampler or run.config.sampling.sampler), _options(labels)
-    _say(f"compiling, then drawing {n} samples by {FLAGS.sampler or run.config.sampling.sampler} ...")
-    samples = run.sample(key_of(FLAGS.seed), n=n, **{**options, "sampler": sampler if FLAGS.sampler else None})
+    name = FLAGS.sampler or run.config.sampling.sampler
+    samplers.make(name)  # refuses a wrong one before the line that says it compiles
+    _say(f"compiling, then drawing {n} samples by {name} ...")
+    samples = run.sample(key_of(FLAGS.seed), n=n, **_options(labels))
     columns = n // len(rows) if len(rows) > 1 else None
     image = plots.draw(samples, columns=columns)
     return f"{n} samples of step {run.step}", image, {"samples": samples}

@@ -66,7 +66,8 @@ def _train() -> None:
     loop.train(config, workdir, allow_change=FLAGS.allow_change)
     if jax.process_index() == 0:
         sampling = f"{command.called('sample')} --workdir={shlex.quote(str(workdir))}"
-        label, trust = " --label=all" if config.p_uncond is not None else "", ""
         if registry.outside(config.to_mapping()):
-            trust = " --trust"  # the folder names code, which a stranger could have written
-        print(f"done: {workdir}\nto sample: {sampling}{trust}{label} --out=samples.png", file=sys.stderr)
+            sampling += " --trust"  # the folder names code, which a stranger could have written
+        if config.p_uncond is not None:
+            sampling += " --label=all"
+        print(f"done: {workdir}\nto sample: {sampling} --out=samples.png", file=sys.stderr)

@@ -36,17 +36,13 @@ class Reading:
 
     size: int | tuple[int, int] | None = None  # of the examples, or (height, width); None: that of the first picture
     crop: Literal["center", "random"] = "center"  # which part is kept of a picture of another aspect
-    flip: bool = False  # mirror half of the examples, chosen anew in every epoch
-    channels: Literal[1, 3] | None = None  # None: 1 if the first pictures are all grey, else 3
+    flip: bool = False  # mirror half of the examples, chosen anew each time
+    channels: Literal[1, 3] | None = None  # None: 1 if up to 1,000 pictures, evenly spread, are all grey, else 3
     background: Literal["black", "white"] = "black"  # behind transparent parts
-    skip_broken: bool = False  # take the next picture in place of one that can't be read, with a warning
+    skip_broken: bool = False  # whether a picture that can't be read is replaced by the next one, with a warning
 
     def __post_init__(self) -> None:
         registry.check_types(self)
-        self.check_size()
-
-    def check_size(self) -> None:
-        """Raise an InputError if the size is out of range."""
         if self.size is not None and not 1 <= min(self.pixels) <= max(self.pixels) <= _MOST:
             raise InputError(f"size = {self.size}; it must be 1 to {_MOST} pixels, or (height, width)")
 
@@ -82,7 +78,7 @@ class Pictures:
 
         Raises:
           InputError: if a picture can't be read and `skip_broken` is off, or has another size than the first where
-            none is given, or colour in a set that its first pictures make grey.
+            none is given, or colour in a set that is taken for grey.
         """
         x = np.empty((len(indices), *self.spec.shape), np.uint8)
         labels = None if self.labels is None else np.empty(len(indices), np.int32)

@@ -43,9 +43,8 @@ class Data(Reading):
     workers: Count | None = None  # processes that read examples which are not in memory; None: one for each core
 
     def __post_init__(self) -> None:
-        registry.check_types(self)
+        super().__post_init__()
         registry.at_least(self, 0, "workers")
-        self.check_size()
 
     @property
     def reading(self) -> Reading:

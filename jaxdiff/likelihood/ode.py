@@ -39,7 +39,7 @@ class Likelihood(NamedTuple):
     latent: Samples
     """x_1, the end of the ODE at pure noise."""
     steps: Int[Array, " n"]
-    """The number of steps that the solver took; each evaluates the network and its gradient six times."""
+    """The number of steps that the solver took, each of six evaluations with the default solver."""
 
 
 def log_likelihood(

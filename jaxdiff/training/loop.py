@@ -62,7 +62,7 @@ def train(config: Config, workdir: str | Path, *, data: Any = None, allow_change
     folder.check_path(workdir)
     mesh = make_mesh(settings.fsdp, settings.batch_size, settings.accumulate)
     with ExitStack() as stack:
-        dataset, experiment, examples = stack.enter_context(_set_up(config, workdir, allow_change, data))
+        dataset, fingerprint, experiment, examples = stack.enter_context(_set_up(config, workdir, allow_change, data))
         abstract = abstract_state(experiment, mesh)
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", keep=config.every.keep)))
         found = checkpoints.restore(abstract.items(), repair=True)
@@ -76,7 +76,7 @@ def train(config: Config, workdir: str | Path, *, data: Any = None, allow_change
         if jax.process_index() == 0:
             # A run that is done keeps its config, but gets side files that it has lost.
             kept = folder.read(workdir, trust=registry.outside(config.to_mapping()))[0] if done else config
-            folder.write(workdir, kept, dataset.spec, examples, step=start, fingerprint=dataset.fingerprint())
+            folder.write(workdir, kept, dataset.spec, examples, step=start, fingerprint=fingerprint)
         if done:
             fix = "raise train.steps to go on"
             _log.warning("%s is at step %d of %d already: nothing to do; %s", workdir, start, settings.steps, fix)
@@ -173,10 +173,10 @@ def _is_undrawn(config: Config, workdir: Path, step: int) -> bool:
 @contextmanager
 def _set_up(
     config: Config, workdir: Path, allow_change: Collection[str], given: Any
-) -> Iterator[tuple[Source, Experiment, np.ndarray | None]]:
+) -> Iterator[tuple[Source, str, Experiment, np.ndarray | None]]:
     """Let process 0 lock and prepare the folder; read the data and build the experiment. Every process raises alike.
 
-    Yields the data, the experiment and the examples that its process is made from.
+    Yields the data, their fingerprint, the experiment and the examples that its process is made from.
     """
     refusal = None
     with ExitStack() as stack:
@@ -193,7 +193,7 @@ def _set_up(
             dataset = datasets.from_object(section.name, given)
         else:
             dataset = datasets.load(section.name, dir=section.dir, reading=section.reading)
-        folder.check_data(workdir, section.name, dataset.fingerprint())
+        folder.check_data(workdir, section.name, fingerprint := dataset.fingerprint())
         examples = folder.choose_examples(workdir, config, dataset)
         experiment = make_experiment(config, dataset.spec, examples)
         if experiment.classifies:
@@ -201,7 +201,7 @@ def _set_up(
         if allow_change and (workdir / "config.json").exists():
             old, _ = folder.read(workdir, trust=registry.outside(config.to_mapping()))
             _check_state(make_experiment(old, dataset.spec, examples), experiment, allow_change)
-        yield dataset, experiment, examples
+        yield dataset, fingerprint, experiment, examples
 
 
 def _check_state(old: Experiment, new: Experiment, allow_change: Collection[str]) -> None:
