@@ -3,6 +3,8 @@
     python train.py --config=configs/digits.py --workdir=runs/digits
     python train.py --config=configs/digits.py:conditional --workdir=runs/conditional
     python train.py --config=configs/digits.py:classifier --workdir=runs/classifier
+    python train.py --config=configs/digits.py:upscale --workdir=runs/upscale
+    python train.py --config=configs/digits.py:moments --workdir=runs/moments
     python train.py --config=configs/digits.py:blur --workdir=runs/blur
 
 Measured on 2 cores of a Xeon: 2,000 steps of 64 images in 2 min 30 s, compilation and four pictures included, at 1,100
@@ -28,13 +30,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxdiff.experiment import Config, Data, Every, Loss, Optimizer, Sampling, Train
+from jaxdiff.experiment import Conditions, Config, Data, Every, Loss, Optimizer, Sampling, Train
 from jaxdiff.typing import InputError
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """Return the locked config of a variant."""
-    variants = {"": _plain, "conditional": _conditional, "classifier": _classifier}
+    variants = {
+        "": _plain,
+        "conditional": _conditional,
+        "classifier": _classifier,
+        "upscale": _upscale,
+        "moments": _moments,
+    }
     if variant in _PERTURBED:
         return _perturbed(**_PERTURBED[variant]).to_config_dict()
     if variant not in variants:
@@ -66,7 +74,19 @@ def _plain() -> Config:
 
 
 def _conditional() -> Config:
-    return dataclasses.replace(_plain(), p_uncond=0.1)
+    return dataclasses.replace(_plain(), cond=Conditions(label=0.1))
+
+
+def _upscale() -> Config:
+    return dataclasses.replace(
+        _plain(), data=Data(name="digits", derive="reduced:factor=2"), cond=Conditions(image=0.1), loss=Loss()
+    )
+
+
+def _moments() -> Config:
+    return dataclasses.replace(
+        _plain(), data=Data(name="digits", derive="moments"), cond=Conditions(vector=0.1), loss=Loss()
+    )
 
 
 def _classifier() -> Config:

@@ -30,7 +30,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from jaxdiff.experiment import Config, Data, Every, Loss, Optimizer, Sampling, Train
+from jaxdiff.experiment import Conditions, Config, Data, Every, Loss, Optimizer, Sampling, Train
 from jaxdiff.typing import InputError
 
 
@@ -66,7 +66,7 @@ def _small() -> Config:
 
 
 def _conditional() -> Config:
-    return dataclasses.replace(_small(), p_uncond=0.1)
+    return dataclasses.replace(_small(), cond=Conditions(label=0.1))
 
 
 def _classifier() -> Config:

@@ -9,6 +9,7 @@ Samples go in and out as float32, of shape (n, *shape): images (n, height, width
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -27,7 +28,7 @@ from jaxdiff.experiment import Config, Experiment, Sampling, make_experiment
 from jaxdiff.experiment import workdir as workdir_
 from jaxdiff.experiment.build import noisy_accuracy
 from jaxdiff.experiment.checkpoint import Checkpoints
-from jaxdiff.experiment.labels import Labels, condition
+from jaxdiff.experiment.labels import Asked, Labels, condition
 from jaxdiff.likelihood import BitsPerDim, bits_per_dim, slerp
 from jaxdiff.likelihood.latents import integrate_each
 from jaxdiff.processes import Denoiser, Process, for_sample
@@ -58,6 +59,7 @@ class SamplingOptions(TypedDict, total=False):
     """The options of `Run.inpaint` and `Run.image_to_image`; `Run.sample` documents them."""
 
     labels: Labels | None
+    cond: Mapping[str, Any] | None
     guidance: Weight | None
     classifier: "Run | None"
     sampler: str | Sampler | None
@@ -112,6 +114,7 @@ class Run:
         *,
         n: int,
         labels: Labels | None = None,
+        cond: Mapping[str, Any] | None = None,
         guidance: Weight | None = None,
         classifier: "Run | None" = None,
         sampler: str | Sampler | None = None,
@@ -126,6 +129,9 @@ class Run:
           key: a typed key. Sample i depends on fold_in(key, i) alone; n and `batch` change only the rounding.
           labels: for conditional models or with a classifier: one label, one for each sample (−1 for none), or the
             weights of a composition of labels, which sum to 1, as in {3: 0.5, 8: 0.5} (see `jaxdiff.guidance`).
+          cond: for models with other conditions: a mapping of "vector", "image" or "tokens" (with "tokens_mask") to one
+            array for all samples, or one with a leading axis n, as in `jaxdiff.data.Examples`; "label" is `labels`.
+            uint8 images are mapped to [−1, 1].
           guidance: the weight w, a number or a function of t. 0 and None sample the plain conditional model.
           classifier: the run of a classifier of noisy samples that replaces classifier-free guidance. It guides an
             unconditional model with the weight 1 + w, so that w means the same for both.
@@ -137,9 +143,10 @@ class Run:
             needs a variance that the network does not predict, or the schedule can't take the steps.
         """
         n = check_whole("n", n)
-        denoiser, cond = self._condition(n, {"labels": labels, "guidance": guidance, "classifier": classifier})
+        asked = SamplingOptions(labels=labels, cond=cond, guidance=guidance, classifier=classifier)
+        denoiser, rows = self._condition(n, asked)
         options = SamplingOptions(sampler=sampler, steps=steps, timesteps=timesteps, batch=batch, progress=progress)
-        return self._draw(key, denoiser, self._sampling(options), n=n, cond=cond)
+        return self._draw(key, denoiser, self._sampling(options), n=n, cond=rows)
 
     def inpaint(
         self, key: RandomKey, x0: AnySamples, mask: AnyMask, *, resample: int = 5, **options: Unpack[SamplingOptions]
@@ -208,11 +215,16 @@ class Run:
                 raise InputError(
                     f"{name} is not an option of sampling{registry.suggest(name, SamplingOptions.__annotations__)}"
                 )
-        by, labels, w = options.get("classifier"), options.get("labels"), options.get("guidance")
+        by, given = options.get("classifier"), options.get("cond")
         if not isinstance(by, Run | None):
             raise InputError(f"classifier = {shown(by)}; it must be a run: load its folder with jaxdiff.load")
+        if not isinstance(given, Mapping | None):
+            raise InputError(
+                f"cond = {shown(given)}; it must be a mapping of kinds to arrays, as in {{'image': image}}"
+            )
         classifier = None if by is None else (by.experiment, by.params)
-        return condition(self.experiment, self.params, n, labels, w, classifier)
+        asked: Any = {name: options.get(name) for name in ("labels", "cond", "guidance")}
+        return condition(self.experiment, self.params, n, Asked(**asked, classifier=classifier))
 
     def _sampling(self, options: SamplingOptions) -> Sampling:
         """The config's section with the options that are given."""
@@ -252,13 +264,27 @@ class Run:
           InputError, ConnectionError: if the data set can't be read or is smaller, or the run is not trusted and its
             data set is code of a user, or in a folder that the config gives.
         """
+        found, levels = self._test(n, dir)
+        return np.asarray(data.normalize(found.x, levels), np.float32)
+
+    def test_conditions(self, n: int, *, dir: str | None = None) -> dict[str, Any]:
+        """Return what the model is conditioned on of the first n examples of the test split, for `Run.sample`'s `cond`.
+
+        `dir` and errors are as for `test_examples`.
+        """
+        found, _ = self._test(n, dir)
+        kinds, given = self.experiment.conditioning.kinds, {"label": found.labels, **(found.cond or {})}
+        return {name: part for name, part in given.items() if name.removesuffix("_mask") in kinds}
+
+    def _test(self, n: int, dir: str | None) -> tuple[data.Examples, int | None]:
+        """The first n examples of the test split, and the number of their levels."""
         section = self.config.data
-        found = data.load(section.name, split="test", dir=self._data_dir(dir), reading=section.reading)
+        found = section.load("test", dir=self._data_dir(dir))
         if check_whole("n", n) > len(found):
             raise InputError(
                 f"n = {n}, but the test split of {section.name} has {len(found)} examples; use 1 to that many"
             )
-        return np.asarray(data.normalize(found.take(np.arange(n)).x, found.spec.levels), np.float32)
+        return found.take(np.arange(n)), found.spec.levels
 
     def _data_dir(self, dir: str | None) -> str | None:
         """The folder of the data set, if reading the set runs no code and opens no file of a stranger's choice."""
@@ -381,10 +407,11 @@ class Run:
         return in_batches(integrate, len(x), rows=x, check=check, batch=batch, progress=progress)[0]
 
 
-def load(workdir: str | Path, *, trust: bool = False) -> Run:
+def load(workdir: str | Path, *, trust: bool = False, model: Any = None) -> Run:
     """Return the run in a folder, with the averaged weights of its newest whole checkpoint.
 
     Args:
+      model: the network, if the run was trained with one that code gave to `jaxdiff.train`.
       trust: whether to import and call what the folder's config names as `package.module:Name`, and to read its data
         set from where the config says. Both can run code of the folder's author; without, such names are refused.
 
@@ -394,7 +421,7 @@ def load(workdir: str | Path, *, trust: bool = False) -> Run:
     """
     path = user_path(workdir, what="workdir")
     config, spec = workdir_.read(path, trust=trust)
-    experiment = make_experiment(config, spec, workdir_.read_examples(path, config, spec))
+    experiment = make_experiment(config, spec, workdir_.read_examples(path, config, spec), model)
     everywhere = NamedSharding(all_devices(), PartitionSpec())
     abstract = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), experiment.abstract_weights)
     with closing(Checkpoints(path / "checkpoints")) as checkpoints:

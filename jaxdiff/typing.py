@@ -191,8 +191,12 @@ def check_fields(component: Any) -> None:
             object.__setattr__(component, name, checked(name, value, hint))
         elif value is None or isinstance(value, bool | int | float | str | Sequence):
             checked(name, value, hint)
-        elif isinstance(value, np.ndarray | jax.Array) and not np.isfinite(np.asarray(value)).all():
+        elif _is_array_of_numbers(value) and not np.isfinite(np.asarray(value)).all():
             raise InputError(f"{name} = {shown(value)}; every number of it must be finite")
+
+
+def _is_array_of_numbers(value: Any) -> bool:
+    return isinstance(value, np.ndarray | jax.Array) and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 @functools.cache

@@ -32,7 +32,7 @@ import numpy as np
 from sklearn.svm import SVC
 
 import jaxdiff as jd
-from jaxdiff.experiment import Config, Data, Every, Loss, Optimizer, Sampling, Train
+from jaxdiff.experiment import Conditions, Config, Data, Every, Loss, Optimizer, Sampling, Train
 from jaxdiff.training.loop import train
 
 jd.xla.split_cpu(64)  # for the training below: on a CPU, each core becomes a device
@@ -219,7 +219,7 @@ assert np.all(np.abs(variance_error) < 4 * standard[1] + 0.01 * variances)
 # %% [markdown]
 # ## Digits
 #
-# Now a trained network. `p_uncond=0.1` drops a tenth of the labels in training, so that the network also learns the
+# Now a trained network. `cond.label=0.1` drops a tenth of the labels in training, so that the network also learns the
 # prediction without a label. It is small and trained briefly, which leaves guidance something to improve.
 
 # %%
@@ -237,7 +237,7 @@ config = Config(
     schedule={"name": "cosine", "num_timesteps": 1000},
     predicts="v",
     loss=Loss(target="eps"),  # the loss of Ho et al. 2020, with which this network learns slowly
-    p_uncond=0.1,
+    cond=Conditions(label=0.1),
     optimizer=Optimizer(learning_rate=2e-3, warmup_steps=100, decay="cosine"),
     train=Train(steps=500, batch_size=64, ema_decay=0.99),
     sampling=Sampling(sampler="dpm++2m_sde", steps=20),

@@ -114,7 +114,7 @@ def test_sampling_images_writes_a_picture_and_the_samples(tmp_path):
 
 def test_a_conditional_run_draws_rows_of_labels_and_fills_in_what_is_missing(commands, tmp_path):
     (tmp_path / "run").mkdir()
-    write_untrained(tmp_path / "run", {"p_uncond": 0.1})
+    write_untrained(tmp_path / "run", {"cond.label": 0.1})
 
     def made(name: str, *flags: str) -> tuple[np.ndarray, tuple[int, int]]:
         path = tmp_path / f"{name}.png"

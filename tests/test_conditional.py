@@ -25,7 +25,7 @@ from jaxdiff.training.step import abstract_state, init_state, make_step
 from jaxdiff.typing import pytree
 
 MEANS = 1.5 * np.stack([np.cos(np.arange(8) * math.pi / 4), np.sin(np.arange(8) * math.pi / 4)], axis=1)
-CONDITIONAL = {"p_uncond": 0.2}
+CONDITIONAL = {"cond.label": 0.2}
 DIGITS = DataSpec(shape=(8, 8, 1), levels=17, classes=10)
 NOISY = {"schedule": {"name": "cosine", "num_timesteps": 20}, "predicts": "v"}  # up to pure noise
 
@@ -114,10 +114,12 @@ def test_a_composition_lies_between_its_labels(points):
 def test_labels_are_dropped_one_by_one(monkeypatch):
     """With a network that gives back its label, an example's loss shows which label it got."""
     experiment = make_experiment(
-        tiny.config({"p_uncond": 0.3, "data.name": "mixture"}), DataSpec(shape=(2,), levels=None, classes=8)
+        tiny.config({"cond.label": 0.3, "data.name": "mixture"}), DataSpec(shape=(2,), levels=None, classes=8)
     )
     monkeypatch.setattr(
-        type(experiment.model), "apply", lambda self, params, x, t, cond: 0 * x + 100.0 * cond[:, None].astype(float)
+        type(experiment.model),
+        "apply",
+        lambda self, params, x, t, cond, rngs=None: 0 * x + 100.0 * cond[:, None].astype(float),
     )
     n = 4000
     t, keys, _ = experiment.draw(jax.random.key(0), n)
@@ -144,14 +146,14 @@ def test_labels_stay_with_their_examples(monkeypatch):
         return (x0[:, 0] - labels) ** 2 + 0 * jax.tree.leaves(params)[0].sum()
 
     monkeypatch.setattr(Experiment, "loss", loss)
-    changes = {"p_uncond": 0.1, "data.name": "mixture", "train.accumulate": 2, "train.steps_per_dispatch": 2}
+    changes = {"cond.label": 0.1, "data.name": "mixture", "train.accumulate": 2, "train.steps_per_dispatch": 2}
     for on_device in (True, False):
         experiment = make_experiment(tiny.config(changes), DataSpec(shape=(2,), levels=None, classes=8))
         mesh = make_mesh(2, 16, 2)
         abstract = abstract_state(experiment, mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         state = jax.jit(functools.partial(init_state, experiment), out_shardings=shardings)()
-        batches = make_batches(dataset, mesh, seed=0, batch_size=16, on_device=on_device, labelled=True)
+        batches = make_batches(dataset, mesh, seed=0, batch_size=16, on_device=on_device, kinds=("label",))
         assert (batches.resident is None) != on_device
         dispatch = next(batches.stream(0, 2, 2))
         _, metrics = make_step(experiment, mesh, abstract)(state, batches.resident, dispatch.batch)
@@ -296,14 +298,14 @@ def test_what_a_model_can_not_be_conditioned_on_is_refused(images, untrained_cla
     other = Run(experiment=elsewhere, params=images.params, step=0)
     refused(r"another model:\n  process\.\w+: ", other, labels=1, guidance=1.0, classifier=classifier)
     never = Run(
-        experiment=make_experiment(tiny.config({"p_uncond": 0.0, **NOISY}, base=tiny.IMAGES), DIGITS),
+        experiment=make_experiment(tiny.config({"cond.label": 0.0, **NOISY}, base=tiny.IMAGES), DIGITS),
         params=images.params,
         step=0,
     )
     assert never.sample(key, n=2, labels=1, steps=2).shape == (2, 8, 8, 1)
-    refused(r"labels = None, but this model was trained with p_uncond = 0\.0", never)
-    refused(r"labels = -1, but this model was trained with p_uncond = 0\.0", never, labels=-1)
-    with pytest.raises(ValueError, match=r"labels = None, but this model was trained with p_uncond = 0\.0"):
+    refused(r"labels = None, but this model was trained with cond.label = 0\.0", never)
+    refused(r"labels = -1, but this model was trained with cond.label = 0\.0", never, labels=-1)
+    with pytest.raises(ValueError, match=r"labels = None, but this model was trained with cond.label = 0\.0"):
         never.encode(np.zeros((1, 8, 8, 1), np.float32))
     refused(r"guidance = nan; it must be a finite number", labels=1, guidance=math.nan)
     for wrong in (10**400, 1e300, "1", [1, 2]):
@@ -312,12 +314,12 @@ def test_what_a_model_can_not_be_conditioned_on_is_refused(images, untrained_cla
     refused(r"labels = \{1: 'a'\}; the weights", labels={1: "a"})
     refused(r"guidance = None does not guide a conditional model", labels=1, classifier=classifier)
     refused(r"the weights of a composition sum to 0\.8; they must sum to 1", labels={3: 0.5, 8: 0.3})
-    refused(r"trained with p_uncond = 0\.0: it never saw an example without its label", never, labels=1, guidance=1.0)
+    refused(r"trained with cond.label = 0\.0: it never saw an example without its label", never, labels=1, guidance=1.0)
     with pytest.raises(ValueError, match="only a classifier has an accuracy"):
         images.noisy_accuracy()
     with pytest.raises(ValueError, match="data 'swissroll' has none; use a data set with labels"):
         loop.train(tiny.config(CONDITIONAL), tmp_path / "run")
-    with pytest.raises(ValueError, match=r"p_uncond = 1\.0; must satisfy 0 <= p_uncond < 1"):
-        tiny.config({"p_uncond": 1.0})
-    with pytest.raises(ValueError, match="p_uncond is set, but model 'classifier' has no use for it"):
+    with pytest.raises(ValueError, match=r"cond.label = 1\.0; must satisfy 0 <= label < 1"):
+        tiny.config({"cond.label": 1.0})
+    with pytest.raises(ValueError, match="cond is set, but model 'classifier' has no use for it"):
         tiny.config({"model": {"name": "classifier"}, **CONDITIONAL}, base=tiny.IMAGES)

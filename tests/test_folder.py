@@ -56,7 +56,7 @@ def test_sub_folders_are_classes_and_files_are_sorted_by_their_paths(folder: Pat
     assert (found.spec.classes, found.spec.class_names) == (2, ("cats", "dogs"))
     assert found.labels.tolist() == [0] * 6 + [1] * 6
     assert list(found.files) == sorted(found.files, key=lambda file: Path(file).parts)
-    x, labels = found.take(np.array([11, 0]))
+    x, labels, _ = found.take(np.array([11, 0]))
     assert (x.dtype, x.shape, labels.tolist()) == (np.uint8, (2, 8, 12, 3), [1, 0])
 
 
@@ -256,7 +256,7 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-CHANGES = {"p_uncond": 0.1, "train.steps": 4, "every.checkpoint": 2}
+CHANGES = {"cond.label": 0.1, "train.steps": 4, "every.checkpoint": 2}
 
 
 def weights_of(workdir: Path, folder: Path, given: Any = None, **section: Any) -> Any:
@@ -293,7 +293,7 @@ def test_data_that_changed_are_refused(digits_folder: Path, tmp_path: Path) -> N
 @pytest.mark.usefixtures("eight_devices")
 def test_each_device_gets_its_own_examples(digits_folder: Path) -> None:
     source, mesh = data.load(f"folder:{digits_folder}", reading=Reading(size=8, flip=True)), make_mesh(2, 16)
-    batches = make_batches(source, mesh, seed=3, batch_size=16, on_device=None, labelled=True, workers=0)
+    batches = make_batches(source, mesh, seed=3, batch_size=16, on_device=None, kinds=("label",), workers=0)
     for dispatch in batches.stream(1, 4, 2):
         for i in range(dispatch.count):
             chosen = jd.training.batches.indices(3, dispatch.first + i, (1, 16), 96)[0]

@@ -117,7 +117,7 @@ def test_a_change_that_needs_another_state_is_refused(run):
 
 
 @pytest.mark.parametrize(
-    "name", ["model.width", "data.name", "p_uncond", "loss.target", "optimizer.lr", "optimizer", ""]
+    "name", ["model.width", "data.name", "cond.label", "loss.target", "optimizer.lr", "optimizer", ""]
 )
 def test_other_settings_cannot_be_allowed(run, name):
     refused(run, {}, rf"^allow_change = '{name}' ", allow_change=[name])

@@ -18,8 +18,9 @@ import jaxdiff as jd
 from jaxdiff import samplers, schedules
 from jaxdiff.data import DataSpec
 from jaxdiff.denoisers import analytic
-from jaxdiff.experiment import make_experiment, workdir
+from jaxdiff.experiment import Conditions, make_experiment, workdir
 from jaxdiff.experiment.checkpoint import NoCheckpointError
+from jaxdiff.experiment.conditions import Conditioning
 from jaxdiff.run import Run, load
 from jaxdiff.samplers import batching
 from jaxdiff.samplers.probability_flow import Solver
@@ -91,8 +92,9 @@ def run_of(denoiser: jd.Denoiser, levels: int | None) -> Run:
         network=lambda params: denoiser,
         classifies=False,
         classes=0,
+        conditioning=Conditioning(classes=0, shapes={}, p={}),
         levels=levels,
-        config=types.SimpleNamespace(p_uncond=None),
+        config=types.SimpleNamespace(cond=Conditions()),
     )
     experiment.in_float32 = lambda: experiment
     return Run(experiment=experiment, params=None, step=0)

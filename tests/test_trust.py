@@ -296,7 +296,15 @@ FIELDS = [
     "loss.times",
     "data.name",
 ]
-FIELDS += ["sampling.sampler", "sampling.timesteps", "sampling.clip", "train.steps", "train.dtype", "p_uncond", "every"]
+FIELDS += [
+    "sampling.sampler",
+    "sampling.timesteps",
+    "sampling.clip",
+    "train.steps",
+    "train.dtype",
+    "cond.label",
+    "every",
+]
 
 
 @settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

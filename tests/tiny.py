@@ -272,11 +272,11 @@ def mesh_of(devices: int, fsdp: int = 1) -> Mesh:
     )
 
 
-def train_without_picture(config: Config, folder: Path) -> State:
+def train_without_picture(config: Config, folder: Path, **options: Any) -> State:
     """As `loop.train`, without the seconds that compiling a sampler takes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "_picture", lambda *_: np.zeros((2, 2, 3), np.uint8))
-        return loop.train(config, folder)
+        return loop.train(config, folder, **options)
 
 
 def untrained(config: Config, spec: DataSpec) -> Run:

@@ -68,6 +68,6 @@ def _train() -> None:
         sampling = f"{command.called('sample')} --workdir={shlex.quote(str(workdir))}"
         if registry.outside(config.to_mapping()):
             sampling += " --trust"  # the folder names code, which a stranger could have written
-        if config.p_uncond is not None:
+        if config.cond.label is not None:
             sampling += " --label=all"
         print(f"done: {workdir}\nto sample: {sampling} --out=samples.png", file=sys.stderr)

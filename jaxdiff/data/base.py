@@ -6,6 +6,7 @@ A raw example holds uint8 levels 0 … levels − 1, or continuous float32 value
 import dataclasses
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -25,6 +26,8 @@ class DataSpec:
     """Number of values that a coordinate can take, evenly spaced in [-1, 1]; None for continuous, unbounded data."""
     classes: Count | None = None  # None for data without labels
     class_names: tuple[str, ...] | None = None  # of each class, if they have names
+    # The shapes of what an example is given with beside its label, by kind; see `Examples`.
+    conditions: Mapping[str, Shape] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         registry.check_types(self)
@@ -36,13 +39,28 @@ class DataSpec:
             raise InputError(f"classes = {self.classes}; it must be 1 or more, or None for data without labels")
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise InputError(f"class_names has {len(self.class_names)} names for classes = {self.classes}")
+        for kind, shape in self.conditions.items():
+            if kind not in AXES:
+                raise InputError(f"conditions holds {kind!r}; the known ones are {', '.join(AXES)}")
+            axes = AXES[kind] or len(self.shape)
+            if not isinstance(shape, tuple) or len(shape) != axes or not 0 < math.prod(shape) <= 2**26:
+                raise InputError(f"conditions.{kind} = {shown(shape)}; it must be {axes} sizes of product 1 to 2^26")
+
+
+AXES = {"vector": 1, "image": 0, "tokens": 2}  # of each kind of condition; an image has those of the example
 
 
 class Examples(NamedTuple):
-    """Raw examples with a leading axis, and their labels."""
+    """Raw examples with a leading axis, their labels, and their further conditions by kind, as networks get them.
+
+    vector  float32 (n, d)
+    image   float32 (n, *sizes, channels): a picture as large as the example or smaller, or a signal or volume
+    tokens  float32 (n, length, d), with an optional mask: `tokens_mask`, bool (n, length), False for padding
+    """
 
     x: Num[Any, "..."]
     labels: Int32[Any, "..."] | None
+    cond: Mapping[str, Any] | None = None
 
 
 class Source(Protocol):
@@ -80,9 +98,11 @@ class Dataset:
     levels: int | None
     classes: int | None
     class_names: tuple[str, ...] | None = None
+    cond: Mapping[str, np.ndarray] | None = None  # further conditions: see `Examples`
 
     def __post_init__(self) -> None:
         """Raise an InputError that names the first example which breaks a rule above."""
+        check_cond(f"data set {self.name!r}", self.cond or {}, len(self.x))
         x, wanted = self.x, np.uint8 if self.levels is not None else np.float32
         what = f"data set {self.name!r}"
         if not isinstance(x, np.ndarray) or x.dtype != wanted or x.ndim < 2 or not x.size:
@@ -116,7 +136,9 @@ class Dataset:
     @property
     def spec(self) -> DataSpec:
         """Its properties that a model depends on."""
-        return DataSpec(shape=self.shape, levels=self.levels, classes=self.classes, class_names=self.class_names)
+        conditions = shapes_of(self.cond or {})
+        options: Any = {"class_names": self.class_names, "conditions": conditions}
+        return DataSpec(shape=self.shape, levels=self.levels, classes=self.classes, **options)
 
     @property
     def varies(self) -> bool:
@@ -128,16 +150,53 @@ class Dataset:
 
     def take(self, indices: Int[np.ndarray, " n"], *, seed: int = 0, step: int = 0) -> Examples:
         """Return the examples with these indices."""
-        return Examples(self.x[indices], None if self.labels is None else self.labels[indices])
+        cond = None if self.cond is None else {name: part[indices] for name, part in self.cond.items()}
+        return Examples(self.x[indices], None if self.labels is None else self.labels[indices], cond)
 
     def fingerprint(self) -> str:
-        """Return a hash of all examples and labels."""
+        """Return a hash of all examples, labels and further conditions."""
         found = hashlib.blake2b(digest_size=16)
-        for part in (self.x, self.labels):
+        for part in (self.x, self.labels, *(part for _, part in sorted((self.cond or {}).items()))):
             if part is not None:
                 found.update(f"{part.dtype}{part.shape}".encode())
                 found.update(np.ascontiguousarray(part).data)
         return found.hexdigest()
+
+
+def shapes_of(cond: Mapping[str, np.ndarray]) -> dict[str, Shape]:
+    """Return the shape of each kind of condition, without the leading axis."""
+    return {kind: cond[kind].shape[1:] for kind in AXES if kind in cond}
+
+
+def as_condition(kind: str, value: Any) -> np.ndarray:
+    """Return an array as `Examples` holds it: a mask as bool, a uint8 image as float32 in [−1, 1], others as float32.
+
+    Raises an InputError if it is no array of numbers.
+    """
+    found = np.asarray(value)
+    if found.dtype.kind not in "biuf":
+        raise InputError(f"the condition {kind} = {shown(value)}; it must be an array of numbers")
+    if kind == "tokens_mask":
+        return found.astype(bool)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as that
+        is_picture = kind == "image" and found.dtype == np.uint8
+        return np.asarray(normalize(found, 256) if is_picture else found.astype(np.float32))
+
+
+def check_cond(what: str, cond: Mapping[str, Any], n: int) -> None:
+    """Raise an InputError unless these are conditions of n examples: see `Examples`."""
+    for name, part in cond.items():
+        is_mask = name == "tokens_mask"
+        if name not in AXES and not is_mask:
+            raise InputError(f"{what} has the condition {name!r}; the known ones are label, {', '.join(AXES)}")
+        wanted = np.dtype(bool if is_mask else np.float32)
+        if not isinstance(part, np.ndarray) or part.dtype != wanted or len(part) != n:
+            found = f"{part.dtype}{part.shape}" if isinstance(part, np.ndarray) else type(part).__name__
+            raise InputError(f"{what} has {name} = {found}; it must be a NumPy array {wanted} ({n}, ...)")
+        if is_mask and part.shape != getattr(cond.get("tokens"), "shape", ())[:2]:
+            raise InputError(f"{what} has tokens_mask of shape {part.shape}; it must have the first two axes of tokens")
+        if not is_mask:
+            check_each(f"{what}: {name}", part, np.isfinite(part), "must be finite")
 
 
 def check_each(what: str, values: np.ndarray, valid: np.ndarray, rule: str) -> None:

@@ -8,24 +8,27 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from jaxdiff.data.base import Dataset, DataSpec, Examples, Source, check_each
+from jaxdiff.data.base import AXES, Dataset, DataSpec, Examples, Source, as_condition, check_each, shapes_of
 from jaxdiff.progress import tqdm
 from jaxdiff.storage import user_path
 from jaxdiff.typing import InputError
 
 _RULE = (
-    "give a jaxdiff.data.Dataset, (x, labels) or x alone: uint8 or float32 (n, ...), and integers (n,) or None; or an "
-    "object with len and [i], where [i] is an example or (example, label)"
+    "give a jaxdiff.data.Dataset, (x, labels) or x alone: uint8 or float32 (n, ...), and integers (n,) or None; or a "
+    'mapping of arrays with "x", "labels", "vector", "image" or "tokens"; or an object with len and [i], where [i] is '
+    "an example, (example, label) or such a mapping of one example"
 )
 _CHUNK = 256  # examples that are taken at once
 
 
 def from_object(name: str, found: Any) -> Source:
-    """Return the data set of what a user gave: a data set, an array, a pair of arrays, or an object with len and [i].
+    """Return the data set of what a user gave: a data set, arrays, or an object with len and [i].
 
-    Floating-point arrays are continuous data, uint8 ones have 256 levels. [i] is an example, a pair (example, label) or
-    a mapping with "x" and perhaps "label". An object may have the attributes `classes`, the number of its labels or
-    their names, and `fingerprint()`.
+    Arrays are x alone, (x, labels), or a mapping with "x" and perhaps "labels" and the conditions of
+    `jaxdiff.data.Examples`. Floating-point arrays are continuous data, uint8 ones have 256 levels; uint8 images among
+    the conditions become float32 in [−1, 1]. [i] is an example, a pair (example, label) or a mapping with "x" and
+    perhaps "label" and conditions. An object may have the attributes `classes`, the number of its labels or their
+    names, and `fingerprint()`.
 
     Raises:
       InputError: if it is none of these, or examples or labels are invalid.
@@ -36,19 +39,23 @@ def from_object(name: str, found: Any) -> Source:
         found = (found, None)
     if isinstance(found, tuple) and len(found) == 2:
         return _from_arrays(name, *found)
+    if isinstance(found, Mapping) and "x" in found:
+        cond = {key: part for key, part in found.items() if key not in ("x", "labels")}
+        return _from_arrays(name, found["x"], found.get("labels"), cond)
     if not (hasattr(found, "__len__") and hasattr(found, "__getitem__")) or isinstance(found, str | Mapping | tuple):
         raise InputError(f"data {name!r} is a {type(found).__name__}; {_RULE}")
     if not len(found):
         raise InputError(f"data {name!r} has no examples")
-    x, label = _parts(name, found[0], 0)
+    x, label, cond = _parts(name, found[0], 0)
     levels = 256 if x.dtype == np.uint8 else None
     classes: Any = getattr(found, "classes", None)
     names = tuple(map(str, classes)) if isinstance(classes, Sequence) else None
     if label is not None and classes is None:
         raise InputError(f"data {name!r} has labels; give it the attribute classes, their number or their names")
     count = None if label is None else len(names) if names is not None else int(classes)
-    spec = DataSpec(shape=x.shape, levels=levels, classes=count, class_names=names if count else None)
-    return Given(name=name, examples=found, spec=spec)
+    shapes = shapes_of({kind: part[None] for kind, part in cond.items()})
+    options: Any = {"class_names": names if count else None, "conditions": shapes}
+    return Given(name=name, examples=found, spec=DataSpec(shape=x.shape, levels=levels, classes=count, **options))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,25 +76,33 @@ class Given:
 
     def take(self, indices: Int[np.ndarray, " n"], *, seed: int = 0, step: int = 0) -> Examples:
         """Return the examples with these indices, or raise an InputError that names an example unlike the first."""
-        pairs = [_parts(self.name, self.examples[int(i)], int(i)) for i in indices]
+        found = [_parts(self.name, self.examples[int(i)], int(i)) for i in indices]
         wanted = np.dtype(np.float32 if self.spec.levels is None else np.uint8)
-        for i, (x, label) in zip(indices, pairs, strict=True):
+        for i, (x, label, cond) in zip(indices, found, strict=True):
             if x.shape != self.spec.shape or x.dtype != wanted or (label is None) != (self.spec.classes is None):
                 has = "no label" if label is None else "a label"
                 raise InputError(
                     f"data {self.name!r}: example {i} is {x.dtype}{x.shape} with {has}; the first one is "
                     f"{wanted}{self.spec.shape} with {'no label' if self.spec.classes is None else 'a label'}"
                 )
-        labels = None if self.spec.classes is None else np.array([label for _, label in pairs], np.int32)
+            shapes = {name: part.shape for name, part in cond.items()}
+            if shapes != (first := {name: part.shape for name, part in found[0][2].items()}):
+                raise InputError(
+                    f"data {self.name!r}: example {i} has conditions of shapes {shapes}, another one {first}; give all "
+                    "the same, tokens padded to one length with a tokens_mask"
+                )
+        labels = None if self.spec.classes is None else np.array([label for _, label, _ in found], np.int32)
+        conditions = {name: np.stack([cond[name] for *_, cond in found]) for name in found[0][2]}
         # A `Dataset` checks the values.
         checked = Dataset(
             name=self.name,
-            x=np.stack([x for x, _ in pairs]),
+            x=np.stack([x for x, *_ in found]),
             labels=labels,
             levels=self.spec.levels,
             classes=self.spec.classes,
+            cond=conditions or None,
         )
-        return Examples(checked.x, checked.labels)
+        return Examples(checked.x, checked.labels, checked.cond)
 
     def fingerprint(self) -> str:
         """Return that of the object if it has one, or else a hash of its length and of 64 examples."""
@@ -96,7 +111,7 @@ class Given:
             return str(own() if callable(own) else own)
         found = hashlib.blake2b(str(len(self)).encode(), digest_size=16)
         some = self.take(np.unique(np.linspace(0, len(self) - 1, 64).astype(int)))
-        for part in some:
+        for part in (some.x, some.labels, *(part for _, part in sorted((some.cond or {}).items()))):
             found.update(b"" if part is None else np.ascontiguousarray(part).data)
         return found.hexdigest()
 
@@ -108,21 +123,25 @@ def in_memory(source: Source) -> Dataset:
     n, spec = len(source), source.spec
     x = np.empty((n, *spec.shape), np.float32 if spec.levels is None else np.uint8)
     labels: Any = None if spec.classes is None else np.empty(n, np.int32)
+    cond: dict[str, np.ndarray] = {}
     for start in tqdm(range(0, n, _CHUNK), desc=f"Reading {source.name}", unit=f"×{_CHUNK} examples", delay=2):
         rows = np.arange(start, min(start + _CHUNK, n))
         found = source.take(rows)
         x[rows] = found.x
         if labels is not None:
             labels[rows] = found.labels
+        for name, part in (found.cond or {}).items():
+            cond.setdefault(name, np.empty((n, *part.shape[1:]), part.dtype))[rows] = part
     options: Any = {"levels": spec.levels, "classes": spec.classes, "class_names": spec.class_names}
-    return Dataset(name=source.name, x=x, labels=labels, **options)
+    return Dataset(name=source.name, x=x, labels=labels, cond=cond or None, **options)
 
 
 def load_npz(name: str, split: str) -> Dataset:
     """Return the arrays of "npz:FILE": x and labels, or for the test split x_test and labels_test.
 
-    x is uint8 of 256 levels or floating-point, (n, ...); labels are integers (n,), and may be left out. A file with one
-    array holds x. Objects in the file are never loaded.
+    x is uint8 of 256 levels or floating-point, (n, ...); labels are integers (n,), and may be left out, as may the
+    conditions vector, image, tokens and tokens_mask of `jaxdiff.data.Examples`. A file with one array holds x. Objects
+    in the file are never loaded.
 
     Raises:
       InputError: if the file can't be read, or lacks the arrays of this split.
@@ -136,20 +155,22 @@ def load_npz(name: str, split: str) -> Dataset:
             if key not in keys:
                 raise InputError(f"name = {name!r} holds {', '.join(keys)}; the {split} split needs x{end}")
             x, labels = file[key], file[f"labels{end}"] if f"labels{end}" in keys else None
+            cond = {kind: file[kind + end] for kind in (*AXES, "tokens_mask") if kind + end in keys}
     except InputError:
         raise
     except Exception as error:  # NumPy promises no type for what a damaged file raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"name = {name!r} can't be read ({reason}); give a .npz file of plain arrays") from error
-    return _from_arrays(name, x, labels)
+    return _from_arrays(name, x, labels, cond)
 
 
-def _parts(name: str, example: Any, i: int) -> tuple[np.ndarray, int | None]:
-    """The array and the label of one example."""
-    label = None
+def _parts(name: str, example: Any, i: int) -> tuple[np.ndarray, int | None, dict[str, np.ndarray]]:
+    """The array, the label and the further conditions of one example."""
+    label, cond = None, {}
     if isinstance(example, Mapping):
-        if not {"x"} <= {*example} <= {"x", "label"}:
+        if not {"x"} <= {*example} <= {"x", "label", *AXES, "tokens_mask"}:
             raise InputError(f"data {name!r}: example {i} has the parts {', '.join(map(str, example))}; {_RULE}")
+        cond = {key: as_condition(key, part) for key, part in example.items() if key not in ("x", "label")}
         example, label = example["x"], example.get("label")
     elif isinstance(example, tuple):
         if len(example) != 2:
@@ -160,10 +181,10 @@ def _parts(name: str, example: Any, i: int) -> tuple[np.ndarray, int | None]:
         raise InputError(f"data {name!r}: example {i} is {x.dtype}{x.shape}; {_RULE}")
     if label is not None and (np.ndim(label) or np.asarray(label).dtype.kind not in "iu"):
         raise InputError(f"data {name!r}: example {i} has the label {label!r}; it must be a whole number")
-    return (x if x.dtype == np.uint8 else x.astype(np.float32)), None if label is None else int(label)
+    return (x if x.dtype == np.uint8 else x.astype(np.float32)), None if label is None else int(label), cond
 
 
-def _from_arrays(name: str, x: Any, labels: Any) -> Dataset:
+def _from_arrays(name: str, x: Any, labels: Any, cond: Mapping[str, Any] | None = None) -> Dataset:
     x, labels = np.asarray(x), None if labels is None else np.asarray(labels)
     if x.ndim < 2 or not x.size or (x.dtype != np.uint8 and x.dtype.kind != "f"):
         raise InputError(f"data {name!r} has x = {x.dtype}{x.shape}; {_RULE}")
@@ -179,4 +200,5 @@ def _from_arrays(name: str, x: Any, labels: Any) -> Dataset:
         labels=None if labels is None else labels.astype(np.int32),
         levels=256 if x.dtype == np.uint8 else None,
         classes=None if labels is None else int(labels.max()) + 1,
+        cond={kind: as_condition(kind, part) for kind, part in (cond or {}).items()} or None,
     )

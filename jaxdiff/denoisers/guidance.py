@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxdiff.denoisers.conditions import nulled
 from jaxdiff.denoisers.network import as_pytree, null_condition
 from jaxdiff.processes import Conditioned, Denoiser, Process, Wrapper, check_same, require_gaussian
 from jaxdiff.schedules import Schedule, check_time
@@ -80,7 +81,7 @@ class _ClassifierFree(Wrapper):
     def __call__(self, x_t: Sample, t: Time, cond: PyTree = None, /) -> Prediction:
         if cond is None:
             raise InputError("cond is None: classifier-free guidance guides towards a condition; give one per sample")
-        null = jax.tree.map(jnp.full_like, cond, jax.tree.broadcast(self.null, cond))
+        null = nulled(cond, self.null)
         both = jax.tree.map(lambda *branches: jnp.stack(branches), cond, null)
         w = weight_at(self.w, t, self.process.schedule)
         conditional, guided = _combine(self.inner, x_t, t, both, jnp.stack([1 + w, -w]))
@@ -101,8 +102,8 @@ def classifier_free(denoiser: Denoiser, w: Weight, *, null: PyTree = None, resca
       denoiser: trained with labels, a share of them dropped.
       w: the weight, a function of t that gives it, or an `Interval`. 0 is the plain conditional denoiser, −1 the
         unconditional one; values between −1 and 0 weaken the condition, and those below −1 turn away from it.
-      null: the null condition, a number or a pytree of numbers for the leaves of the condition. None takes that of the
-        denoiser: −1 for the exact denoisers, and what `jaxdiff.denoiser` was given.
+      null: the null condition, a number or a pytree of numbers for the leaves of the condition; parts that it lacks
+        are kept. None takes that of the denoiser: −1 for the exact denoisers, and what `jaxdiff.denoiser` was given.
       rescale: the share to undo of the growth of x̂_0's standard deviation, in [0, 1]; 0.7 in the source.
 
     Raises:

@@ -1,6 +1,7 @@
 """Denoisers made from networks and functions, and limits on their x̂_0."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,19 @@ import jax.numpy as jnp
 
 from jaxdiff.processes import Denoiser, Process, Wrapper, parameterization
 from jaxdiff.schedules import Discrete, Schedule, VariancePreserving, check_time
-from jaxdiff.typing import Extended, InputError, Prediction, PyTree, Sample, Time, is_traced, pytree, shown, static
+from jaxdiff.typing import (
+    Extended,
+    InputError,
+    Prediction,
+    PyTree,
+    RandomKey,
+    Sample,
+    Time,
+    is_traced,
+    pytree,
+    shown,
+    static,
+)
 
 
 @pytree(eq=False)
@@ -21,15 +34,17 @@ class _Network(Denoiser):
     scale_input: bool = static()
     learned_variance: bool = static()
     null: PyTree = None
+    dropout: RandomKey | None = None  # for the network's own randomness in training: see `in_training`
 
     def __call__(self, x_t: Sample, t: Time, cond: PyTree = None, /) -> Prediction:
         check_time(t)
         schedule, cond = self.process.schedule, self.process.network_condition(cond)
+        options = {} if self.dropout is None else {"rngs": {"dropout": self.dropout}}
         t = jnp.asarray(t, jnp.promote_types(x_t.dtype, jnp.float32))  # k/1000 is lost in bfloat16
         x_in = x_t / jnp.sqrt(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2) if self.scale_input else x_t
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (x_in, t, cond))
         try:
-            output = self.apply(self.params, *(batch if cond is not None else batch[:2]))
+            output = self.apply(self.params, *(batch if cond is not None else batch[:2]), **options)
         except Exception as error:
             seen = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(batch))
             error.add_note(
@@ -40,9 +55,11 @@ class _Network(Denoiser):
         expected, rule = (1, *x_t.shape), "x's shape"
         if self.learned_variance:
             expected, rule = (*expected[:-1], 2 * expected[-1]), "twice the channels of x, as learned_variance asks"
-        if output.shape != expected:
+        if getattr(output, "shape", None) != expected or not jnp.issubdtype(output.dtype, jnp.floating):
+            is_array = hasattr(output, "shape") and hasattr(output, "dtype")
+            found = f"{output.dtype} of shape {output.shape}" if is_array else f"a {type(output).__name__}"
             raise InputError(
-                f"the network returned shape {output.shape} for x of shape {(1, *x_t.shape)}; it must return {rule}"
+                f"the network returned {found} for x of shape {(1, *x_t.shape)}; it must return floats of {rule}"
             )
         output, mix = output[0].astype(t.dtype), None
         if self.learned_variance:
@@ -69,7 +86,8 @@ def denoiser(
     Args:
       apply: the network on a batch, of any library: `apply(params, x, t)`, or `apply(params, x, t, cond)` if there is a
         condition, from x of shape (n, *shape) and t of shape (n,) in [0, 1] to (n, *shape). It is called with n = 1;
-        under `jax.vmap` that costs the same as one call on the batch.
+        under `jax.vmap` that costs the same as one call on the batch. If it has a parameter `rngs`, as Flax's has, the
+        losses give it rngs={"dropout": key} with a key of the example's own; samplers give none.
       params, process: its weights, any pytree, and the process that it was trained for.
       predicts: "eps", "x0", "v", "score" or "velocity" (see `jaxdiff.parameterization`). None is "eps", or "x0" if the
         transform of the process has no inverse.
@@ -105,6 +123,23 @@ def denoiser(
     return _Network(apply=by_value(apply), params=params, process=process, null=null, **options)
 
 
+def in_training(denoiser: Denoiser, key: RandomKey) -> Denoiser:
+    """Return the denoiser with a key for the randomness of its network, such as dropout; itself if it takes none."""
+    if isinstance(denoiser, Wrapper):
+        return dataclasses.replace(denoiser, inner=in_training(denoiser.inner, key))  # type: ignore[type-var]
+    if not isinstance(denoiser, _Network) or not _takes_rngs(denoiser.apply):
+        return denoiser
+    return dataclasses.replace(denoiser, dropout=jax.random.fold_in(key, 4))
+
+
+def _takes_rngs(apply: Any) -> bool:
+    """Return whether a network, or the function that it wraps, has a parameter `rngs`."""
+    try:
+        return "rngs" in inspect.signature(apply).parameters
+    except (TypeError, ValueError):  # one without a signature
+        return False
+
+
 def scales_input(schedule: Schedule) -> bool:
     """Return whether a network needs x_t scaled to unit variance under this schedule: α_1² + σ_1² > 4."""
     if isinstance(schedule, VariancePreserving) or is_traced(schedule):
@@ -118,8 +153,12 @@ class _Method:
     function: Callable[..., Any]
     owner: Any
 
-    def __call__(self, *args: Any) -> Any:
-        return self.function(self.owner, *args)
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:  # where `inspect.signature` looks
+        return self.function
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.function(self.owner, *args, **options)
 
 
 def by_value(function: Callable[..., Any]) -> Callable[..., Any]:

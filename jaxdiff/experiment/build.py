@@ -10,6 +10,7 @@ channels beyond those of x are dropped.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -18,13 +19,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, Num
+from jaxtyping import Array, Float, Key, Num
 
-from jaxdiff import data, denoisers, losses, models, samplers, schedules
+from jaxdiff import data, denoisers, losses, models, registry, samplers, schedules
 from jaxdiff.data import Dataset, DataSpec
 from jaxdiff.denoisers.guidance import NetworkClassifier
 from jaxdiff.denoisers.network import by_value
 from jaxdiff.evaluation import NoisyAccuracy, accuracy_by_noise
+from jaxdiff.experiment.conditions import Conditioning, conditioning
 from jaxdiff.experiment.config import Config
 from jaxdiff.likelihood.elbo import prior_term, reconstruction_term
 from jaxdiff.losses.time_sampling import LossHistory, TimeSampler, time_sampler, to_steps
@@ -42,9 +44,13 @@ class _SeesLogSNR:
 
     apply: Callable[..., Any]
 
-    def __call__(self, params: PyTree, x: Array, t: Array, *cond: PyTree) -> Any:
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:  # where `inspect.signature` looks
+        return self.apply
+
+    def __call__(self, params: PyTree, x: Array, t: Array, *cond: PyTree, **options: Any) -> Any:
         weights = {name: part for name, part in params.items() if name != "schedule"}
-        return self.apply(weights, x, params["schedule"].position(t), *cond)
+        return self.apply(weights, x, params["schedule"].position(t), *cond, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +59,13 @@ class _SeesTransform:
 
     apply: Callable[..., Any]
 
-    def __call__(self, params: PyTree, x: Array, t: Array, known: TransformCondition) -> Array:
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        return self.apply
+
+    def __call__(self, params: PyTree, x: Array, t: Array, known: TransformCondition, **options: Any) -> Array:
         cond = () if known.cond is None else (known.cond,)
-        return self.apply(params, _with_parameters(x, known.transform), t, *cond)[..., : x.shape[-1]]
+        return self.apply(params, _with_parameters(x, known.transform), t, *cond, **options)[..., : x.shape[-1]]
 
 
 def _with_parameters(x: Array, transform: PyTree) -> Array:
@@ -73,7 +83,7 @@ class Experiment:
     spec: DataSpec
     schedule: schedules.Schedule  # if it is learned, its first value for a fixed key
     first_process: Process  # the process with that schedule; `process` has the schedule of given parameters
-    model: Any  # the network: `init(key, x, t)` and `apply(params, x, t, cond)`, as of a Flax module
+    model: Any  # the network: see `jaxdiff.models`
     times: TimeSampler
 
     @property
@@ -90,6 +100,11 @@ class Experiment:
     def classes(self) -> int:
         """The number of classes that the network is conditioned on; 0 if it is unconditional."""
         return (self.spec.classes or 0) if self.config.labels_used_by else 0
+
+    @functools.cached_property
+    def conditioning(self) -> Conditioning:
+        """What the network is conditioned on."""
+        return conditioning(self.config, self.spec)
 
     @property
     def classifies(self) -> bool:
@@ -112,7 +127,7 @@ class Experiment:
         if self.first_process.condition_on_transform:
             transform = self.first_process.for_sample(key, self.shape).transform
             x = _with_parameters(x, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], transform))
-        weights = _init(by_value(self.model.init), key, x, t)
+        weights = _init(by_value(self.model.init), key, x, t, self.conditioning.absent(1))
         if not self.learns_schedule:
             return weights
         return {**weights, "schedule": self.config.make("schedule", key=jax.random.fold_in(key, 1))}
@@ -133,7 +148,7 @@ class Experiment:
             predicts=self.config.predicts,
             scale_input=self.config.scale_input,
             learned_variance=self.config.learned_variance,
-            null=-1 if self.classes and self.config.p_uncond else None,
+            null=self.conditioning.null,
         )
 
     def in_float32(self) -> "Experiment":
@@ -143,9 +158,14 @@ class Experiment:
     def _with_network(self, dtype: str) -> "Experiment":
         if dtype == "auto":
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        if self.config.model["name"] == "given":
+            return self
+        shapes, name = self.conditioning.shapes, self.config.model["name"]
+        if shapes and name in models.MODELS and not registry.takes("model", name, models.MODELS, "conditions"):
+            raise InputError(f"cond.{next(iter(shapes))} is set, but model {name!r} has no place for it; use a unet")
         outputs = 2 if self.config.learned_variance else None
         given: Any = {"shape": self.shape, "classes": self.classes, "dtype": jnp.dtype(dtype), "outputs": outputs}
-        model = self.config.make("model", **given)
+        model = self.config.make("model", **given, conditions=dict(shapes) or None)
         return dataclasses.replace(self, model=model)
 
     def classifier(self, params: PyTree) -> NetworkClassifier:
@@ -186,17 +206,17 @@ class Experiment:
         x0: Samples,
         t: Float[Array, " n"],
         keys: Key[Array, " n"],
-        labels: Int[Array, " n"] | None = None,
+        cond: PyTree = None,
     ) -> Float[Array, " n"]:
         """Return the loss of each example of a batch, at its time and with the noise of its key.
 
-        A conditional model gets −1, for none, in place of a label with probability p_uncond. The loss of a classifier
-        is the cross-entropy, −log p(label|x_t, t). If the ends of the schedule are learned, the loss is the whole ELBO
-        in nats per coordinate.
+        `cond` is that of `Conditioning.of`. Each part of it is dropped with its probability in the config. The loss of
+        a classifier is the cross-entropy, −log p(label|x_t, t), with cond the labels. If the ends of the schedule are
+        learned, the loss is the whole ELBO in nats per coordinate.
         """
         if self.classifies:
             entropy = partial(losses.cross_entropy, self.classifier(params))
-            return jax.vmap(lambda x0, label, t, key: entropy(x0, label, t, key=key))(x0, labels, t, keys)
+            return jax.vmap(lambda x0, label, t, key: entropy(x0, label, t, key=key))(x0, cond, t, keys)
         denoiser, config = self.network(params), self.config
         loss: Callable[..., Scalar] = losses.simple
         if config.learned_variance:
@@ -205,36 +225,36 @@ class Experiment:
             loss = partial(losses.weighted, weight=config.loss.built_weight)
         process: Any = denoiser.process
 
-        def one(x0: Array, t: Time, key: RandomKey, label: Int[Array, ""] | None) -> Scalar:
-            if label is not None and config.p_uncond is not None:
-                dropped = jax.random.bernoulli(jax.random.fold_in(key, 2), config.p_uncond)
-                label = jnp.where(dropped, -1, label)
-            found = loss(denoiser, x0, t, key=key, cond=label, target=config.loss.target)
+        def one(x0: Array, t: Time, key: RandomKey, cond: PyTree) -> Scalar:
+            cond = None if cond is None else self.conditioning.dropped(jax.random.fold_in(key, 2), cond)
+            found = loss(denoiser, x0, t, key=key, cond=cond, target=config.loss.target)
             if self.learns_schedule and process.schedule.ends is not None:
                 key = jax.random.fold_in(key, 1)
                 start = reconstruction_term(key, process, x0, levels=self.levels)
                 found += (prior_term(process.schedule, x0) + start) / x0.size
             return found
 
-        return jax.vmap(one)(x0, t, keys, labels)
+        return jax.vmap(one)(x0, t, keys, cond)
 
 
 @partial(jax.jit, static_argnums=0)  # so that the initialization of equal networks is traced once
-def _init(init: Callable[..., PyTree], key: RandomKey, x: Array, t: Array) -> PyTree:
-    return init(key, x, t)
+def _init(init: Callable[..., PyTree], key: RandomKey, x: Array, t: Array, cond: PyTree) -> PyTree:
+    return init(key, x, t) if cond is None else init(key, x, t, cond)
 
 
-def make_experiment(config: Config, spec: DataSpec, examples: Num[np.ndarray, "n *shape"] | None = None) -> Experiment:
+def make_experiment(
+    config: Config, spec: DataSpec, examples: Num[np.ndarray, "n *shape"] | None = None, model: Any = None
+) -> Experiment:
     """Return the objects of a config for data of this spec; some processes need raw `examples`, as in `Dataset.x`.
 
+    `model` is the network, if the config's is "given".
+
     Raises:
-      InputError: if a conditional model lacks classes, an example has no values, the network can't take the shape
-        (found without running it), a weight is infinite at t = 1, or the process lacks its examples.
+      InputError: if a conditional model lacks its conditions, an example has no values, the network can't take the
+        shape or returns another one (found without running it), a weight is infinite at t = 1, or the process lacks its
+        examples.
     """
-    if (user := config.labels_used_by) and spec.classes is None:
-        raise InputError(
-            f"{user} is trained on labels, but data {config.data.name!r} has none; use a data set with labels"
-        )
+    conditioning(config, spec)  # raises if the data lack a condition
     if 0 in spec.shape:
         raise InputError(
             f"data {config.data.name!r} has examples of shape {spec.shape}, which are empty; make every size 1 or more"
@@ -246,9 +266,10 @@ def make_experiment(config: Config, spec: DataSpec, examples: Num[np.ndarray, "n
         spec=spec,
         schedule=schedule,
         first_process=config.make("process", schedule=schedule, examples=normalized),
-        model=None,
+        model=model,
         times=time_sampler(config.loss.times, schedule),
     )._with_network(config.train.dtype)
+    _check_network(experiment)
     target: Any = config.loss.target or config.predicts
     weight = config.loss.built_weight
     if weight and not jnp.isfinite(for_target(target, weight(schedule, 1.0), t=1.0, schedule=schedule)):
@@ -262,6 +283,39 @@ def make_experiment(config: Config, spec: DataSpec, examples: Num[np.ndarray, "n
         raise InputError(f"{found}; it must have at most {_MOST_BYTES}: make it smaller")
     _check_process(experiment)
     return experiment
+
+
+def _check_network(experiment: Experiment) -> None:
+    """Raise an InputError if the network breaks the protocol of `jaxdiff.models`; found by tracing it, not running it.
+
+    jaxdiff's own networks need no such check, which takes as long as tracing them.
+    """
+    name, model = experiment.config.model["name"], experiment.model
+    if model is None:
+        raise InputError(
+            "model = 'given' stands for a network that code gives; give it as model=..., to jaxdiff.train and to "
+            "jaxdiff.load"
+        )
+    if isinstance(model, type):
+        raise InputError(f"model = {name!r} is the class {model.__name__}; give an object of it")
+    if missing := [method for method in ("init", "apply") if not callable(getattr(model, method, None))]:
+        raise InputError(
+            f"model = {name!r} is a {type(model).__name__} without {missing[0]}; it must have init(key, x, t, cond) "
+            "and apply(params, x, t, cond): adapters are jaxdiff.models.from_nnx and from_equinox"
+        )
+    if name in models.MODELS or experiment.classifies:
+        return
+    weights = experiment.abstract_weights
+    for path, leaf in jax.tree.leaves_with_path(weights):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            where = jax.tree_util.keystr(path)
+            raise InputError(
+                f"model = {name!r} has the weight {where} of {leaf.dtype}; all weights are trained, as floats"
+            )
+    if not weights:
+        raise InputError(f"model = {name!r} has no weights to train: its init returns {shown(weights)}")
+    keys, x, t = jax.random.split(jax.random.key(0), 1), jnp.zeros((1, *experiment.shape)), jnp.ones(1)
+    jax.eval_shape(experiment.loss, weights, x, t, keys, experiment.conditioning.absent(1))
 
 
 def _check_process(experiment: Experiment) -> None:
@@ -285,7 +339,7 @@ def test_split(experiment: Experiment, dir: str | None) -> Dataset:
     """Return the test split, on which a classifier is measured; raise if it can't be read or has no labels."""
     section = experiment.config.data
     name = section.name
-    found = data.in_memory(data.load(name, split="test", dir=dir, reading=section.reading))
+    found = data.in_memory(section.load("test", dir=dir))
     if found.labels is None:
         raise InputError(f"data.name = {name!r}: its test split has no labels to measure a classifier with")
     ours, most = (experiment.shape, experiment.levels), found.labels.max()

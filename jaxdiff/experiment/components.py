@@ -55,10 +55,13 @@ def takes_examples(section: Mapping[str, Any]) -> bool:
 
 PROCESSES: registry.Names = {"gaussian": Gaussian, "perturbed": perturbed_process}
 
+# What the trainer gives to the constructor of a network that takes it: see `jaxdiff.models`.
+MODEL_ARGUMENTS = ("shape", "classes", "conditions", "dtype", "outputs")
+
 # The registered names of each section, and the arguments that code gives instead of the config. `parent` and `name` are
 # Flax's own; the others come from other fields of the config or from the data.
 NAMES: dict[str, tuple[registry.Names, tuple[str, ...]]] = {
-    "model": (models.MODELS, ("shape", "classes", "dtype", "outputs", "parent", "name")),
+    "model": ({**models.MODELS, "given": lambda: None}, (*MODEL_ARGUMENTS, "parent", "name")),
     "schedule": (schedules.SCHEDULES, ("key",)),
     "process": (PROCESSES, ("schedule", "examples")),
 }

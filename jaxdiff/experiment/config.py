@@ -17,7 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict, config_dict
 
 from jaxdiff import models, registry, samplers, schedules
-from jaxdiff.data import Reading
+from jaxdiff.data import Reading, Source, derive, load
+from jaxdiff.data.derived import DERIVED
 from jaxdiff.experiment import components
 from jaxdiff.losses import weightings
 from jaxdiff.losses.time_sampling import Times, time_sampler
@@ -41,15 +42,55 @@ class Data(Reading):
     # 256 MB and its examples do not vary.
     on_device: bool | None = None
     workers: Count | None = None  # processes that read examples which are not in memory; None: one for each core
+    derive: str | None = None  # conditions computed from each example, as in "reduced:factor=2"; see cond
 
     def __post_init__(self) -> None:
         super().__post_init__()
         registry.at_least(self, 0, "workers")
+        if self.derive is not None:
+            registry.make("derive", self.derive, DERIVED)
+
+    def load(self, split: Literal["train", "test"] = "train", *, dir: str | None = None) -> Source:
+        """Return a split of the data set, with the conditions that are derived from it.
+
+        `dir` is the folder that holds the data set; None is that of the config. Raises as `jaxdiff.data.load`.
+        """
+        found = load(self.name, split=split, dir=self.dir if dir is None else dir, reading=self.reading)
+        return self.with_conditions(found)
+
+    def with_conditions(self, source: Source) -> Source:
+        """Return a data set with the conditions that `derive` names."""
+        return source if self.derive is None else derive(source, self.derive)
 
     @property
     def reading(self) -> Reading:
         """How pictures become examples."""
         return Reading(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Reading)})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What the network is conditioned on: the probability of dropping each condition in training.
+
+    Classifier-free guidance needs some, as 0.1. With 0 a condition is always given; with None the network doesn't see
+    it. The data set must have it: see `jaxdiff.data.Examples`.
+    """
+
+    label: float | None = None
+    vector: float | None = None  # an array of numbers, added to the embedding of the time as the label is
+    image: float | None = None  # a picture, as further channels of x: to upscale, to colour, or class maps
+    tokens: float | None = None  # a sequence of vectors, as of a text; a unet attends to them
+
+    def __post_init__(self) -> None:
+        registry.check_types(self)
+        for name, p in self.used.items():
+            if not 0 <= p < 1:
+                raise InputError(f"{name} = {p}; must satisfy 0 <= {name} < 1, or None for a network without it")
+
+    @property
+    def used(self) -> dict[str, float]:
+        """The probability of each condition that is not None."""
+        return {name: p for name, p in dataclasses.asdict(self).items() if p is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,13 +177,13 @@ class Config:
     """One run."""
 
     data: Data
-    model: Component
     schedule: Component
     train: Train
+    model: Component = "given"  # "given" stands for a network that code gives: see `jaxdiff.train`
     process: Component = "gaussian"
     predicts: str = "eps"
     scale_input: bool | None = None  # see `jaxdiff.denoiser`
-    p_uncond: float | None = None  # probability of dropping a label in training; None trains an unconditional model
+    cond: Conditions = dataclasses.field(default_factory=Conditions)
     learned_variance: bool = False  # train the variance of the reverse step too: `jaxdiff.losses.hybrid`
     loss: Loss = dataclasses.field(default_factory=Loss)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
@@ -156,8 +197,6 @@ class Config:
         for what, (names, given) in components.NAMES.items():
             object.__setattr__(self, what, registry.normalize(what, getattr(self, what), names, given=given))
         object.__setattr__(self, "predicts", parameterization.canonical(self.predicts, what="predicts"))
-        if (p := self.p_uncond) is not None and not 0 <= p < 1:
-            raise InputError(f"p_uncond = {p}; must satisfy 0 <= p_uncond < 1, or None for an unconditional model")
         # JAX must compute nothing in these checks: it would choose its devices before `jaxdiff.xla.split_cpu` can.
         self._check_components()
         dispatch = self.train.steps_per_dispatch or 10
@@ -189,7 +228,7 @@ class Config:
             time_sampler(self.loss.times, schedule)
         if isinstance(model, models.NoisyClassifier):
             for name, is_set in {
-                "p_uncond": self.p_uncond is not None,
+                "cond": bool(self.cond.used),
                 "learned_variance": self.learned_variance,
                 "loss.weight": self.loss.weight is not None,
                 "schedule": self.schedule["name"] == "learned",
@@ -208,7 +247,9 @@ class Config:
 
     @functools.cached_property
     def built_model(self) -> Any:
-        """The network without what only the data and the device decide: its classes and its dtype."""
+        """A registered network without what only the data and the device decide; None for one of a user."""
+        if self.model["name"] not in models.MODELS:
+            return None
         return self.make("model", outputs=2 if self.learned_variance else None)
 
     @functools.cached_property
@@ -238,7 +279,7 @@ class Config:
         """The setting that needs labels, for messages; None if no setting does."""
         if isinstance(self.built_model, models.NoisyClassifier):
             return "model 'classifier'"
-        return None if self.p_uncond is None else f"a model with p_uncond = {self.p_uncond}"
+        return None if self.cond.label is None else f"a model with cond.label = {self.cond.label}"
 
     def check_sampler(self, sampler: samplers.Sampler) -> None:
         """Raise an InputError if the sampler needs a learned variance that the network does not predict."""

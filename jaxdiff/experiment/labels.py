@@ -1,5 +1,6 @@
-"""From the labels and the guidance that a user asks for to a denoiser and its conditions."""
+"""From the labels, the conditions and the guidance that a user asks for to a denoiser and its conditions."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,19 +20,45 @@ Labels = int | Sequence[int] | Integer[np.ndarray | Array, " n"] | Mapping[int, 
 Trained = tuple[Experiment, PyTree]  # with its parameters
 
 
-def condition(
-    experiment: Experiment, params: PyTree, n: int, labels: Labels | None, w: Weight | None, classifier: Trained | None
-) -> tuple[Denoiser, PyTree]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What samples are asked to be; `Run.sample` documents it."""
+
+    labels: Labels | None = None
+    cond: Mapping[str, Any] | None = None
+    guidance: Weight | None = None
+    classifier: Trained | None = None
+
+
+def condition(experiment: Experiment, params: PyTree, n: int, asked: Asked) -> tuple[Denoiser, PyTree]:
     """Return the guided denoiser, without clipping, and the conditions of n samples for it.
 
-    Arguments are those of `Run.sample`, with w for `guidance`. Raises an InputError if the model can't take the labels,
-    or was not trained for the guidance.
+    Raises an InputError if the model can't take the conditions, or was not trained for the guidance.
     """
     if experiment.classifies:
         raise InputError("this run is a classifier, which draws no samples; give it as the classifier of a model")
-    network, classes, p_uncond = experiment.network(params), experiment.classes, experiment.config.p_uncond
+    labels, w, classifier = asked.labels, asked.guidance, asked.classifier
+    cond = {kind: part for kind, part in (asked.cond or {}).items() if part is not None}
+    if "label" in cond:
+        if labels is not None:
+            raise InputError("labels and cond['label'] are the same condition; give one of them")
+        labels = cond.pop("label")
+    network, classes, p_uncond = experiment.network(params), experiment.classes, experiment.config.cond.label
     weight = guidance.as_weight("guidance", 0.0 if w is None else w)
     plain = isinstance(weight, np.ndarray) and not weight
+    if experiment.conditioning.shapes:
+        if classifier is not None or isinstance(labels, Mapping):
+            what = "classifier" if classifier is not None else f"labels = {labels!r}"
+            raise InputError(f"{what}: this model has other conditions than labels, which that can't be combined with")
+        rows: Any = experiment.conditioning.rows(cond, n)
+        if labels is not None or classes:
+            rows["label"] = np.broadcast_to(_label_rows(experiment, labels, n), n)
+        if not plain and labels is None and not cond:
+            raise InputError(f"guidance = {w!r} guides towards a condition; give labels or cond too")
+        return (network if plain else _classifier_free(network, weight, w)), rows
+    if cond:
+        has = "a label" if classes else "none"
+        raise InputError(f"cond has {next(iter(cond))!r}, but the conditions of this model are: {has}")
     if labels is None:
         if not plain or classifier is not None:
             raise InputError(f"guidance = {w!r} guides towards a label; give labels too")
@@ -46,7 +73,7 @@ def condition(
     elif not classes:
         raise InputError(
             f"labels = {labels!r}, but this model is unconditional: it was trained without labels; leave them out, "
-            "give a classifier, or train a model with p_uncond = 0.1"
+            "give a classifier, or train a model with cond.label = 0.1"
         )
     elif plain:
         denoiser = network
@@ -63,12 +90,31 @@ def condition(
     return denoiser, np.broadcast_to(found, n)
 
 
+def _label_rows(experiment: Experiment, labels: Any, n: int) -> Int32[np.ndarray, "..."]:
+    """The labels of a model with other conditions, −1 for none."""
+    if not experiment.classes:
+        raise InputError(f"labels = {labels!r}, but this model was trained without labels; leave them out")
+    found = _checked(-1 if labels is None else labels, n, experiment.classes, least=-1)
+    if np.any(found < 0):
+        _check_null(experiment.config.cond.label, f"labels = {labels}")
+    return found
+
+
+def _classifier_free(network: Denoiser, weight: Weight, w: Any) -> Denoiser:
+    if guidance.null_condition(network) is None:
+        raise InputError(
+            f"guidance = {w!r}, but this model never saw an example without its conditions; train one with "
+            "cond.image = 0.1 or the like"
+        )
+    return guidance.classifier_free(network, weight)
+
+
 def _check_null(p_uncond: float | None, what: str) -> None:
     """Raise an InputError if the network was never trained without a label."""
     if not p_uncond:
         raise InputError(
-            f"{what}, but this model was trained with p_uncond = {p_uncond}: it never saw an example without its "
-            "label; train one with p_uncond = 0.1"
+            f"{what}, but this model was trained with cond.label = {p_uncond}: it never saw an example without its "
+            "label; train one with cond.label = 0.1"
         )
 
 

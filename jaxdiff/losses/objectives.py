@@ -1,4 +1,4 @@
-"""Training losses, for one sample: float32 scalars (float64 under x64).
+"""Training losses, for one sample: float32 scalars (float64 under x64). `batch` averages one over a batch.
 
     simple     L = mean over coordinates of (y(x_0, n) − y(x̂_0, n̂))²    at x_t = α_t g_t(x_0) + σ_t n
     weighted   L = w(t) · mean over coordinates of (n − n̂)²             w from `jaxdiff.weightings`
@@ -17,6 +17,7 @@ and κ is small. With ρ = σ²_{t|s}/β̃ = σ_t²/σ_s² each coordinate has
     KL = ½ [(SNR_s − SNR_t) (x_0 − x̂_0)² ρ^{−v} + v log ρ + ρ^{−v} − 1]
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,11 +25,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxdiff import registry
+from jaxdiff.denoisers.conditions import drop
+from jaxdiff.denoisers.network import in_training, null_condition
+from jaxdiff.losses.time_sampling import Times, TimeSampler, time_sampler
 from jaxdiff.losses.weightings import WEIGHTINGS, Weighting, for_target
 from jaxdiff.processes import Denoiser, Process, Wrapper, for_sample, require_gaussian
 from jaxdiff.processes.parameterization import canonical, check, from_prediction, natural
 from jaxdiff.schedules import Schedule, check_time
-from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Sample, Scalar, Time
+from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Sample, Samples, Scalar, Time, elementwise
 
 
 def simple(
@@ -106,6 +110,52 @@ def hybrid(
     return loss + share * schedule.num_timesteps * jnp.where(first, 0, kl.mean())
 
 
+def batch(
+    denoiser: Denoiser,
+    x0: Samples,
+    *,
+    key: RandomKey,
+    cond: PyTree = None,
+    p_uncond: float = 0.0,
+    times: Times | TimeSampler = "auto",
+    loss: Callable[..., Scalar] = simple,
+) -> Scalar:
+    """Return the mean loss of a batch at random times: what a training loop differentiates.
+
+    Args:
+      x0: clean samples (n, *shape).
+      key: draws the times, and for each example its noise, dropout and random parameters of the process.
+      cond: the conditions of the examples, a pytree whose leaves have leading axis n.
+      p_uncond: the probability of replacing an example's condition by the denoiser's null condition.
+      times: how times are drawn, a name as in a config's `loss.times` (but importance, which needs a history), or a
+        function (key, n) -> t from `jaxdiff.time_sampling`.
+      loss: a loss of one sample, such as `simple`, or `functools.partial(weighted, weight="min_snr")`.
+
+    Raises:
+      InputError: as the loss; if the times are unknown, or p_uncond is outside [0, 1] or needs a null condition that
+        the denoiser lacks.
+    """
+    null = null_condition(denoiser)
+    if not 0 <= p_uncond <= 1 or (p_uncond and (cond is None or null is None)):
+        raise InputError(
+            f"p_uncond = {p_uncond}; it must be in [0, 1], and 0 without conditions or without a null condition: see "
+            "null in jaxdiff.denoiser"
+        )
+    if times == "importance":
+        raise InputError("times = 'importance' needs a history of losses; see jaxdiff.time_sampling.LossHistory")
+    if not x0.ndim or any(jnp.shape(leaf)[:1] != x0.shape[:1] for leaf in jax.tree.leaves(cond)):
+        shapes = jax.tree.map(jnp.shape, cond)
+        raise InputError(f"x0 has shape {x0.shape} and cond {shapes}; give n samples, and n conditions or none")
+    key_times, key_noise = jax.random.split(elementwise(key))
+    draw = time_sampler(times, denoiser.process.schedule) if isinstance(times, str) else times
+
+    def one(x0: Sample, t: Time, key: RandomKey, cond: PyTree) -> Scalar:
+        kept = drop(jax.random.fold_in(key, 2), cond, null, p_uncond) if p_uncond else cond
+        return loss(denoiser, x0, t, key=key, cond=kept)
+
+    return jnp.mean(jax.vmap(one)(x0, draw(key_times, len(x0)), jax.random.split(key_noise, len(x0)), cond))
+
+
 def cross_entropy(classifier: Any, x0: Sample, label: Int[Array, ""], t: Time, *, key: RandomKey) -> Scalar:
     """Return −log p(label|x_t, t), in nats, of one noised sample; at best the entropy of the label given x_t.
 
@@ -134,7 +184,7 @@ def _true_and_predicted(
 ) -> tuple[Prediction, Prediction, Process]:
     """Return the true pair, the predicted pair, and the process of this sample."""
     check_time(t)
-    denoiser = for_sample(denoiser, key, x0.shape)
+    denoiser = in_training(for_sample(denoiser, key, x0.shape), key)
     process = denoiser.process
     noise = process.sample_noise(key, x0.shape, t)
     return Prediction(x0, noise), denoiser(process.corrupt(x0, noise, t), t, cond), process

@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxdiff import typing
 from jaxdiff.models.attention import attend
@@ -33,28 +33,6 @@ def conv(features: int, dims: int, **options: Any) -> nn.Conv:
 def halve(features: int, dims: int, **options: Any) -> nn.Conv:
     """Return a convolution that halves each of `dims` dimensions, with a kernel of 4 positions in each."""
     return nn.Conv(features, kernel_size=(4,) * dims, strides=(2,) * dims, padding=1, **options)
-
-
-class LabelEmbedding(nn.Module):
-    """Embed labels 0 … classes − 1 of shape (n,) as (n, dim). Label −1 and None share one extra vector.
-
-    Labels ≥ classes give NaN. With 0 classes the embedding is zero, and a condition is refused.
-    """
-
-    classes: int
-    dim: int
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, labels: Int[Array, " n"] | None, n: int) -> Float[Array, "n dim"] | float:
-        if not self.classes:
-            if labels is not None:
-                raise InputError(f"this network has no labels, but was given the condition {labels!r}: pass None")
-            return 0.0
-        if labels is None:
-            labels = jnp.full(n, -1)
-        row = jnp.where(labels < 0, self.classes, jnp.where(labels < self.classes, labels, self.classes + 1))
-        return nn.Embed(self.classes + 1, self.dim, dtype=self.dtype, name="table")(row)
 
 
 def check_fields(module: Any, *names: str) -> None:

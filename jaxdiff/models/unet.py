@@ -13,16 +13,17 @@ Source: Ho, Jain & Abbeel 2020, "Denoising Diffusion Probabilistic Models" (arXi
 Ronneberger et al. 2015 (arXiv:1505.04597).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.models import layers
+from jaxdiff.models import conditions, layers
 from jaxdiff.models.layers import Grids, Times
 from jaxdiff.typing import Count, InputError, Layers, PyTree, Shape, Width, check_whole
 
@@ -31,7 +32,8 @@ class UNet(nn.Module):
     """A U-Net on signals, images or volumes: `model.apply(variables, x, t, cond)` returns the prediction, in float32.
 
     The defaults give the network of 10,188,081 parameters for 28×28×1 images. `cond` and the initial weights are as
-    for `jaxdiff.models.MLP`: an untrained network predicts zero.
+    for `jaxdiff.models.MLP`: an untrained network predicts zero. Labels and vectors are added to the time embedding,
+    images join the channels of x, and attention to tokens follows every self-attention.
 
     Fields:
       stem: channels of the first convolution.
@@ -47,10 +49,11 @@ class UNet(nn.Module):
       dims: 1 for signals (length, channels), 2 for images (height, width, channels), or 3 for volumes
         (depth, height, width, channels). Attention is among all positions.
       time_dim, time_steps, classes, outputs, dtype: as for `jaxdiff.models.MLP`.
+      conditions: the shapes of other conditions than labels: vector, image and tokens.
 
     Raises:
       InputError: if the fields do not fit together, x have other dimensions or an unsuitable size, or there is a
-        condition but no classes.
+        condition without a place.
     """
 
     stem: Width = 32
@@ -68,6 +71,7 @@ class UNet(nn.Module):
     outputs: Width = 1
     dtype: DTypeLike = jnp.float32
     dims: int = 2
+    conditions: Mapping[str, Shape] = FrozenDict()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,16 +109,30 @@ class UNet(nn.Module):
         layers.check_rank("a unet", self.dims, x.shape[1:], otherwise="use an mlp")
         self.check_size(*x.shape[1:-1])
         time = layers.TimeEmbedding(self.time_dim, self.time_steps, self.dtype, name="time")(t)
-        time = time + layers.LabelEmbedding(self.classes, self.time_dim, self.dtype, name="label")(cond, len(x))
+        labels, given = conditions.unpack(cond, len(x), self.classes, self.conditions)
+        embed = conditions.LabelEmbedding(self.classes, self.time_dim, self.dtype, name="label")
+        time = time + embed(labels, len(x))
+        if "vector" in self.conditions:
+            embed_vector = conditions.VectorEmbedding(self.time_dim, self.dtype, name="vector")
+            time = time + embed_vector(given["vector"], given["vector_mask"])
+        predicted = self.outputs * x.shape[-1] * self.patch**self.dims
+        if "image" in self.conditions:
+            x = conditions.join_image(x, given["image"], given["image_mask"])
 
         block = partial(layers.ResidualBlock, groups=self.groups, dtype=self.dtype)
-        attention = partial(layers.SelfAttention, self.heads, self.groups, self.dtype)
+
+        def attention(h: Array, name: str) -> Array:
+            h = layers.SelfAttention(self.heads, self.groups, self.dtype, name=name)(h)
+            if "tokens" not in self.conditions:
+                return h
+            attend_tokens = conditions.CrossAttention(self.heads, self.groups, self.dtype, name=f"{name}_tokens")
+            return attend_tokens(h, given["tokens"], given["tokens_mask"])
 
         def level(h: Array, features: int, with_attention: bool, name: str) -> Array:
             for i in range(self.layers):
                 h = block(features, name=f"{name}_{i}_block")(h, time)
                 if with_attention:
-                    h = attention(name=f"{name}_{i}_attention")(h)
+                    h = attention(h, f"{name}_{i}_attention")
             return h
 
         h = layers.conv(self.stem, self.dims, dtype=self.dtype, name="stem")(layers.to_patches(x, self.patch))
@@ -127,7 +145,7 @@ class UNet(nn.Module):
         for i, features in enumerate(self.middle):
             h = block(features, name=f"middle{i}_0_block")(h, time)
             for j in (1, 2):
-                h = attention(name=f"middle{i}_{j}_attention")(h)
+                h = attention(h, f"middle{i}_{j}_attention")
                 h = block(features, name=f"middle{i}_{j}_block")(h, time)
         for i, features in enumerate(self.up):
             if i > 0:
@@ -135,7 +153,7 @@ class UNet(nn.Module):
             h = jnp.concatenate([h, inputs.pop()], axis=-1)
             h = level(h, features, self.attention[-1 - i], f"up{i}")
         h = layers.silu(layers.group_norm(self.groups, dtype=self.dtype, name="norm")(h))
-        predicted, zeros = self.outputs * x.shape[-1] * self.patch**self.dims, nn.initializers.zeros
+        zeros = nn.initializers.zeros
         h = layers.conv(predicted, self.dims, dtype=jnp.float32, kernel_init=zeros, name="head")(h)
         return layers.from_patches(h, self.patch)
 
@@ -153,6 +171,7 @@ def sized_unet(
     classes: Count = 0,
     outputs: Width = 1,
     dtype: DTypeLike = jnp.float32,
+    conditions: Mapping[str, Shape] = FrozenDict(),
 ) -> UNet:
     """Return a U-Net whose depth follows from the size of the samples.
 
@@ -192,4 +211,5 @@ def sized_unet(
         classes=classes,
         outputs=outputs,
         dtype=dtype,
+        conditions=conditions,
     )

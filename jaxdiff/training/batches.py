@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -72,7 +72,7 @@ class Batches:
     mesh: Mesh
     seed: int
     batch_size: int
-    labelled: bool  # whether the model is conditioned on labels
+    kinds: tuple[str, ...]  # the conditions that the network is given, "label" among them
     workers: int
     # The whole data set on every device; None if each process gathers on the host what its own devices need.
     resident: Examples | None
@@ -127,7 +127,7 @@ class Batches:
     @contextmanager
     def _taken(self, start: int, stop: int) -> Iterator[Iterator[Examples]]:
         """Open an iterator over the examples of steps `start` to `stop` that the devices of this process need."""
-        steps = _Steps(self.dataset, self._rows(), self.seed, self.batch_size, self.labelled, start, stop)
+        steps = _Steps(self.dataset, self._rows(), self.seed, self.batch_size, self.kinds, start, stop)
         if isinstance(self.dataset, Dataset):  # in memory: nothing to wait for
             yield map(steps.__getitem__, range(len(steps)))
             return
@@ -172,7 +172,7 @@ class _Steps:
     rows: Int[np.ndarray, " rows"]
     seed: int
     batch_size: int
-    labelled: bool
+    kinds: tuple[str, ...]
     start: int
     stop: int
 
@@ -182,8 +182,13 @@ class _Steps:
     def __getitem__(self, i: Any) -> Examples:
         step = self.start + int(i)
         chosen = indices(self.seed, step, (1, self.batch_size), len(self.dataset))[0][self.rows]
-        found = self.dataset.take(chosen, seed=self.seed, step=step)
-        return found if self.labelled else found._replace(labels=None)
+        return _only(self.dataset.take(chosen, seed=self.seed, step=step), self.kinds)
+
+
+def _only(examples: Examples, kinds: Collection[str]) -> Examples:
+    """The examples with these kinds of conditions."""
+    kept = {name: part for name, part in (examples.cond or {}).items() if name.removesuffix("_mask") in kinds}
+    return Examples(examples.x, examples.labels if "label" in kinds else None, kept or None)
 
 
 def make_batches(
@@ -193,13 +198,14 @@ def make_batches(
     seed: int,
     batch_size: int,
     on_device: bool | None,
-    labelled: bool = False,
+    kinds: Collection[str] = (),
     workers: int | None = None,
 ) -> Batches:
     """Return the stream of batches over a data set.
 
-    `on_device` copies it to every device once; None does so if it does not vary and has at most 256 MB. `workers` are
-    the processes that read examples which are not in memory; 0 reads them in threads of this one, None is one a core.
+    `on_device` copies it to every device once; None does so if it does not vary and has at most 256 MB. `kinds` are the
+    conditions that batches have, "label" or those of `Examples`. `workers` are the processes that read examples which
+    are not in memory; 0 reads them in threads of this one, None is one a core.
 
     Raises:
       InputError: if `on_device` is True and the data vary, as by random crops.
@@ -207,18 +213,19 @@ def make_batches(
     if on_device and dataset.varies:
         raise InputError("data.on_device = True, but data.crop or data.flip make the examples vary; leave one out")
     spec = dataset.spec
-    size = len(dataset) * math.prod(spec.shape) * (4 if spec.levels is None else 1)
+    size = math.prod(spec.shape) * (4 if spec.levels is None else 1)
+    size = len(dataset) * (size + sum(4 * math.prod(spec.conditions[kind]) for kind in kinds if kind != "label"))
     resident = None
     if on_device or (on_device is None and not dataset.varies and size <= _MOST_BYTES):
         dataset = whole = in_memory(dataset)
-        examples = Examples(whole.x, whole.labels if labelled else None)
+        examples = _only(Examples(whole.x, whole.labels, whole.cond), kinds)
         resident = jax.tree.map(lambda array: place(array, mesh, PartitionSpec()), examples)
     return Batches(
         dataset=dataset,
         mesh=mesh,
         seed=seed,
         batch_size=batch_size,
-        labelled=labelled,
+        kinds=tuple(kinds),
         workers=cores() if workers is None else workers,
         resident=resident,
     )

@@ -24,12 +24,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from jaxdiff.schedules import Learned
 from jaxdiff.typing import PyTree, Samples, Scalar
 
-Loss = Callable[..., Float[Array, " n"]]  # called with parameters, a batch, its times, keys and labels
+Loss = Callable[..., Float[Array, " n"]]  # called with parameters, a batch, its times, keys and conditions
 
 
 def gradient(
@@ -38,7 +38,7 @@ def gradient(
     x0: Samples,
     t: Float[Array, " n"],
     keys: Key[Array, " n"],
-    labels: Int[Array, " n"] | None = None,
+    cond: PyTree = None,
 ) -> tuple[Scalar, dict[str, PyTree], Float[Array, " n"]]:
     """Return the mean loss, a gradient for the optimizer, and the loss of each example.
 
@@ -49,10 +49,10 @@ def gradient(
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(t), *leaf.shape)), params["schedule"])
 
     def mean(rest: dict[str, PyTree], copies: Learned) -> tuple[Scalar, Float[Array, " n"]]:
-        def one(schedule: Learned, *example: Array | None) -> Scalar:
+        def one(schedule: Learned, *example: PyTree) -> Scalar:
             return loss({**rest, "schedule": schedule}, *jax.tree.map(lambda leaf: leaf[None], example))[0]
 
-        losses = jax.vmap(one)(copies, x0, t, keys, labels)
+        losses = jax.vmap(one)(copies, x0, t, keys, cond)
         return losses.mean(), losses
 
     (value, losses), (network, each) = jax.value_and_grad(mean, argnums=(0, 1), has_aux=True)(rest, copies)

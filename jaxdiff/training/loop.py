@@ -38,7 +38,14 @@ _log = logging.getLogger(__name__)
 _POINTS = 2000  # in a picture of points
 
 
-def train(config: Config, workdir: str | Path, *, data: Any = None, allow_change: Collection[str] | str = ()) -> State:
+def train(
+    config: Config,
+    workdir: str | Path,
+    *,
+    data: Any = None,
+    model: Any = None,
+    allow_change: Collection[str] | str = (),
+) -> State:
     """Train to `config.train.steps`, resuming from the newest whole checkpoint in `workdir`; return the last state.
 
     The weights after step n are the same bit for bit however often the run was stopped and resumed, on the same devices
@@ -47,6 +54,8 @@ def train(config: Config, workdir: str | Path, *, data: Any = None, allow_change
     Args:
       data: the data set, in place of the one that `config.data.name` names, which is then only a name: anything that
         `jaxdiff.data.from_object` takes, such as an array, a pair (x, labels), or an object with len and [i].
+      model: the network, in place of the one that `config.model` names: an object with `init` and `apply` as in
+        `jaxdiff.models`. The folder keeps "given" in its place, and `jaxdiff.load` needs the network again.
       allow_change: settings, such as "optimizer.learning_rate", that may differ from those the run was begun with:
         see `jaxdiff.experiment.resumption`. What changes is kept in the history in `config.json`.
 
@@ -57,12 +66,15 @@ def train(config: Config, workdir: str | Path, *, data: Any = None, allow_change
       Interrupted: after SIGTERM or Ctrl-C, with the state saved.
     """
     workdir = user_path(workdir, what="workdir")
+    if model is not None:
+        config = dataclasses.replace(config, model="given")
     settings = config.train
     allow_change = resumption.checked(allow_change)
     folder.check_path(workdir)
     mesh = make_mesh(settings.fsdp, settings.batch_size, settings.accumulate)
     with ExitStack() as stack:
-        dataset, fingerprint, experiment, examples = stack.enter_context(_set_up(config, workdir, allow_change, data))
+        given = _Given(data, model)
+        dataset, fingerprint, experiment, examples = stack.enter_context(_set_up(config, workdir, allow_change, given))
         abstract = abstract_state(experiment, mesh)
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", keep=config.every.keep)))
         found = checkpoints.restore(abstract.items(), repair=True)
@@ -82,7 +94,7 @@ def train(config: Config, workdir: str | Path, *, data: Any = None, allow_change
             _log.warning("%s is at step %d of %d already: nothing to do; %s", workdir, start, settings.steps, fix)
             return state
         options = {"on_device": config.data.on_device, "workers": config.data.workers}
-        options["labelled"] = experiment.classes > 0
+        options["kinds"] = ("label",) if experiment.classifies else experiment.conditioning.kinds
         batches = make_batches(dataset, mesh, seed=settings.seed, batch_size=settings.batch_size, **options)
         lengths: Any = {"start": start, "steps": settings.steps, "every": config.every.log}
         recorder = Recorder(workdir, batches, **lengths, window=checkpoints.notes_of(start))
@@ -170,9 +182,16 @@ def _is_undrawn(config: Config, workdir: Path, step: int) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.int32(lacks)))
 
 
+class _Given(NamedTuple):
+    """What code gives in place of what the config names; None for neither."""
+
+    data: Any
+    model: Any
+
+
 @contextmanager
 def _set_up(
-    config: Config, workdir: Path, allow_change: Collection[str], given: Any
+    config: Config, workdir: Path, allow_change: Collection[str], given: _Given
 ) -> Iterator[tuple[Source, str, Experiment, np.ndarray | None]]:
     """Let process 0 lock and prepare the folder; read the data and build the experiment. Every process raises alike.
 
@@ -189,18 +208,18 @@ def _set_up(
         if multihost_utils.broadcast_one_to_all(np.int32(refusal is not None)):
             raise refusal or InputError(f"process 0 refuses workdir = {workdir}; its own message says why")
         section = config.data
-        if given is not None:
-            dataset = datasets.from_object(section.name, given)
+        if given.data is None:
+            dataset = section.load()
         else:
-            dataset = datasets.load(section.name, dir=section.dir, reading=section.reading)
+            dataset = section.with_conditions(datasets.from_object(section.name, given.data))
         folder.check_data(workdir, section.name, fingerprint := dataset.fingerprint())
         examples = folder.choose_examples(workdir, config, dataset)
-        experiment = make_experiment(config, dataset.spec, examples)
+        experiment = make_experiment(config, dataset.spec, examples, given.model)
         if experiment.classifies:
             test_split(experiment, config.data.dir)  # raises now rather than after training
         if allow_change and (workdir / "config.json").exists():
             old, _ = folder.read(workdir, trust=registry.outside(config.to_mapping()))
-            _check_state(make_experiment(old, dataset.spec, examples), experiment, allow_change)
+            _check_state(make_experiment(old, dataset.spec, examples, given.model), experiment, allow_change)
         yield dataset, fingerprint, experiment, examples
 
 
@@ -234,7 +253,7 @@ def _picture(experiment: Experiment, dataset: Source, params: PyTree, mesh: Mesh
         return None
     sampling = dataclasses.replace(experiment.config.sampling, progress=progress)
     key = key_of(experiment.config.train.seed)
-    if shape == (2,):
+    if shape == (2,) and not experiment.conditioning.shapes:
         here = jax.tree.map(jnp.asarray, multihost_utils.process_allgather(params, tiled=True))
         denoiser = experiment.sampling_denoiser(here)
         some = dataset.take(np.arange(min(_POINTS, len(dataset))))
@@ -242,7 +261,10 @@ def _picture(experiment: Experiment, dataset: Source, params: PyTree, mesh: Mesh
         return plots.diffusion_in_the_plane(key, denoiser, points, sampling)
     classes, denoiser, are_points = experiment.classes, experiment.sampling_denoiser(params), len(shape) < 2
     n = _POINTS if are_points else sampling.n
-    cond = np.arange(n) % classes if classes else None
+    cond: Any = np.arange(n) % classes if classes else None
+    if experiment.conditioning.shapes:
+        seen = dataset.take(np.arange(n) % len(dataset))
+        cond = jax.tree.map(np.asarray, experiment.conditioning.of(cond, seen.cond))
     sampling = dataclasses.replace(sampling, batch=n)
     samples = sample_in_batches(key, denoiser, sampling, shape=shape, n=n, cond=cond, mesh=mesh)
     return plots.draw(samples, columns=None if are_points else classes or None)  # a column for each label

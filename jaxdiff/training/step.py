@@ -107,13 +107,13 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> State:
 def gradient(
     experiment: Experiment, params: PyTree, batch: tuple[Any, ...]
 ) -> tuple[Scalar, PyTree, Float[Array, " n"]]:
-    """Return the mean loss of a batch (x_0, labels, t, keys, weights), its gradient and the loss of each example."""
-    x0, labels, t, keys, weights = batch
+    """Return the mean loss of a batch (x_0, cond, t, keys, weights), its gradient and the loss of each example."""
+    x0, cond, t, keys, weights = batch
     if experiment.learns_schedule:  # whose times are uniform: the weights are 1
-        return learned_schedule.gradient(experiment.loss, params, x0, t, keys, labels)
+        return learned_schedule.gradient(experiment.loss, params, x0, t, keys, cond)
 
     def mean(params: PyTree) -> tuple[Scalar, Float[Array, " n"]]:
-        losses = experiment.loss(params, x0, t, keys, labels)
+        losses = experiment.loss(params, x0, t, keys, cond)
         return jnp.mean(weights * losses), losses
 
     (loss, losses), grads = jax.value_and_grad(mean, has_aux=True)(params)
@@ -150,7 +150,8 @@ def make_step(experiment: Experiment, mesh: Mesh, abstract: State) -> StepFuncti
         examples = chosen if resident is None else jax.tree.map(lambda leaf: leaf[chosen], resident)
         x0 = data.normalize(examples.x, experiment.levels)
         drawn = experiment.draw(jax.random.fold_in(state.key, state.step), len(x0), state.history)
-        batch = jax.lax.with_sharding_constraint((x0, examples.labels, *drawn), whole)
+        cond = examples.labels if experiment.classifies else experiment.conditioning.of(*examples[1:])
+        batch = jax.lax.with_sharding_constraint((x0, cond, *drawn), whole)
 
         def finish(loss: Array, grads: PyTree, losses: Array) -> tuple[State, Metrics]:
             if state.history is None:
