@@ -42,14 +42,7 @@ def train(points: np.ndarray, *, steps: int, batch_size: int = 512, learning_rat
 
     def batch_loss(params: dict, x0: jax.Array, key: jax.Array) -> jax.Array:
         """Return the mean over the batch of |n − n̂|² at random times."""
-        key_times, key_noise = jax.random.split(key)
-        times = jd.time_sampling.antithetic(key_times, len(x0))
-        denoiser = make_denoiser(model, params)
-
-        def loss(x0: jax.Array, t: jax.Array, key: jax.Array) -> jax.Array:
-            return jd.losses.simple(denoiser, x0, t, key=key, target="eps")
-
-        return jax.vmap(loss)(x0, times, jax.random.split(key_noise, len(x0))).mean()
+        return jd.losses.batch(make_denoiser(model, params), x0, key=key, times="antithetic")
 
     @jax.jit
     def update(params: dict, opt_state: optax.OptState, x0: jax.Array, key: jax.Array) -> tuple:

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 import jaxdiff as jd
+from jaxdiff import data
 from jaxdiff.data import DataSpec
 from jaxdiff.experiment import make_experiment, workdir
 from jaxdiff.experiment.checkpoint import Checkpoints
@@ -88,9 +90,10 @@ def test_a_trained_run_has_its_config_metrics_picture_and_checkpoints(trained):
         assert image.mode == "RGB"
 
 
-def write_untrained(folder: Path, changes: dict[str, float] | None = None) -> None:
+def write_untrained(folder: Path, changes: dict[str, Any] | None = None, **conditions: Any) -> None:
     """A run on digits whose only checkpoint, of step 7, has the weights of the initialization."""
-    config, spec = tiny.config(changes, base=tiny.IMAGES), DataSpec(shape=(8, 8, 1), levels=17, classes=10)
+    spec = DataSpec(shape=(8, 8, 1), levels=17, classes=10, conditions=conditions)
+    config = tiny.config(changes, base=tiny.IMAGES)
     workdir.write(folder, config, spec)
     experiment, replicated = make_experiment(config, spec), NamedSharding(all_devices(), PartitionSpec())
     checkpoints = Checkpoints(folder / "checkpoints", keep=1)
@@ -134,6 +137,34 @@ def test_a_conditional_run_draws_rows_of_labels_and_fills_in_what_is_missing(com
     assert size[0] / size[1] == pytest.approx(5 / 2, rel=0.05)
     x0 = jd.load(tmp_path / "run").test_examples(2)
     np.testing.assert_allclose(kept[:, :, :, :4], np.broadcast_to(x0[:, None, :, :4], (2, 3, 8, 4, 1)), atol=1e-5)
+
+
+def test_other_conditions_come_from_test_examples_or_a_file(commands, tmp_path):
+    (tmp_path / "run").mkdir()
+    changes = {"cond.label": 0.1, "cond.image": 0.0, "data.derive": "reduced:factor=4"}
+    write_untrained(tmp_path / "run", changes, image=(2, 2, 1))
+
+    def made(name: str, cond: str, *flags: str) -> tuple[int, str, dict[str, np.ndarray]]:
+        out = tmp_path / f"{name}.png"
+        options = (f"--workdir={tmp_path / 'run'}", f"--out={out}", "--steps=1", "--n=3", f"--cond={cond}")
+        code, _, err = commands.run("sample.py", *options, *flags)
+        return code, err, dict(np.load(out.with_suffix(".npz"))) if code == 0 else {}
+
+    code, err, found = made("test", "test")
+    assert code == 0, err
+    test = data.derive(data.load("digits", split="test"), "reduced:factor=4").take(np.arange(3))
+    np.testing.assert_array_equal(found["image"], test.cond["image"])
+    np.testing.assert_array_equal(found["label"], test.labels)
+    np.savez(tmp_path / "mine.npz", image=test.cond["image"][::-1], other=np.zeros(3))
+    code, err, other = made("file", str(tmp_path / "mine.npz"), "--label=4")
+    assert code == 0, err
+    np.testing.assert_array_equal(other["image"], found["image"][::-1])
+    np.testing.assert_array_equal(other["label"], [4, 4, 4])
+    for cond in (tmp_path / "run" / "config.json", tmp_path / "missing.npz"):
+        code, err, _ = made("bad", str(cond))
+        assert code == 1
+        assert len(err.splitlines()) == 2  # which step is loaded, and what is wrong
+        assert err.splitlines()[1].startswith(f"--cond = {cond} can't be read")
 
 
 def test_the_same_seed_gives_the_same_samples(trained, commands, tmp_path):

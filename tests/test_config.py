@@ -13,7 +13,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from jaxdiff import registry
+from jaxdiff import data, registry
 from jaxdiff.data import DataSpec
 from jaxdiff.experiment import Config, Sampling, Train, make_experiment
 from jaxdiff.samplers import DDIM
@@ -53,9 +53,9 @@ def test_every_config_file_builds_and_survives_the_command_line_and_json(path, v
     assert Config.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
     shape = SHAPES.get(config.data.name, (2,))
     examples = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
-    experiment = make_experiment(
-        config, DataSpec(shape=shape, levels=17 if len(shape) == 3 else None, classes=10), examples
-    )
+    source = config.data.with_conditions(data.from_object(config.data.name, examples))
+    options = {"levels": 17 if len(shape) == 3 else None, "classes": 10, "conditions": source.spec.conditions}
+    experiment = make_experiment(config, DataSpec(shape=shape, **options), examples)
     assert experiment.schedule.num_timesteps == config.schedule.get("num_timesteps")
 
 
@@ -146,8 +146,8 @@ def test_an_unknown_key_is_named_by_its_path_with_the_nearest_known_one(path, me
         ("model", 3, "model = 3; it must be a text, NAME:OPTION=VALUE, or a mapping with a name"),
         ("model.width", 1.5, "model.width = 1.5 has the wrong type; it must be int"),
         ("schedule.beta_last", "x", "schedule.beta_last = 'x' has the wrong type; it must be float"),
-        ("model.name", "mpl", "model = 'mpl'; the known ones are classifier, mlp, sized_unet, unet, or package.module"),
-        ("model.name", None, "model.name is missing; the known ones are classifier, mlp, sized_unet, unet"),
+        ("model.name", "mpl", "model = 'mpl'; the known ones are classifier, given, mlp, sized_unet, unet, or package.module"),
+        ("model.name", None, "model.name is missing; the known ones are classifier, given, mlp, sized_unet, unet"),
         ("schedule", {}, "schedule.name is missing; the known ones are cosine, edm, flow, learned"),
         ("data", {}, "data.name is missing from the config"),
         ("train", {"steps": 3}, "train.batch_size is missing from the config"),

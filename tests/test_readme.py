@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import jaxdiff as jd
-from jaxdiff import data
 from jaxdiff.experiment import Config, Data, Every, Sampling, Train, make_experiment
 from jaxdiff.training.loop import train
 
@@ -71,7 +70,7 @@ def test_the_python_of_the_pages_runs(name: str) -> None:
 def test_the_config_of_the_pages_names_what_is_outside_the_package(variant: str) -> None:
     values = runpy.run_path("my_config.py")["get_config"](variant)
     config = Config.from_mapping(values)
-    experiment = make_experiment(config, data.load(config.data.name).spec)
+    experiment = make_experiment(config, config.data.load().spec)
     assert experiment.shape == (2,)
     assert type(experiment.schedule).__module__ == type(experiment.model).__module__ == "my_diffusion"
 

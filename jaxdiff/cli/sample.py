@@ -1,6 +1,7 @@
 """The command `jaxdiff sample`, or `python sample.py`: its tasks each return a message, an image and arrays to save."""
 
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -63,7 +64,10 @@ def main() -> None:
         "Class to draw, for conditional models or with --classifier: 3; 0,1,2 or all for a row of each; 3+8 or "
         "3:0.7+8:0.3 for a composition.",
     )
-    flags.DEFINE_float("guidance", None, "Guidance weight w towards the label; 0 is the plain conditional model.")
+    flags.DEFINE_string(
+        "cond", None, "Other conditions of the samples: test (those of test examples), or FILE.npz with n of each kind."
+    )
+    flags.DEFINE_float("guidance", None, "Guidance weight w towards the condition; 0 is the plain conditional model.")
     flags.DEFINE_string("classifier", None, "Folder of a classifier's run to guide by, instead of classifier-free.")
     flags.DEFINE_string("dir", None, "Folder of the data set, for test images; default: the run's, with --trust.")
     flags.DEFINE_bool("trust", False, "Whether to run code that the folders of --workdir and --classifier name.")
@@ -83,7 +87,8 @@ def _sample() -> None:
     out, workdir = user_path(FLAGS.out, what="--out"), user_path(FLAGS.workdir, what="--workdir")
     runs = [workdir] if FLAGS.classifier is None else [workdir, user_path(FLAGS.classifier, what="--classifier")]
     masks = [] if FLAGS.mask in _MASKS else [user_path(FLAGS.mask, what="--mask")]
-    outputs.check(out, inputs=_image_files() + masks, runs=runs, overwrite=FLAGS.overwrite)
+    conds = [] if FLAGS.cond in (None, "test") else [user_path(FLAGS.cond, what="--cond")]
+    outputs.check(out, inputs=_image_files() + masks + conds, runs=runs, overwrite=FLAGS.overwrite)
     if not 0 <= FLAGS.seed < 2**32:
         raise InputError(f"--seed = {FLAGS.seed}; must satisfy 0 <= seed < 2^32")
     task = _chosen_task()
@@ -111,8 +116,9 @@ def _chosen_task() -> str | None:
     inpaints, varies = task == "inpaint", task == "image_to_image"
     unused = {
         "images": not task and f"--{', --'.join(_TASKS)}",
-        "dir": task and FLAGS.images != "test" and "--images=test",
+        "dir": (FLAGS.images != "test" if task else FLAGS.cond not in (None, "test")) and "the test split",
         "n": task and f"drawing samples: --{task} gives the number of images",
+        "cond": task and "drawing samples",
         "mask": not inpaints and "--inpaint",
         "time": not varies and "--image_to_image",
         "resample": not inpaints and "--inpaint",
@@ -198,10 +204,49 @@ def _draw(run: Run) -> Output:
     name = FLAGS.sampler or run.config.sampling.sampler
     samplers.make(name)  # refuses a wrong one before the line that says it compiles
     _say(f"compiling, then drawing {n} samples by {name} ...")
-    samples = run.sample(key_of(FLAGS.seed), n=n, **_options(labels))
-    columns = n // len(rows) if len(rows) > 1 else None
-    image = plots.draw(samples, columns=columns)
-    return f"{n} samples of step {run.step}", image, {"samples": samples}
+    cond = _conditions(run, n)
+    if "label" in cond and labels is not None:
+        del cond["label"]
+    samples = run.sample(key_of(FLAGS.seed), n=n, cond=cond, **_options(labels))
+    columns, shown = n // len(rows) if len(rows) > 1 else None, samples
+    seen = cond.get("image")
+    if seen is not None and (seen := _enlarged(seen, samples.shape)) is not None:
+        shown, columns = np.stack([seen, samples], axis=1).reshape(-1, *samples.shape[1:]), 2 * _pairs(n)
+    image = plots.draw(shown, columns=columns)
+    if isinstance(labels, int) or (labels and weights is None):
+        cond["label"] = np.broadcast_to(labels, n)
+    return f"{n} samples of step {run.step}", image, {"samples": samples, **cond}
+
+
+def _conditions(run: Run, n: int) -> dict[str, Any]:
+    """The conditions of --cond, for n samples."""
+    if FLAGS.cond is None:
+        return {}
+    if FLAGS.cond == "test":
+        return run.test_conditions(n, dir=FLAGS.dir)
+    path = user_path(FLAGS.cond, what="--cond")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {kind: file[kind] for kind in file.files}
+    except Exception as error:  # NumPy promises no type for what a damaged file raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"--cond = {FLAGS.cond} can't be read ({reason}); give test, or a .npz file") from error
+    known = run.experiment.conditioning.kinds
+    return {kind: part[:n] for kind, part in found.items() if kind.removesuffix("_mask") in known}
+
+
+def _enlarged(image: np.ndarray, shape: Shape) -> np.ndarray | None:
+    """The images of a condition at the size of samples of this shape, to draw beside them; None if they don't fit."""
+    if image.shape[0] != shape[0] or image.ndim != len(shape) or image.shape[-1] not in (1, shape[-1]):
+        return None
+    for axis in range(1, len(shape) - 1):
+        image = np.repeat(image, shape[axis] // image.shape[axis], axis=axis)
+    return np.broadcast_to(image, shape)
+
+
+def _pairs(n: int) -> int:
+    """How many pairs of a condition and a sample a row of the picture holds."""
+    return max(math.isqrt(n) // 2, 1)
 
 
 def _images(run: Run, n: int) -> HostSamples:
