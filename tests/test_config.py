@@ -107,7 +107,7 @@ def test_a_config_cannot_be_changed():
         ("train.stepz", "train.stepz is not a field of the config; did you mean 'steps'?"),
         ("sampling.stps", "sampling.stps is not a field of the config; did you mean 'steps'?"),
         ("every.checkpoints", "every.checkpoints is not a field of the config; did you mean 'checkpoint'?"),
-        ("every.xyz", "every.xyz is not a field of the config; the known ones are checkpoint, keep, log, sample"),
+        ("every.xyz", "every.xyz is not a field of the config; the known ones are checkpoint, evaluate, keep"),
         (
             "model.widht",
             "model = 'mlp' has no option 'widht'; it takes width, depth, time_dim, time_steps; did you mean 'width'?",
@@ -146,7 +146,11 @@ def test_an_unknown_key_is_named_by_its_path_with_the_nearest_known_one(path, me
         ("model", 3, "model = 3; it must be a text, NAME:OPTION=VALUE, or a mapping with a name"),
         ("model.width", 1.5, "model.width = 1.5 has the wrong type; it must be int"),
         ("schedule.beta_last", "x", "schedule.beta_last = 'x' has the wrong type; it must be float"),
-        ("model.name", "mpl", "model = 'mpl'; the known ones are classifier, given, mlp, sized_unet, unet, or package.module"),
+        (
+            "model.name",
+            "mpl",
+            "model = 'mpl'; the known ones are classifier, given, mlp, sized_unet, unet, or package.module",
+        ),
         ("model.name", None, "model.name is missing; the known ones are classifier, given, mlp, sized_unet, unet"),
         ("schedule", {}, "schedule.name is missing; the known ones are cosine, edm, flow, learned"),
         ("data", {}, "data.name is missing from the config"),

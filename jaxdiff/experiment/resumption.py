@@ -16,6 +16,7 @@ _FREE = (
     "data.dir:",
     "data.on_device:",
     "data.workers:",
+    "data.evaluated:",
     "train.steps:",
     "train.steps_per_dispatch:",
     "train.fsdp:",

@@ -27,6 +27,7 @@ from jaxdiff.samplers.batching import sample_in_batches
 from jaxdiff.storage import user_path
 from jaxdiff.training import summary
 from jaxdiff.training.batches import Batches, make_batches
+from jaxdiff.training.evaluation import Evaluation, make_evaluation, split
 from jaxdiff.training.recorder import DivergenceError, Recorder, picture_path
 from jaxdiff.training.sharding import make_mesh
 from jaxdiff.training.signals import Interrupted, stop_requests
@@ -74,7 +75,9 @@ def train(
     mesh = make_mesh(settings.fsdp, settings.batch_size, settings.accumulate)
     with ExitStack() as stack:
         given = _Given(data, model)
-        dataset, fingerprint, experiment, examples = stack.enter_context(_set_up(config, workdir, allow_change, given))
+        dataset, held_out, fingerprint, experiment, examples = stack.enter_context(
+            _set_up(config, workdir, allow_change, given)
+        )
         abstract = abstract_state(experiment, mesh)
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", keep=config.every.keep)))
         found = checkpoints.restore(abstract.items(), repair=True)
@@ -94,14 +97,18 @@ def train(
             _log.warning("%s is at step %d of %d already: nothing to do; %s", workdir, start, settings.steps, fix)
             return state
         options = {"on_device": config.data.on_device, "workers": config.data.workers}
-        options["kinds"] = ("label",) if experiment.classifies else experiment.conditioning.kinds
+        options["kinds"] = experiment.kinds
         batches = make_batches(dataset, mesh, seed=settings.seed, batch_size=settings.batch_size, **options)
         lengths: Any = {"start": start, "steps": settings.steps, "every": config.every.log}
         recorder = Recorder(workdir, batches, **lengths, window=checkpoints.notes_of(start))
         stack.enter_context(closing(recorder))
         recorder.say(summary.describe(experiment, dataset, mesh, abstract.params, workdir=workdir, start=start))
+        evaluation = None
+        if held_out is not None and start < settings.steps:
+            recorder.say("reading held-out examples and compiling their evaluation, once ...")
+            evaluation = make_evaluation(experiment, held_out, mesh, abstract.ema)
         asked = stack.enter_context(stop_requests())
-        run = _Run(experiment, dataset, batches, abstract, checkpoints, recorder, asked)
+        run = _Run(experiment, dataset, batches, abstract, evaluation, checkpoints, recorder, asked)
         if undrawn:
             run.draw(start, state)
         if start < settings.steps:
@@ -116,6 +123,7 @@ class _Run(NamedTuple):
     dataset: Source
     batches: Batches
     abstract: State
+    evaluation: Evaluation | None
     checkpoints: Checkpoints
     recorder: Recorder
     asked: Callable[[], int | None]  # see `stop_requests`
@@ -129,8 +137,9 @@ class _Run(NamedTuple):
         size = config.train.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
         for dispatch in self.batches.stream(start, steps, size):
             state, metrics = run_step(state, self.batches.resident, dispatch.batch)
-            self.recorder.push(dispatch, metrics)
             done = dispatch.first + dispatch.count
+            evaluated = self.evaluate(done, state)
+            self.recorder.push(dispatch, metrics, evaluated)
             stop, has_picture = self.asked(), _has_picture(config, done)
             # A process compiles its first picture, and no signal can interrupt that: it saves the state before.
             first_picture, drawn = has_picture and not drawn, drawn or has_picture
@@ -146,6 +155,14 @@ class _Run(NamedTuple):
                 self.draw(done, state)
         self.checkpoints.wait()
         return state
+
+    def evaluate(self, step: int, state: State) -> dict[str, float]:
+        """Return `eval_loss` of the averaged weights if it is due at this step."""
+        config = self.experiment.config
+        every = config.every.evaluate or 1
+        if self.evaluation is None or (step % every and step != config.train.steps):
+            return {}
+        return {"eval_loss": self.evaluation(state.ema)}
 
     def save(self, step: int, state: State) -> None:
         """Start saving a state, once it is known to be finite."""
@@ -192,10 +209,11 @@ class _Given(NamedTuple):
 @contextmanager
 def _set_up(
     config: Config, workdir: Path, allow_change: Collection[str], given: _Given
-) -> Iterator[tuple[Source, str, Experiment, np.ndarray | None]]:
+) -> Iterator[tuple[Source, Source | None, str, Experiment, np.ndarray | None]]:
     """Let process 0 lock and prepare the folder; read the data and build the experiment. Every process raises alike.
 
-    Yields the data, their fingerprint, the experiment and the examples that its process is made from.
+    Yields the data to train and to evaluate on, the fingerprint of all data, the experiment and the examples that its
+    process is made from.
     """
     refusal = None
     with ExitStack() as stack:
@@ -213,6 +231,7 @@ def _set_up(
         else:
             dataset = section.with_conditions(datasets.from_object(section.name, given.data))
         folder.check_data(workdir, section.name, fingerprint := dataset.fingerprint())
+        dataset, held_out = split(config, dataset, fingerprint, named=given.data is None)
         examples = folder.choose_examples(workdir, config, dataset)
         experiment = make_experiment(config, dataset.spec, examples, given.model)
         if experiment.classifies:
@@ -220,7 +239,7 @@ def _set_up(
         if allow_change and (workdir / "config.json").exists():
             old, _ = folder.read(workdir, trust=registry.outside(config.to_mapping()))
             _check_state(make_experiment(old, dataset.spec, examples, given.model), experiment, allow_change)
-        yield dataset, fingerprint, experiment, examples
+        yield dataset, held_out, fingerprint, experiment, examples
 
 
 def _check_state(old: Experiment, new: Experiment, allow_change: Collection[str]) -> None:

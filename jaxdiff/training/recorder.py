@@ -6,7 +6,8 @@ a log line.
 A line of `metrics.jsonl` covers the steps since the line before: the means of `loss` and `grad_norm`, the last
 `learning_rate`, `images_per_second` over all the time that passed (with compilation, saving and pictures), and
 `data_wait`, the fraction of that time in which the loop waited for data. A checkpoint keeps what the next line already
-covers, so that a resumed run writes the same line.
+covers, so that a resumed run writes the same line. A line of a step that is evaluated has `eval_loss`, too: see
+`jaxdiff.training.evaluation`.
 """
 
 import collections
@@ -16,6 +17,7 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,7 @@ class Recorder:
     ) -> None:
         self._workdir, self._every, self._batches, self._steps = workdir, every, batches, steps
         self._writes = jax.process_index() == 0
-        self._queue: collections.deque[tuple[Dispatch, Metrics]] = collections.deque()
+        self._queue: collections.deque[tuple[Dispatch, Metrics, Mapping[str, float]]] = collections.deque()
         self._window, self._waited, seconds = _restored(window)
         self._since = time.perf_counter() - seconds
         if self._writes:
@@ -77,9 +79,9 @@ class Recorder:
         if self._writes:
             tqdm.write(text, file=sys.stderr)
 
-    def push(self, dispatch: Dispatch, metrics: Metrics) -> None:
-        """Queue the metrics of a dispatch that has just been started."""
-        self._queue.append((dispatch, metrics))
+    def push(self, dispatch: Dispatch, metrics: Metrics, extra: Mapping[str, float] | None = None) -> None:
+        """Queue the metrics of a dispatch that has just been started, and what else its line is to hold."""
+        self._queue.append((dispatch, metrics, extra or {}))
         # All processes must find a NaN after the same dispatch, so that none is left waiting for the others.
         alone = jax.process_count() == 1
         while len(self._queue) > _IN_FLIGHT or (alone and self._queue and self._queue[0][1].ready()):
@@ -123,7 +125,7 @@ class Recorder:
         return jax.tree.map(lambda *parts: np.concatenate(parts), *self._window)
 
     def _absorb(self) -> None:
-        dispatch, on_device = self._queue.popleft()
+        dispatch, on_device, extra = self._queue.popleft()
         metrics = jax.device_get(on_device)
         finite = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
         if not finite.all():
@@ -141,9 +143,9 @@ class Recorder:
         if self._writes:
             self._bar.update(dispatch.count)
         if done % self._every == 0 or done == self._steps:
-            self._report(done)
+            self._report(done, extra)
 
-    def _report(self, step: int) -> None:
+    def _report(self, step: int, extra: Mapping[str, float]) -> None:
         now = time.perf_counter()
         elapsed = now - self._since
         window = self._steps_since()
@@ -153,6 +155,7 @@ class Recorder:
             "learning_rate": float(window.learning_rate[-1]),
             "images_per_second": len(window.loss) * self._batches.batch_size / elapsed,
             "data_wait": min(self._waited / elapsed, 1.0),
+            **extra,
         }
         self._window, self._waited, self._since = [], 0.0, now
         if not self._writes:
@@ -161,11 +164,12 @@ class Recorder:
         self._file.flush()
         for name, value in record.items():
             self._board.add_scalar(name, value, step)
-        self._bar.set_postfix(loss=f"{record['loss']:.4f}", img_s=f"{record['images_per_second']:.0f}")
+        losses = {name: f"{record[name]:.4f}" for name in ("loss", "eval_loss") if name in record}
+        self._bar.set_postfix(**losses, img_s=f"{record['images_per_second']:.0f}")
         if self._bar.disable:
             left = (self._steps - step) * elapsed / len(window.loss)
             speed = f"{record['images_per_second']:.0f} images/s  {timedelta(seconds=math.ceil(left))} left"
-            self.say(f"step {step}/{self._steps}  loss {record['loss']:.4f}  {speed}")
+            self.say("  ".join([f"step {step}/{self._steps}", *map(" ".join, losses.items()), speed]))
 
 
 def picture_path(workdir: Path, step: int) -> Path:
