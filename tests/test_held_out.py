@@ -124,7 +124,10 @@ def test_a_run_reports_it_on_the_line_of_its_step_and_again_when_it_is_resumed(t
         loop.train(tiny.config({**EVALUATED, "train.steps": steps}), tmp_path / "broken")
     assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
     assert list(curve(tmp_path / "whole")) == [10, 20, 25]
+    best = jd.load(tmp_path / "broken", weights="best")
+    assert best.step == min(curve(tmp_path / "broken"), key=curve(tmp_path / "broken").get)
     evaluation, _ = evaluation_of(EVALUATED, data.load("swissroll", split="test"))
+    assert evaluation(best.params) == pytest.approx(curve(tmp_path / "whole")[best.step], rel=1e-6)
     assert evaluation(state.ema) == pytest.approx(curve(tmp_path / "whole")[25], rel=1e-6)
 
 

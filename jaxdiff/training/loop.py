@@ -21,7 +21,7 @@ from jaxdiff.data import Source
 from jaxdiff.experiment import Config, Experiment, make_experiment, plots, resumption
 from jaxdiff.experiment import workdir as folder
 from jaxdiff.experiment.build import noisy_accuracy, test_split
-from jaxdiff.experiment.checkpoint import Checkpoints
+from jaxdiff.experiment.checkpoint import Checkpoints, Evaluated
 from jaxdiff.samplers import pieces
 from jaxdiff.samplers.batching import sample_in_batches
 from jaxdiff.storage import user_path
@@ -139,12 +139,13 @@ class _Run(NamedTuple):
             state, metrics = run_step(state, self.batches.resident, dispatch.batch)
             done = dispatch.first + dispatch.count
             evaluated = self.evaluate(done, state)
-            self.recorder.push(dispatch, metrics, evaluated)
+            self.recorder.push(dispatch, metrics, {} if evaluated is None else {"eval_loss": evaluated.eval_loss})
             stop, has_picture = self.asked(), _has_picture(config, done)
             # A process compiles its first picture, and no signal can interrupt that: it saves the state before.
             first_picture, drawn = has_picture and not drawn, drawn or has_picture
-            if stop or first_picture or done == steps or done % config.every.checkpoint == 0:
-                self.save(done, state)
+            is_best = evaluated is not None and self.checkpoints.improves(evaluated)
+            if stop or is_best or first_picture or done == steps or done % config.every.checkpoint == 0:
+                self.save(done, state, evaluated)
                 if not verified:
                     self.checkpoints.verify(done, self.abstract.items())
                 verified = True
@@ -156,20 +157,20 @@ class _Run(NamedTuple):
         self.checkpoints.wait()
         return state
 
-    def evaluate(self, step: int, state: State) -> dict[str, float]:
-        """Return `eval_loss` of the averaged weights if it is due at this step."""
+    def evaluate(self, step: int, state: State) -> Evaluated | None:
+        """Return the loss of the averaged weights on held-out examples if it is due at this step."""
         config = self.experiment.config
         every = config.every.evaluate or 1
         if self.evaluation is None or (step % every and step != config.train.steps):
-            return {}
-        return {"eval_loss": self.evaluation(state.ema)}
+            return None
+        return Evaluated(self.evaluation(state.ema), self.evaluation.on)
 
-    def save(self, step: int, state: State) -> None:
+    def save(self, step: int, state: State, evaluated: Evaluated | None = None) -> None:
         """Start saving a state, once it is known to be finite."""
         self.recorder.drain()
         if not _finite(state):  # a finite loss does not imply it
             raise DivergenceError(f"after step {step} the weights are no longer finite; lower optimizer.learning_rate")
-        self.checkpoints.save(step, state.items(), self.recorder.window())
+        self.checkpoints.save(step, state.items(), self.recorder.window(), evaluated)
 
     def draw(self, step: int, state: State) -> None:
         """Draw the picture of a step; if a signal arrives before it is done, save the state instead."""
