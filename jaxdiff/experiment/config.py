@@ -197,6 +197,8 @@ class Config:
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     every: Every = dataclasses.field(default_factory=Every)
+    # Where metrics and pictures go beside the run's files, as "wandb:project=mine": see `jaxdiff.training.loggers`.
+    loggers: tuple[str, ...] = ("tensorboard",)
 
     __getstate__ = fields_of
 

@@ -22,6 +22,7 @@ _FREE = (
     "train.fsdp:",
     "every.",
     "sampling.",
+    "loggers:",
 )
 
 ALLOWABLE = (

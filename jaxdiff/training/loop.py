@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,8 @@ from jaxdiff.storage import user_path
 from jaxdiff.training import summary
 from jaxdiff.training.batches import Batches, make_batches
 from jaxdiff.training.evaluation import Evaluation, make_evaluation, split
+from jaxdiff.training.loggers import Logger, Loggers
+from jaxdiff.training.loggers import check as check_loggers
 from jaxdiff.training.recorder import DivergenceError, Recorder, picture_path
 from jaxdiff.training.sharding import make_mesh
 from jaxdiff.training.signals import Interrupted, stop_requests
@@ -46,6 +48,7 @@ def train(
     data: Any = None,
     model: Any = None,
     allow_change: Collection[str] | str = (),
+    loggers: Sequence[Logger] = (),
 ) -> State:
     """Train to `config.train.steps`, resuming from the newest whole checkpoint in `workdir`; return the last state.
 
@@ -59,6 +62,8 @@ def train(
         `jaxdiff.models`. The folder keeps "given" in its place, and `jaxdiff.load` needs the network again.
       allow_change: settings, such as "optimizer.learning_rate", that may differ from those the run was begun with:
         see `jaxdiff.experiment.resumption`. What changes is kept in the history in `config.json`.
+      loggers: objects that get the metrics and pictures beside those of `config.loggers`: see
+        `jaxdiff.training.loggers`. Those of process 0 are used.
 
     Raises:
       InputError: if the config can't run here (found before any slow work), `workdir` can't be written, is in use or
@@ -71,6 +76,7 @@ def train(
         config = dataclasses.replace(config, model="given")
     settings = config.train
     allow_change = resumption.checked(allow_change)
+    check_loggers(config.loggers, loggers)
     folder.check_path(workdir)
     mesh = make_mesh(settings.fsdp, settings.batch_size, settings.accumulate)
     with ExitStack() as stack:
@@ -100,7 +106,11 @@ def train(
         options["kinds"] = experiment.kinds
         batches = make_batches(dataset, mesh, seed=settings.seed, batch_size=settings.batch_size, **options)
         lengths: Any = {"start": start, "steps": settings.steps, "every": config.every.log}
-        recorder = Recorder(workdir, batches, **lengths, window=checkpoints.notes_of(start))
+        opened = None
+        if jax.process_index() == 0:
+            values = config.to_mapping()
+            opened = Loggers(config.loggers, loggers, workdir=workdir, start=start, config=values)
+        recorder = Recorder(workdir, batches, **lengths, window=checkpoints.notes_of(start), loggers=opened)
         stack.enter_context(closing(recorder))
         recorder.say(summary.describe(experiment, dataset, mesh, abstract.params, workdir=workdir, start=start))
         evaluation = None

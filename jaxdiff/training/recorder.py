@@ -1,4 +1,4 @@
-"""The reports of a run (`metrics.jsonl`, TensorBoard events, a progress bar) and its check for NaN.
+"""The reports of a run (`metrics.jsonl`, its loggers, a progress bar) and its check for NaN.
 
 The recorder reads the metrics of a dispatch only once they are ready, or in `drain`, so that the devices never idle for
 a log line.
@@ -14,7 +14,6 @@ import collections
 import json
 import math
 import os
-import secrets
 import sys
 import time
 from collections.abc import Mapping
@@ -26,13 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
 
 from jaxdiff.experiment import plots
 from jaxdiff.experiment.workdir import set_aside, side_folder
 from jaxdiff.progress import tqdm
 from jaxdiff.storage import replacing
 from jaxdiff.training.batches import Batches, Dispatch
+from jaxdiff.training.loggers import Loggers
 from jaxdiff.training.step import Metrics
 
 _IN_FLIGHT = 2  # dispatches that may run ahead of the host
@@ -54,8 +53,10 @@ class Recorder:
         steps: int,
         every: int,
         window: dict[str, Any] | None = None,  # what `window` returned at `start`
+        loggers: Loggers | None = None,
     ) -> None:
         self._workdir, self._every, self._batches, self._steps = workdir, every, batches, steps
+        self._loggers = loggers
         self._writes = jax.process_index() == 0
         self._queue: collections.deque[tuple[Dispatch, Metrics, Mapping[str, float]]] = collections.deque()
         self._window, self._waited, seconds = _restored(window)
@@ -63,14 +64,6 @@ class Recorder:
         if self._writes:
             _drop_after(workdir / "metrics.jsonl", start)
             self._file = (workdir / "metrics.jsonl").open("a")
-            # A name that nobody can foresee, as the writer follows links; an absolute path, as it takes gs:x for a
-            # bucket; no limit (max_queue=0), as a full queue whose thread has ended by an error would block this one.
-            self._board = SummaryWriter(
-                str(workdir.absolute()),
-                purge_step=start + 1,
-                max_queue=0,
-                filename_suffix=f".{secrets.token_hex(8)}",
-            )
             # disable=None: a bar on a terminal or in a notebook; else `_report` writes lines.
             self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
 
@@ -104,14 +97,16 @@ class Recorder:
             if path.is_dir():
                 set_aside(path, "it is a folder")
             plots.save(path, pixels)
-            self._board.add_image("samples", pixels, step, dataformats="HWC")
+            if self._loggers is not None:
+                self._loggers.picture(step, pixels)
             self.say(f"step {step}: {path}")
 
     def close(self) -> None:
         """Close the files."""
+        if self._loggers is not None:
+            self._loggers.close()
         if self._writes:
             self._bar.close()
-            self._board.close()
             self._file.close()
 
     def window(self) -> dict[str, Any] | None:
@@ -160,10 +155,11 @@ class Recorder:
         self._window, self._waited, self._since = [], 0.0, now
         if not self._writes:
             return
-        self._file.write(json.dumps({"step": step, **record}) + "\n")
+        finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        for name, value in record.items():
-            self._board.add_scalar(name, value, step)
+        if self._loggers is not None:
+            self._loggers.log(step, record)
         losses = {name: f"{record[name]:.4f}" for name in ("loss", "eval_loss") if name in record}
         self._bar.set_postfix(**losses, img_s=f"{record['images_per_second']:.0f}")
         if self._bar.disable:
