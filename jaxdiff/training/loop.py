@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +25,13 @@ from jaxdiff.experiment.checkpoint import Checkpoints, Evaluated
 from jaxdiff.samplers import pieces
 from jaxdiff.samplers.batching import sample_in_batches
 from jaxdiff.storage import user_path
+from jaxdiff.training import callbacks as callbacks_
+from jaxdiff.training import loggers as loggers_
 from jaxdiff.training import summary
 from jaxdiff.training.batches import Batches, make_batches
+from jaxdiff.training.callbacks import Callback
 from jaxdiff.training.evaluation import Evaluation, make_evaluation, split
 from jaxdiff.training.loggers import Logger, Loggers
-from jaxdiff.training.loggers import check as check_loggers
 from jaxdiff.training.recorder import DivergenceError, Recorder, picture_path
 from jaxdiff.training.sharding import make_mesh
 from jaxdiff.training.signals import Interrupted, stop_requests
@@ -49,6 +51,7 @@ def train(
     model: Any = None,
     allow_change: Collection[str] | str = (),
     loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> State:
     """Train to `config.train.steps`, resuming from the newest whole checkpoint in `workdir`; return the last state.
 
@@ -64,6 +67,8 @@ def train(
         see `jaxdiff.experiment.resumption`. What changes is kept in the history in `config.json`.
       loggers: objects that get the metrics and pictures beside those of `config.loggers`: see
         `jaxdiff.training.loggers`. Those of process 0 are used.
+      callbacks: functions called after each line of metrics as callback(step, state, metrics), which end the run by
+        returning True: see `jaxdiff.training.callbacks`.
 
     Raises:
       InputError: if the config can't run here (found before any slow work), `workdir` can't be written, is in use or
@@ -76,7 +81,8 @@ def train(
         config = dataclasses.replace(config, model="given")
     settings = config.train
     allow_change = resumption.checked(allow_change)
-    check_loggers(config.loggers, loggers)
+    loggers_.check(config.loggers, loggers)
+    callbacks_.check(callbacks)
     folder.check_path(workdir)
     mesh = make_mesh(settings.fsdp, settings.batch_size, settings.accumulate)
     with ExitStack() as stack:
@@ -118,7 +124,7 @@ def train(
             recorder.say("reading held-out examples and compiling their evaluation, once ...")
             evaluation = make_evaluation(experiment, held_out, mesh, abstract.ema)
         asked = stack.enter_context(stop_requests())
-        run = _Run(experiment, dataset, batches, abstract, evaluation, checkpoints, recorder, asked)
+        run = _Run(experiment, dataset, batches, abstract, evaluation, checkpoints, recorder, asked, callbacks)
         if undrawn:
             run.draw(start, state)
         if start < settings.steps:
@@ -137,6 +143,7 @@ class _Run(NamedTuple):
     checkpoints: Checkpoints
     recorder: Recorder
     asked: Callable[[], int | None]  # see `stop_requests`
+    callbacks: Sequence[Callback]
 
     def train(self, start: int, state: State) -> State:
         """Take the steps from `start` on; save, draw and stop when it is time to."""
@@ -150,11 +157,13 @@ class _Run(NamedTuple):
             done = dispatch.first + dispatch.count
             evaluated = self.evaluate(done, state)
             self.recorder.push(dispatch, metrics, {} if evaluated is None else {"eval_loss": evaluated.eval_loss})
+            ended = self.call(done, state, evaluated)
             stop, has_picture = self.asked(), _has_picture(config, done)
             # A process compiles its first picture, and no signal can interrupt that: it saves the state before.
             first_picture, drawn = has_picture and not drawn, drawn or has_picture
             is_best = evaluated is not None and self.checkpoints.improves(evaluated)
-            if stop or is_best or first_picture or done == steps or done % config.every.checkpoint == 0:
+            is_due = done == steps or done % config.every.checkpoint == 0
+            if stop or ended or is_best or first_picture or is_due:
                 self.save(done, state, evaluated)
                 if not verified:
                     self.checkpoints.verify(done, self.abstract.items())
@@ -162,6 +171,9 @@ class _Run(NamedTuple):
             if stop:
                 self.checkpoints.wait()
                 raise Interrupted(stop, done)
+            if ended:
+                self.recorder.say(f"a callback ended the run; step {done} is saved")
+                break
             if has_picture:
                 self.draw(done, state)
         self.checkpoints.wait()
@@ -174,6 +186,20 @@ class _Run(NamedTuple):
         if self.evaluation is None or (step % every and step != config.train.steps):
             return None
         return Evaluated(self.evaluation(state.ema), self.evaluation.on)
+
+    def call(self, step: int, state: State, evaluated: Evaluated | None) -> bool:
+        """Call the callbacks if this step has a line of metrics; return whether one ends the run."""
+        config = self.experiment.config
+        if not self.callbacks or (step % config.every.log and step != config.train.steps):
+            return False
+        self.recorder.drain()
+        try:
+            return callbacks_.call(self.callbacks, step, state, self.recorder.latest)
+        except Exception:
+            with suppress(DivergenceError):
+                self.save(step, state, evaluated)
+            self.checkpoints.wait()
+            raise
 
     def save(self, step: int, state: State, evaluated: Evaluated | None = None) -> None:
         """Start saving a state, once it is known to be finite."""

@@ -57,6 +57,7 @@ class Recorder:
     ) -> None:
         self._workdir, self._every, self._batches, self._steps = workdir, every, batches, steps
         self._loggers = loggers
+        self.latest: dict[str, float] = {}  # the metrics of the last line
         self._writes = jax.process_index() == 0
         self._queue: collections.deque[tuple[Dispatch, Metrics, Mapping[str, float]]] = collections.deque()
         self._window, self._waited, seconds = _restored(window)
@@ -126,6 +127,8 @@ class Recorder:
         if not finite.all():
             i = int(np.argmin(finite))
             fix = "lower optimizer.learning_rate or set optimizer.clip_norm"
+            if dispatch.first + i == 0:  # before any update
+                fix = "the network or the loss gives values that are not finite at the first weights; correct that"
             if (example := self._batches.not_finite(dispatch.first + i)) is not None:
                 fix = f"example {example} of the data in its batch has values that are not finite; leave it out"
             raise DivergenceError(
@@ -153,6 +156,7 @@ class Recorder:
             **extra,
         }
         self._window, self._waited, self._since = [], 0.0, now
+        self.latest = record
         if not self._writes:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
