@@ -186,7 +186,7 @@ def test_without_held_out_examples_an_evaluation_is_refused_with_the_fix(tmp_pat
     refused({"data.name": f"folder:{tmp_path / 'plain'}"}, rf"^every\.evaluate = 10 needs .*has no test split.*{fix}4$")
     refused({"data.name": "test_held_out:one_split"}, rf"the same examples in both splits; {fix}20$")
     refused({}, rf"given as an object have no test split; {fix}20$", given=data.from_object("points", POINTS))
-    labels = {"data.name": f"folder:{tmp_path / 'other'}", "p_uncond": 0.1}
+    labels = {"data.name": f"folder:{tmp_path / 'other'}", "cond.label": 0.1}
     refused(labels, r"class_names=\('a', 'c'\).* make them alike, or set data\.held_out")
     refused(
         {"data.held_out": 200}, r"^data\.held_out = 200, but 'points' has 200", given=data.from_object("points", POINTS)

@@ -86,10 +86,9 @@ def train(
     folder.check_path(workdir)
     mesh = make_mesh(settings.fsdp, settings.batch_size, settings.accumulate)
     with ExitStack() as stack:
-        given = _Given(data, model)
-        dataset, held_out, fingerprint, experiment, examples = stack.enter_context(
-            _set_up(config, workdir, allow_change, given)
-        )
+        given = _Given(data, model, loggers, callbacks)
+        prepared = stack.enter_context(_set_up(config, workdir, allow_change, given))
+        experiment = prepared.experiment
         abstract = abstract_state(experiment, mesh)
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", keep=config.every.keep)))
         found = checkpoints.restore(abstract.items(), repair=True)
@@ -103,32 +102,17 @@ def train(
         if jax.process_index() == 0:
             # A run that is done keeps its config, but gets side files that it has lost.
             kept = folder.read(workdir, trust=registry.outside(config.to_mapping()))[0] if done else config
-            folder.write(workdir, kept, dataset.spec, examples, step=start, fingerprint=fingerprint)
+            spec, fingerprint = prepared.dataset.spec, prepared.fingerprint
+            folder.write(workdir, kept, spec, prepared.examples, step=start, fingerprint=fingerprint)
         if done:
             fix = "raise train.steps to go on"
             _log.warning("%s is at step %d of %d already: nothing to do; %s", workdir, start, settings.steps, fix)
             return state
-        options = {"on_device": config.data.on_device, "workers": config.data.workers}
-        options["kinds"] = experiment.kinds
-        batches = make_batches(dataset, mesh, seed=settings.seed, batch_size=settings.batch_size, **options)
-        lengths: Any = {"start": start, "steps": settings.steps, "every": config.every.log}
-        opened = None
-        if jax.process_index() == 0:
-            values = config.to_mapping()
-            opened = Loggers(config.loggers, loggers, workdir=workdir, start=start, config=values)
-        recorder = Recorder(workdir, batches, **lengths, window=checkpoints.notes_of(start), loggers=opened)
-        stack.enter_context(closing(recorder))
-        recorder.say(summary.describe(experiment, dataset, mesh, abstract.params, workdir=workdir, start=start))
-        evaluation = None
-        if held_out is not None and start < settings.steps:
-            recorder.say("reading held-out examples and compiling their evaluation, once ...")
-            evaluation = make_evaluation(experiment, held_out, mesh, abstract.ema)
-        asked = stack.enter_context(stop_requests())
-        run = _Run(experiment, dataset, batches, abstract, evaluation, checkpoints, recorder, asked, callbacks)
+        run = stack.enter_context(_begin(workdir, prepared, given, abstract, checkpoints, start))
         if undrawn:
             run.draw(start, state)
         if start < settings.steps:
-            recorder.say("compiling the training step, once ...")
+            run.recorder.say("compiling the training step, once ...")
         return run.train(start, state)
 
 
@@ -237,21 +221,27 @@ def _is_undrawn(config: Config, workdir: Path, step: int) -> bool:
 
 
 class _Given(NamedTuple):
-    """What code gives in place of what the config names; None for neither."""
+    """What code gives beside the config, or in place of what it names."""
 
-    data: Any
+    data: Any  # None for what the config names, as the model
     model: Any
+    loggers: Sequence[Logger]
+    callbacks: Sequence[Callback]
+
+
+class _Prepared(NamedTuple):
+    """What a run is made from."""
+
+    dataset: Source  # to train on
+    held_out: Source | None  # to evaluate on
+    fingerprint: str  # of all data
+    experiment: Experiment
+    examples: np.ndarray | None  # that its process is made from
 
 
 @contextmanager
-def _set_up(
-    config: Config, workdir: Path, allow_change: Collection[str], given: _Given
-) -> Iterator[tuple[Source, Source | None, str, Experiment, np.ndarray | None]]:
-    """Let process 0 lock and prepare the folder; read the data and build the experiment. Every process raises alike.
-
-    Yields the data to train and to evaluate on, the fingerprint of all data, the experiment and the examples that its
-    process is made from.
-    """
+def _set_up(config: Config, workdir: Path, allow_change: Collection[str], given: _Given) -> Iterator[_Prepared]:
+    """Let process 0 lock and prepare the folder; read the data and build the experiment. Every process raises alike."""
     refusal = None
     with ExitStack() as stack:
         if jax.process_index() == 0:
@@ -276,7 +266,32 @@ def _set_up(
         if allow_change and (workdir / "config.json").exists():
             old, _ = folder.read(workdir, trust=registry.outside(config.to_mapping()))
             _check_state(make_experiment(old, dataset.spec, examples, given.model), experiment, allow_change)
-        yield dataset, held_out, fingerprint, experiment, examples
+        yield _Prepared(dataset, held_out, fingerprint, experiment, examples)
+
+
+@contextmanager
+def _begin(
+    workdir: Path, prepared: _Prepared, given: _Given, abstract: State, checkpoints: Checkpoints, start: int
+) -> Iterator[_Run]:
+    """Open the data, the records and the loggers of a run at step `start`, and say what it is."""
+    dataset, held_out, _, experiment, _ = prepared
+    config, mesh = experiment.config, jax.tree.leaves(abstract)[0].sharding.mesh
+    options: Any = {"on_device": config.data.on_device, "workers": config.data.workers, "kinds": experiment.kinds}
+    batches = make_batches(dataset, mesh, seed=config.train.seed, batch_size=config.train.batch_size, **options)
+    loggers = None
+    if jax.process_index() == 0:
+        values = config.to_mapping()
+        loggers = Loggers(config.loggers, given.loggers, workdir=workdir, start=start, config=values)
+    lengths: Any = {"start": start, "steps": config.train.steps, "every": config.every.log}
+    recorder = Recorder(workdir, batches, **lengths, window=checkpoints.notes_of(start), loggers=loggers)
+    with closing(recorder), stop_requests() as asked:
+        recorder.say(summary.describe(experiment, dataset, mesh, abstract.params, workdir=workdir, start=start))
+        evaluation = None
+        if held_out is not None and start < config.train.steps:
+            recorder.say("reading held-out examples and compiling their evaluation, once ...")
+            evaluation = make_evaluation(experiment, held_out, mesh, abstract.ema)
+        parts = experiment, dataset, batches, abstract, evaluation, checkpoints, recorder, asked, given.callbacks
+        yield _Run(*parts)
 
 
 def _check_state(old: Experiment, new: Experiment, allow_change: Collection[str]) -> None:
