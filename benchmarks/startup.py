@@ -23,7 +23,7 @@ import os, resource, sys
 from jaxdiff.cli import train
 from jaxdiff.training import recorder
 import jax
-def push(self, dispatch, metrics):
+def push(self, dispatch, metrics, extra):
     jax.block_until_ready(metrics)
     used = resource.getrusage(resource.RUSAGE_SELF)
     print("CPU", used.ru_utime + used.ru_stime, flush=True)

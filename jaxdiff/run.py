@@ -12,7 +12,7 @@ import functools
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -47,11 +47,13 @@ from jaxdiff.typing import (
     Sample,
     Samples,
     check_whole,
+    checked,
     elementwise,
     fields_of,
     shown,
 )
 
+Weights = Literal["ema", "raw", "best"]
 AnySamples = Float[np.ndarray | Array, "n *shape"]
 
 
@@ -82,8 +84,9 @@ class Run:
     """A trained model with its config, as `load` returns it."""
 
     experiment: Experiment
-    params: PyTree  # the averaged (EMA) weights
+    params: PyTree
     step: int  # the optimizer steps that the weights have seen
+    weights: Weights = "ema"  # which ones `params` are; see `load`
     trusted: bool = True  # whether what the config says of the data is followed without asking; see `load`
 
     __getstate__ = fields_of
@@ -407,23 +410,39 @@ class Run:
         return in_batches(integrate, len(x), rows=x, check=check, batch=batch, progress=progress)[0]
 
 
-def load(workdir: str | Path, *, trust: bool = False, model: Any = None) -> Run:
+def load(
+    workdir: str | Path, *, step: int | None = None, weights: Weights = "ema", trust: bool = False, model: Any = None
+) -> Run:
     """Return the run in a folder, with the averaged weights of its newest whole checkpoint.
 
     Args:
+      step: the step of a kept checkpoint to take instead of the newest.
+      weights: "raw" takes the weights without averaging; "best" the averaged ones of the checkpoint with the least loss
+        on held-out examples: see `every.evaluate`.
       model: the network, if the run was trained with one that code gave to `jaxdiff.train`.
       trust: whether to import and call what the folder's config names as `package.module:Name`, and to read its data
         set from where the config says. Both can run code of the folder's author; without, such names are refused.
 
     Raises:
-      InputError: if the folder holds no run or no whole checkpoint, lacks the examples that its process is made of, or
-        names code from outside jaxdiff without `trust`.
+      InputError: if the folder holds no run or no whole checkpoint, not the one that is asked for, lacks the examples
+        that its process is made of, or names code from outside jaxdiff without `trust`.
     """
     path = user_path(workdir, what="workdir")
+    weights = checked("weights", weights, Weights)
+    step = None if step is None else check_whole("step", step, least=0)
+    if weights == "best" and step is not None:
+        raise InputError(f"step = {step}, but weights = 'best' chooses the step itself; leave one out")
     config, spec = workdir_.read(path, trust=trust)
     experiment = make_experiment(config, spec, workdir_.read_examples(path, config, spec), model)
     everywhere = NamedSharding(all_devices(), PartitionSpec())
-    abstract = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), experiment.abstract_weights)
+    name, abstract = "weights", experiment.abstract_weights
+    if weights == "raw":
+        from jaxdiff.training.step import init_state  # here, as it imports Optax, which nothing else needs
+
+        name, abstract = "training", jax.eval_shape(functools.partial(init_state, experiment)).items()["training"]
+    abstract = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), abstract)
     with closing(Checkpoints(path / "checkpoints")) as checkpoints:
-        step, params = checkpoints.restore_weights(abstract)
-    return Run(experiment=experiment, params=params, step=step, trusted=trust)
+        steps = checkpoints.best() if weights == "best" else checkpoints.only(step) if step is not None else None
+        found, item = checkpoints.restore_item(name, abstract, steps)
+    params = item["params"] if weights == "raw" else item
+    return Run(experiment=experiment, params=params, step=found, weights=weights, trusted=trust)

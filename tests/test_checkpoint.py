@@ -327,8 +327,8 @@ def test_a_signal_saves_first_and_the_run_goes_on_identically(finished, tmp_path
     handlers = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
     push = loop.Recorder.push
 
-    def push_then_signal(self: loop.Recorder, dispatch: Any, metrics: Any) -> None:
-        push(self, dispatch, metrics)
+    def push_then_signal(self: loop.Recorder, dispatch: Any, *rest: Any) -> None:
+        push(self, dispatch, *rest)
         if dispatch.first == 10:
             os.kill(os.getpid(), number)
 

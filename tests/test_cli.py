@@ -365,7 +365,7 @@ SAMPLE_MISTAKES = {
     "--reconstruct=2 --images=": "--images = '' is not a path",
     "--reconstruct=2 --images=a.png,": "--images = '' is not a path",
     "--workdir=configs": "workdir = configs is not a run: it has no config.json; give the folder of a training run",
-    "--stepz=3": "Unknown command line flag 'stepz'. Did you mean: steps ?",
+    "--variantz=3": "Unknown command line flag 'variantz'. Did you mean: variants ?",
     "--reconstruct=0": "--reconstruct = 0; it must be 1 or more",
     "--reconstruct=20001": "n = 20001, but the test split of swissroll has 20000 examples; use 1 to that many",
     "--bits_per_dim=2": "--bits_per_dim needs images with a finite number of levels",

@@ -107,7 +107,7 @@ def test_a_config_cannot_be_changed():
         ("train.stepz", "train.stepz is not a field of the config; did you mean 'steps'?"),
         ("sampling.stps", "sampling.stps is not a field of the config; did you mean 'steps'?"),
         ("every.checkpoints", "every.checkpoints is not a field of the config; did you mean 'checkpoint'?"),
-        ("every.xyz", "every.xyz is not a field of the config; the known ones are checkpoint, keep, log, sample"),
+        ("every.xyz", "every.xyz is not a field of the config; the known ones are checkpoint, evaluate, keep"),
         (
             "model.widht",
             "model = 'mlp' has no option 'widht'; it takes width, depth, time_dim, time_steps; did you mean 'width'?",

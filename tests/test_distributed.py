@@ -122,3 +122,39 @@ def test_what_one_process_refuses_stops_both(tmp_path):
     assert (first[0], second[0]) == (2, 2)
     assert f"error: {workdir / 'config.json'} is damaged, or another version" in first[1]
     assert f"error: process 0 refuses workdir = {workdir}; its own message says why" in second[1]
+
+
+CALLED = """
+import sys
+sys.path.insert(0, {tests!r})
+import jax, tiny
+import jaxdiff as jd
+jax.distributed.initialize({address!r}, 2, int(sys.argv[1]))
+def stop(step, state, metrics):
+    print("called", step, int(state.step), metrics["eval_loss"], flush=True)
+    return step == 20 and jax.process_index() == 1
+jd.train(tiny.config({changes!r}), {workdir!r}, callbacks=[stop])
+"""
+
+
+@pytest.mark.thorough
+def test_two_processes_evaluate_as_one_and_a_callback_of_either_stops_both(tmp_path):
+    changes = {"every.evaluate": 10, "every.keep": 1, "every.checkpoint": 1000, "data.evaluated": 50}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    script, workdir = tmp_path / "script.py", str(tmp_path / "two")
+    tests = str(Path(__file__).parent)
+    script.write_text(CALLED.format(tests=tests, address=address, changes=changes, workdir=workdir))
+    processes = [tiny.start(str(script), str(i), cache=tmp_path / f"cache{i}", devices=2) for i in range(2)]
+    ended = [tiny.finish(process, seconds=200) for process in processes]
+    for code, _, err in ended:
+        assert code == 0, err
+    called = [[line for line in out.splitlines() if line.startswith("called")] for _, out, _ in ended]
+    assert called[0] == called[1]
+    assert [line.split()[1:3] for line in called[0]] == [["10", "10"], ["20", "20"]]
+    loop.train(tiny.config({**changes, "train.steps": 20}), tmp_path / "one")
+    for found, expected in zip(metrics_of(tmp_path / "two"), metrics_of(tmp_path / "one"), strict=True):
+        assert found["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-3)
+    assert load(workdir).step == 20
+    assert load(workdir, weights="best").step == load(tmp_path / "one", weights="best").step

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from jaxdiff.experiment.checkpoint import Checkpoints
+from jaxdiff.run import load
 
 KILLED = {
     "train.steps": 100,
@@ -19,6 +20,8 @@ KILLED = {
     "every.checkpoint": 5,
     "every.keep": 2,
     "every.sample": 10_000,
+    "every.evaluate": 4,  # between checkpoints, so that each of them may be the best
+    "data.evaluated": 32,
 }
 
 
@@ -71,6 +74,10 @@ def test_a_run_killed_and_stopped_at_any_moment_ends_as_an_unbroken_one(tmp_path
     assert code == 0, err
     assert tiny.finish(unbroken)[0] == 0
     assert "damaged" not in err
+
+    bests = [load(folder, weights="best") for folder in (tmp_path / "unbroken", workdir)]
+    assert bests[0].step == bests[1].step
+    tiny.assert_identical(bests[0].params, bests[1].params)
 
     states = []
     for folder in (tmp_path / "unbroken", workdir):

@@ -16,6 +16,7 @@ from jaxdiff import data
 from jaxdiff.cli import outputs
 from jaxdiff.experiment import plots, workdir
 from jaxdiff.training.batches import Batches, make_batches
+from jaxdiff.training.loggers import Loggers
 from jaxdiff.training.recorder import Recorder
 from jaxdiff.training.sharding import make_mesh
 from jaxdiff.typing import InputError
@@ -159,7 +160,9 @@ def test_a_run_is_prepared_through_no_link(name: str, tmp_path: Path) -> None:
     assert {path.name for path in run.iterdir()} == {name, "config.json", "examples.npy"}
 
 
-@pytest.mark.parametrize("name", ["config.json", "examples.npy", "metrics.jsonl", "samples", "checkpoints", "damaged"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "examples.npy", "metrics.jsonl", "samples", "checkpoints", "damaged", "wandb"]
+)
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_run_whose_files_lead_out_of_its_folder_is_refused(name: str, exists: bool, tmp_path: Path) -> None:
     run, target = tmp_path / "run", tmp_path / "elsewhere"
@@ -188,7 +191,8 @@ def test_the_records_of_a_run_go_through_no_link_that_can_be_foreseen(tmp_path: 
     (run / "metrics.jsonl").write_text('{"step": 1}\n{"step": 9}\n{"st')
     (run / "metrics.jsonl.part").symlink_to(tmp_path / "victim")
     for _ in range(2):
-        Recorder(run, batches(), start=5, steps=10, every=1).close()
+        loggers = Loggers(["tensorboard"], [], workdir=run, start=5, config={})
+        Recorder(run, batches(), start=5, steps=10, every=1, loggers=loggers).close()
     assert (tmp_path / "victim").read_text() == "untouched"
     assert (run / "metrics.jsonl").read_text() == '{"step": 1}\n'
     events = [path.name for path in run.iterdir() if "tfevents" in path.name]
@@ -201,7 +205,8 @@ def test_a_folder_of_any_name_takes_records(name: str, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     run = Path(name)
     workdir.prepare(run, tiny.config())
-    recorder = Recorder(run, batches(), start=0, steps=10, every=1)
+    loggers = Loggers(["tensorboard"], [], workdir=run, start=0, config={})
+    recorder = Recorder(run, batches(), start=0, steps=10, every=1, loggers=loggers)
     recorder.picture(3, IMAGE)
     recorder.close()
     np.testing.assert_array_equal(data.read_picture(run / "samples" / "00000003.png"), IMAGE / 255)

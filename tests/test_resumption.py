@@ -162,8 +162,8 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
     """Send this process a SIGTERM when the dispatch that starts at this step is pushed."""
     push = loop.Recorder.push
 
-    def push_then_stop(self, dispatch, metrics):
-        push(self, dispatch, metrics)
+    def push_then_stop(self, dispatch, *rest):
+        push(self, dispatch, *rest)
         if dispatch.first == first:
             os.kill(os.getpid(), signal.SIGTERM)
 

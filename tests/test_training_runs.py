@@ -134,7 +134,7 @@ def test_a_loss_that_is_nan_stops_the_run_at_its_step_with_the_last_good_checkpo
     x = points.x.copy()
     dataset = data.Dataset(**{**vars(points), "x": x})
     x[bad] = np.nan  # after the check of the data
-    monkeypatch.setattr(data, "load", lambda *_, **__: dataset)
+    monkeypatch.setattr("jaxdiff.experiment.config.load", lambda *_, **__: dataset)
     reason = f"example {bad} of the data in its batch has values that are not finite"
     if spoilt == "the weights":
         batches = loop.make_batches

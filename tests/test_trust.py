@@ -259,7 +259,7 @@ def test_a_checkpoint_is_read_only_in_the_shapes_and_chunks_of_the_network(tmp_p
         shapes = {"bias": (2,), "kernel": kernel}
         wanted = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere) for name, shape in shapes.items()}
         with closing(Checkpoints(tmp_path)) as checkpoints:
-            return checkpoints.restore_weights(wanted)[1]
+            return checkpoints.restore_item("weights", wanted)[1]
 
     assert read(2**20)["kernel"].shape == (2**20,)
     with pytest.raises(NoCheckpointError):

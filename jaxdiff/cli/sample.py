@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from jaxdiff import data, samplers, xla
 from jaxdiff.cli import command, outputs
 from jaxdiff.experiment import plots
 from jaxdiff.likelihood import Elbo
-from jaxdiff.run import Run, load
+from jaxdiff.run import Run, Weights, load
 from jaxdiff.storage import user_path
 from jaxdiff.training import summary
 from jaxdiff.typing import Count, HostSamples, InputError, Shape, check_whole, checked, key_of
@@ -41,6 +41,8 @@ Output = tuple[str, np.ndarray | None, dict[str, Any]]
 def main() -> None:
     """Do the task that the flags describe with a trained model."""
     flags.DEFINE_string("workdir", None, "The run's folder.")
+    flags.DEFINE_integer("step", None, "Step of the checkpoint to take; default: the newest.")
+    flags.DEFINE_enum("weights", "ema", get_args(Weights), "Averaged weights, raw ones, or the best averaged ones.")
     flags.DEFINE_integer("n", 64, "Number of samples.")
     flags.DEFINE_integer("reconstruct", None, "Task: encode this many images to latents and decode them again.")
     flags.DEFINE_integer("interpolate", None, "Task: draw this many rows, each from one image to another.")
@@ -94,8 +96,8 @@ def _sample() -> None:
     task = _chosen_task()
     xla.split_cpu(FLAGS.batch)
     _timesteps()  # raises now rather than after loading
-    run = load(workdir, trust=FLAGS.trust)
-    _say(f"step {run.step:,} of {workdir}: {summary.network(run.experiment, run.params)}")
+    run = load(workdir, step=FLAGS.step, weights=FLAGS.weights, trust=FLAGS.trust)
+    _say(f"step {run.step:,} of {workdir}, {run.weights} weights: {summary.network(run.experiment, run.params)}")
     if task and run.experiment.classifies:
         raise InputError(f"--{task} needs a model that draws, but this run is a classifier; leave it out")
     message, image, arrays = _TASKS[task](run) if task else _draw(run)

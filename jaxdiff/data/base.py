@@ -199,6 +199,53 @@ def check_cond(what: str, cond: Mapping[str, Any], n: int) -> None:
             check_each(f"{what}: {name}", part, np.isfinite(part), "must be finite")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """Some examples of a data set, by their indices in it. `hold_out` makes it."""
+
+    source: Source
+    rows: Int[np.ndarray, " n"]
+
+    @property
+    def name(self) -> str:
+        """The name of the data set."""
+        return self.source.name
+
+    @property
+    def spec(self) -> DataSpec:
+        """The properties of the data set."""
+        return self.source.spec
+
+    @property
+    def varies(self) -> bool:
+        """Whether the examples of the data set vary."""
+        return self.source.varies
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: Int[np.ndarray, " n"], *, seed: int = 0, step: int = 0) -> Examples:
+        """Return the examples with these indices in `rows`."""
+        return self.source.take(self.rows[indices], seed=seed, step=step)
+
+    def fingerprint(self) -> str:
+        """Return that of the data set, with the number of examples and a hash of their indices."""
+        found = hashlib.blake2b(self.rows.astype(np.int64).tobytes(), digest_size=8).hexdigest()
+        return f"{self.source.fingerprint()}-{len(self.rows)}-{found}"
+
+
+def hold_out(source: Source, n: int) -> tuple[Part, Part]:
+    """Return all but n examples of a data set, and these n, which are drawn by the length of the set alone.
+
+    Raises:
+      InputError: unless 1 <= n < len(source).
+    """
+    if not 1 <= n < len(source):
+        raise InputError(f"held_out = {n}, but {source.name!r} has {len(source)} examples; hold out 1 or more, not all")
+    order = np.random.default_rng(0).permutation(len(source))
+    return Part(source=source, rows=np.sort(order[n:])), Part(source=source, rows=np.sort(order[:n]))
+
+
 def check_each(what: str, values: np.ndarray, valid: np.ndarray, rule: str) -> None:
     """Raise an InputError about the first value that breaks a rule."""
     if not valid.all():

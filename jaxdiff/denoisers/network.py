@@ -132,6 +132,23 @@ def in_training(denoiser: Denoiser, key: RandomKey) -> Denoiser:
     return dataclasses.replace(denoiser, dropout=jax.random.fold_in(key, 4))
 
 
+@dataclasses.dataclass(frozen=True)
+class _WithoutRngs:
+    """A network without its parameter `rngs`."""
+
+    apply: Callable[..., Any]
+
+    def __call__(self, params: PyTree, *batch: PyTree) -> Any:
+        return self.apply(params, *batch)
+
+
+def without_dropout(denoiser: Denoiser) -> Denoiser:
+    """Return the denoiser of a network so that losses, too, give it no key for its randomness."""
+    if not isinstance(denoiser, _Network):
+        return denoiser
+    return dataclasses.replace(denoiser, apply=_WithoutRngs(denoiser.apply))
+
+
 def _takes_rngs(apply: Any) -> bool:
     """Return whether a network, or the function that it wraps, has a parameter `rngs`."""
     try:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
 from jaxdiff import data, denoisers, losses, models, registry, samplers, schedules
-from jaxdiff.data import Dataset, DataSpec
+from jaxdiff.data import Dataset, DataSpec, Examples
 from jaxdiff.denoisers.guidance import NetworkClassifier
 from jaxdiff.denoisers.network import by_value
 from jaxdiff.evaluation import NoisyAccuracy, accuracy_by_noise
@@ -105,6 +105,15 @@ class Experiment:
     def conditioning(self) -> Conditioning:
         """What the network is conditioned on."""
         return conditioning(self.config, self.spec)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The conditions of examples that the loss takes, "label" among them."""
+        return ("label",) if self.classifies else self.conditioning.kinds
+
+    def condition(self, examples: Examples) -> PyTree:
+        """Return the conditions of examples as the loss takes them."""
+        return examples.labels if self.classifies else self.conditioning.of(examples.labels, examples.cond)
 
     @property
     def classifies(self) -> bool:
@@ -207,17 +216,20 @@ class Experiment:
         t: Float[Array, " n"],
         keys: Key[Array, " n"],
         cond: PyTree = None,
+        *,
+        training: bool = True,
     ) -> Float[Array, " n"]:
         """Return the loss of each example of a batch, at its time and with the noise of its key.
 
-        `cond` is that of `Conditioning.of`. Each part of it is dropped with its probability in the config. The loss of
-        a classifier is the cross-entropy, −log p(label|x_t, t), with cond the labels. If the ends of the schedule are
-        learned, the loss is the whole ELBO in nats per coordinate.
+        `cond` is that of `condition`. In training each part of it is dropped with its probability in the config, and
+        the network gets a key for dropout. The loss of a classifier is the cross-entropy, −log p(label|x_t, t). If the
+        ends of the schedule are learned, the loss is the whole ELBO in nats per coordinate.
         """
         if self.classifies:
             entropy = partial(losses.cross_entropy, self.classifier(params))
             return jax.vmap(lambda x0, label, t, key: entropy(x0, label, t, key=key))(x0, cond, t, keys)
         denoiser, config = self.network(params), self.config
+        denoiser = denoiser if training else denoisers.without_dropout(denoiser)
         loss: Callable[..., Scalar] = losses.simple
         if config.learned_variance:
             loss = partial(losses.hybrid, weight=config.loss.built_weight)
@@ -226,7 +238,8 @@ class Experiment:
         process: Any = denoiser.process
 
         def one(x0: Array, t: Time, key: RandomKey, cond: PyTree) -> Scalar:
-            cond = None if cond is None else self.conditioning.dropped(jax.random.fold_in(key, 2), cond)
+            if training and cond is not None:
+                cond = self.conditioning.dropped(jax.random.fold_in(key, 2), cond)
             found = loss(denoiser, x0, t, key=key, cond=cond, target=config.loss.target)
             if self.learns_schedule and process.schedule.ends is not None:
                 key = jax.random.fold_in(key, 1)

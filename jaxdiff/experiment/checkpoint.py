@@ -1,4 +1,4 @@
-"""Checkpoints: written in the background, only the newest kept, checked for damage.
+"""Checkpoints: written in the background, only the newest and the best kept, checked for damage.
 
 A checkpoint holds named items, each a pytree. Orbax writes it under a temporary name and renames it once it is whole,
 so that a run killed at any moment leaves whole ones only. Later damage is found by a fingerprint that is stored with
@@ -7,13 +7,20 @@ every array (the file format detects damage to its index but not to the values):
     f = Σ_i (2i + 1) bits_i  mod 2^32
 
 It changes with any single element, since the weights are odd.
+
+A checkpoint of a step that was evaluated keeps the loss on held-out examples. The best one is that of the least such
+loss among those that were measured in the same way as the last; it is kept in its place, without a copy.
 """
 
+import dataclasses
+import functools
 import itertools
 import logging
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +36,31 @@ from jaxdiff.typing import InputError, PyTree
 _log = logging.getLogger(__name__)
 
 _NOTES = "notes"
+_MOST_BYTES = 2**26  # of notes
 
 
 class NoCheckpointError(InputError):
     """There is no checkpoint, or no whole one."""
+
+
+class Evaluated(NamedTuple):
+    """The loss on held-out examples at a step."""
+
+    eval_loss: float
+    eval_on: str  # a text that is the same for losses that can be compared
+
+
+@dataclasses.dataclass
+class _Kept:
+    """Which checkpoints Orbax keeps: the newest ones, and the best one."""
+
+    newest: int
+    best: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Return whether to keep each of the checkpoints, which are in the order of their steps."""
+        first = len(checkpoints) - self.newest
+        return [i >= first or found.step == self.best for i, found in enumerate(checkpoints)]
 
 
 class Checkpoints:
@@ -42,13 +70,22 @@ class Checkpoints:
         self._folder = folder.resolve()
         # keep=None only reads, perhaps while another process writes: nothing may be cleaned up.
         writes = keep is not None
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=writes, cleanup_tmp_directories=writes)
+        self._kept = None if keep is None else _Kept(newest=keep)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._kept, create=writes, cleanup_tmp_directories=writes
+        )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
-    def save(self, step: int, items: dict[str, PyTree], notes: dict[str, Any] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        items: dict[str, PyTree],
+        notes: dict[str, Any] | None = None,
+        evaluated: Evaluated | None = None,
+    ) -> None:
         """Start writing the items of `step`, and return once their arrays may be overwritten.
 
-        `notes` are plain values for JSON, which `notes_of` returns.
+        `notes` are plain values for JSON, which `notes_of` returns, together with `evaluated`.
         """
         if step in self._manager.all_steps():
             return
@@ -56,9 +93,60 @@ class Checkpoints:
             name: ocp.args.StandardSave({"values": values, "fingerprint": fingerprint(values)})
             for name, values in items.items()
         }
-        if notes is not None:
-            saved[_NOTES] = ocp.args.JsonSave(notes)
+        if notes is not None or evaluated is not None:
+            saved[_NOTES] = ocp.args.JsonSave({**(notes or {}), **(evaluated._asdict() if evaluated else {})})
+        if evaluated is not None:
+            self._evaluated[step] = evaluated
+        if self._kept is not None:
+            self._kept.best = next(iter(self._by_loss([*self.steps(), step])), None)
         self._manager.save(step, args=ocp.args.Composite(**saved))
+
+    def steps(self) -> list[int]:
+        """Return the steps of the checkpoints, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def only(self, step: int) -> list[int]:
+        """Return a step in a list; raise a NoCheckpointError that lists the kept ones if it has no checkpoint."""
+        if step not in (kept := self.steps()):
+            listed = ", ".join(map(str, sorted(kept))) or "none"
+            raise NoCheckpointError(f"step = {step} is not kept in {self._folder}; the kept ones are {listed}")
+        return [step]
+
+    def best(self) -> list[int]:
+        """Return the steps that were evaluated in the same way as the last of them, the best first.
+
+        Raises a NoCheckpointError if no checkpoint was evaluated.
+        """
+        if not (found := self._by_loss(self.steps())):
+            raise NoCheckpointError(
+                f"weights = 'best', but no checkpoint in {self._folder} was evaluated; train with every.evaluate set, "
+                "or take other weights"
+            )
+        return found
+
+    def improves(self, evaluated: Evaluated) -> bool:
+        """Return whether a step is better than those that are kept and were evaluated in the same way."""
+        best = next(iter(self._by_loss(self.steps())), None)
+        if best is None or self._evaluated[best].eval_on != evaluated.eval_on:
+            return math.isfinite(evaluated.eval_loss)
+        return evaluated.eval_loss < self._evaluated[best].eval_loss
+
+    def _by_loss(self, steps: Sequence[int]) -> list[int]:
+        found = {step: self._evaluated[step] for step in sorted(steps) if step in self._evaluated}
+        on = [evaluated.eval_on for evaluated in found.values()][-1:]
+        same = [step for step in found if found[step].eval_on in on and math.isfinite(found[step].eval_loss)]
+        return sorted(same, key=lambda step: found[step].eval_loss)
+
+    @functools.cached_property
+    def _evaluated(self) -> dict[int, Evaluated]:
+        """The losses on held-out examples, by step."""
+        found = {step: self.notes_of(step) or {} for step in self.steps()}
+        pairs = {step: (notes.get("eval_loss"), notes.get("eval_on")) for step, notes in found.items()}
+        return {
+            step: Evaluated(loss, on)
+            for step, (loss, on) in pairs.items()
+            if isinstance(loss, float) and isinstance(on, str)
+        }
 
     def verify(self, step: int, abstract: dict[str, PyTree]) -> None:
         """Wait until the items of `step` are on disk and read them back, or raise a NoCheckpointError."""
@@ -73,24 +161,30 @@ class Checkpoints:
 
     def notes_of(self, step: int) -> dict[str, Any] | None:
         """Return the notes of a checkpoint; None if it has none or they are damaged."""
-        if not (self._folder / str(step) / _NOTES).is_dir():
+        if not (folder := self._folder / str(step) / _NOTES).is_dir():
             return None
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**{_NOTES: ocp.args.JsonRestore()}))[_NOTES]
+            if (size := sum(path.stat().st_size for path in folder.iterdir())) > _MOST_BYTES:
+                raise ValueError(f"they have {size} bytes, more than {_MOST_BYTES}")
+            found = self._manager.restore(step, args=ocp.args.Composite(**{_NOTES: ocp.args.JsonRestore()}))[_NOTES]
+            return found if isinstance(found, dict) else None
         except Exception as error:  # as for `_read`
             _log.warning("the notes of step %d are damaged and are not used: %s", step, error)
             return None
 
-    def restore(self, abstract: dict[str, PyTree], *, repair: bool = False) -> tuple[int, dict[str, Any]] | None:
-        """Return the step and the items of the newest checkpoint whose items are whole; None if there is none at all.
+    def restore(
+        self, abstract: dict[str, PyTree], *, steps: Sequence[int] | None = None, repair: bool = False
+    ) -> tuple[int, dict[str, Any]] | None:
+        """Return the step and the items of the first checkpoint whose items are whole; None if there is none at all.
 
-        `abstract` has the shapes, dtypes and shardings of the items to read, all or some of those saved. `repair` moves
-        newer, damaged checkpoints to the folder `damaged` beside this one, so that their steps can be written again.
+        `abstract` has the shapes, dtypes and shardings of the items to read, all or some of those saved. `steps` are
+        those to try; None for all, the newest first. `repair` moves newer, damaged checkpoints to the folder `damaged`
+        beside this one, so that their steps can be written again.
 
         Raises:
           NoCheckpointError: if there are checkpoints but none is whole.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = self.steps() if steps is None else steps
         for i, step in enumerate(steps):
             found = self._read(step, abstract)
             if not isinstance(found, str):
@@ -105,12 +199,12 @@ class Checkpoints:
             )
         return None
 
-    def restore_weights(self, abstract: PyTree) -> tuple[int, PyTree]:
-        """Return the step and the item `weights` of the newest checkpoint in which it is whole, or raise."""
-        found = self.restore({"weights": abstract})
+    def restore_item(self, name: str, abstract: PyTree, steps: Sequence[int] | None = None) -> tuple[int, PyTree]:
+        """Return the step and one item of the first checkpoint in which it is whole, as `restore`, or raise."""
+        found = self.restore({name: abstract}, steps=steps)
         if found is None:
             raise NoCheckpointError(f"{self._folder} holds no checkpoint yet; train until the first one is written")
-        return found[0], found[1]["weights"]
+        return found[0], found[1][name]
 
     def wait(self) -> None:
         """Wait until everything saved is on disk."""
@@ -149,7 +243,7 @@ class Checkpoints:
                 return f"the values of {name!r} are not those that were written"
         return {name: restored[name]["values"] for name in items}
 
-    def _set_aside(self, steps: list[int]) -> None:
+    def _set_aside(self, steps: Sequence[int]) -> None:
         aside = self._folder.parent / "damaged"
         if jax.process_index() == 0:
             side_folder(aside)
@@ -158,6 +252,7 @@ class Checkpoints:
                 (self._folder / str(step)).rename(next(name for name in names if not os.path.lexists(name)))
         multihost_utils.sync_global_devices("damaged checkpoints put aside")
         self._manager.reload()
+        vars(self).pop("_evaluated", None)
 
 
 def _check_chunks(item: Path) -> None:

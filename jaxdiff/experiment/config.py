@@ -43,10 +43,14 @@ class Data(Reading):
     on_device: bool | None = None
     workers: Count | None = None  # processes that read examples which are not in memory; None: one for each core
     derive: str | None = None  # conditions computed from each example, as in "reduced:factor=2"; see cond
+    # Examples of the train split that are kept out of training, and evaluated in place of the test split.
+    held_out: Count = 0
+    evaluated: Count = 1024  # the most held-out examples whose loss `every.evaluate` takes
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        registry.at_least(self, 0, "workers")
+        registry.at_least(self, 0, "workers", "held_out")
+        registry.at_least(self, 1, "evaluated")
         if self.derive is not None:
             registry.make("derive", self.derive, DERIVED)
 
@@ -165,11 +169,15 @@ class Every:
     log: int = 100
     checkpoint: int = 1000
     sample: int = 1000
-    keep: int = 3  # checkpoints kept, the newest ones
+    keep: int = 3  # checkpoints kept, the newest ones; the best one by `evaluate` is kept too
+    # The loss of the averaged weights on held-out examples, `eval_loss`; None: never. A multiple of `log`.
+    evaluate: int | None = None
 
     def __post_init__(self) -> None:
         registry.check_types(self)
-        registry.at_least(self, 1, "log", "checkpoint", "sample", "keep")
+        registry.at_least(self, 1, "log", "checkpoint", "sample", "keep", "evaluate")
+        if self.evaluate is not None and self.evaluate % self.log:
+            raise InputError(f"evaluate = {self.evaluate} is not a multiple of log = {self.log}; make it one")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,6 +197,8 @@ class Config:
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     every: Every = dataclasses.field(default_factory=Every)
+    # Where metrics and pictures go beside the run's files, as "wandb:project=mine": see `jaxdiff.training.loggers`.
+    loggers: tuple[str, ...] = ("tensorboard",)
 
     __getstate__ = fields_of
 

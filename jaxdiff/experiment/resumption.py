@@ -16,11 +16,13 @@ _FREE = (
     "data.dir:",
     "data.on_device:",
     "data.workers:",
+    "data.evaluated:",
     "train.steps:",
     "train.steps_per_dispatch:",
     "train.fsdp:",
     "every.",
     "sampling.",
+    "loggers:",
 )
 
 ALLOWABLE = (

@@ -7,6 +7,8 @@ checkpoints/   see `jaxdiff.experiment.checkpoint`
 damaged/       damaged checkpoints, if any were found
 samples/       images sampled during training, NNNNNNNN.png by step
 metrics.jsonl  one line per log, beside TensorBoard's event files
+loggers.json   the names of the run at Weights & Biases and trackio, if it logs there
+wandb/         the files of Weights & Biases
 *.aside        what was in the way of a side file
 
 The folder may be a stranger's: none of these may be a link that leads out of it.
@@ -46,7 +48,17 @@ except ImportError:  # Windows
 _log = logging.getLogger(__name__)
 
 _EXAMPLES = "examples.npy"
-_WRITTEN = ("config.json", "lock", _EXAMPLES, "checkpoints", "damaged", "samples", "metrics.jsonl")
+_WRITTEN = (
+    "config.json",
+    "lock",
+    _EXAMPLES,
+    "checkpoints",
+    "damaged",
+    "samples",
+    "metrics.jsonl",
+    "loggers.json",
+    "wandb",
+)
 _MOST_BYTES = 2**22  # of a config.json
 _MOST_EXAMPLES = 2048  # enough for a covariance of images; they become a constant of the compiled step
 

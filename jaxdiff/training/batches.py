@@ -28,7 +28,7 @@ from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from jaxdiff.data import Dataset, Examples, Source, in_memory
+from jaxdiff.data import Dataset, Examples, Part, Source, in_memory
 from jaxdiff.training.sharding import batch_spec, place
 from jaxdiff.typing import InputError
 from jaxdiff.xla import cores
@@ -54,6 +54,14 @@ def indices(seed: int, first_step: int, shape: tuple[int, int], n: int) -> Int[n
     return chosen.reshape(shape)
 
 
+def _chosen(
+    seed: int, first_step: int, shape: tuple[int, int], dataset: Source, among: Int[np.ndarray, " n"] | None
+) -> Int[np.ndarray, "steps batch"]:
+    if among is None:
+        return indices(seed, first_step, shape, len(dataset))
+    return among[indices(seed, first_step, shape, len(among))]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dispatch:
     """The input of one compiled call: `count` steps from step `first` on, counted from 0."""
@@ -69,6 +77,7 @@ class Batches:
     """The stream of dispatches over a data set."""
 
     dataset: Source
+    among: Int[np.ndarray, " n"] | None  # the examples to train on; None for all
     mesh: Mesh
     seed: int
     batch_size: int
@@ -97,14 +106,14 @@ class Batches:
 
     def not_finite(self, step: int) -> int | None:
         """Return the index of an example with values that are not finite in the batch of a step, or None."""
-        chosen = indices(self.seed, step, (1, self.batch_size), len(self.dataset))[0]
+        chosen = _chosen(self.seed, step, (1, self.batch_size), self.dataset, self.among)[0]
         x = self.dataset.take(chosen, seed=self.seed, step=step).x
         finite = np.isfinite(x).reshape(len(chosen), -1).all(1)
         return None if finite.all() else int(chosen[finite.argmin()])
 
     def _batch(self, taken: Iterator[Examples] | None, first: int, count: int) -> Examples | Int[Array, "steps batch"]:
         if taken is None:
-            chosen = indices(self.seed, first, (count, self.batch_size), len(self.dataset))
+            chosen = _chosen(self.seed, first, (count, self.batch_size), self.dataset, self.among)
             return place(chosen, self.mesh, batch_spec(leading=1))
         rows, sharding = self._rows(), NamedSharding(self.mesh, batch_spec(leading=1))
         steps = list(itertools.islice(taken, count))
@@ -127,7 +136,7 @@ class Batches:
     @contextmanager
     def _taken(self, start: int, stop: int) -> Iterator[Iterator[Examples]]:
         """Open an iterator over the examples of steps `start` to `stop` that the devices of this process need."""
-        steps = _Steps(self.dataset, self._rows(), self.seed, self.batch_size, self.kinds, start, stop)
+        steps = _Steps(self.dataset, self.among, self._rows(), self.seed, self.batch_size, self.kinds, start, stop)
         if isinstance(self.dataset, Dataset):  # in memory: nothing to wait for
             yield map(steps.__getitem__, range(len(steps)))
             return
@@ -169,6 +178,7 @@ class _Steps:
     """The examples of each step, by random access: what Grain's workers read."""
 
     dataset: Source
+    among: Int[np.ndarray, " n"] | None
     rows: Int[np.ndarray, " rows"]
     seed: int
     batch_size: int
@@ -181,12 +191,12 @@ class _Steps:
 
     def __getitem__(self, i: Any) -> Examples:
         step = self.start + int(i)
-        chosen = indices(self.seed, step, (1, self.batch_size), len(self.dataset))[0][self.rows]
-        return _only(self.dataset.take(chosen, seed=self.seed, step=step), self.kinds)
+        chosen = _chosen(self.seed, step, (1, self.batch_size), self.dataset, self.among)[0][self.rows]
+        return only(self.dataset.take(chosen, seed=self.seed, step=step), self.kinds)
 
 
-def _only(examples: Examples, kinds: Collection[str]) -> Examples:
-    """The examples with these kinds of conditions."""
+def only(examples: Examples, kinds: Collection[str]) -> Examples:
+    """Return the examples with these kinds of conditions alone."""
     kept = {name: part for name, part in (examples.cond or {}).items() if name.removesuffix("_mask") in kinds}
     return Examples(examples.x, examples.labels if "label" in kinds else None, kept or None)
 
@@ -210,6 +220,9 @@ def make_batches(
     Raises:
       InputError: if `on_device` is True and the data vary, as by random crops.
     """
+    among = None
+    if isinstance(dataset, Part):  # by indices in the whole set, which messages name
+        among, dataset = dataset.rows.astype(np.int32), dataset.source
     if on_device and dataset.varies:
         raise InputError("data.on_device = True, but data.crop or data.flip make the examples vary; leave one out")
     spec = dataset.spec
@@ -218,10 +231,11 @@ def make_batches(
     resident = None
     if on_device or (on_device is None and not dataset.varies and size <= _MOST_BYTES):
         dataset = whole = in_memory(dataset)
-        examples = _only(Examples(whole.x, whole.labels, whole.cond), kinds)
+        examples = only(Examples(whole.x, whole.labels, whole.cond), kinds)
         resident = jax.tree.map(lambda array: place(array, mesh, PartitionSpec()), examples)
     return Batches(
         dataset=dataset,
+        among=among,
         mesh=mesh,
         seed=seed,
         batch_size=batch_size,

@@ -2,8 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +21,17 @@ from jaxdiff.data import Source
 from jaxdiff.experiment import Config, Experiment, make_experiment, plots, resumption
 from jaxdiff.experiment import workdir as folder
 from jaxdiff.experiment.build import noisy_accuracy, test_split
-from jaxdiff.experiment.checkpoint import Checkpoints
+from jaxdiff.experiment.checkpoint import Checkpoints, Evaluated
 from jaxdiff.samplers import pieces
 from jaxdiff.samplers.batching import sample_in_batches
 from jaxdiff.storage import user_path
+from jaxdiff.training import callbacks as callbacks_
+from jaxdiff.training import loggers as loggers_
 from jaxdiff.training import summary
 from jaxdiff.training.batches import Batches, make_batches
+from jaxdiff.training.callbacks import Callback
+from jaxdiff.training.evaluation import Evaluation, make_evaluation, split
+from jaxdiff.training.loggers import Logger, Loggers
 from jaxdiff.training.recorder import DivergenceError, Recorder, picture_path
 from jaxdiff.training.sharding import make_mesh
 from jaxdiff.training.signals import Interrupted, stop_requests
@@ -45,6 +50,8 @@ def train(
     data: Any = None,
     model: Any = None,
     allow_change: Collection[str] | str = (),
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> State:
     """Train to `config.train.steps`, resuming from the newest whole checkpoint in `workdir`; return the last state.
 
@@ -58,6 +65,10 @@ def train(
         `jaxdiff.models`. The folder keeps "given" in its place, and `jaxdiff.load` needs the network again.
       allow_change: settings, such as "optimizer.learning_rate", that may differ from those the run was begun with:
         see `jaxdiff.experiment.resumption`. What changes is kept in the history in `config.json`.
+      loggers: objects that get the metrics and pictures beside those of `config.loggers`: see
+        `jaxdiff.training.loggers`. Those of process 0 are used.
+      callbacks: functions called after each line of metrics as callback(step, state, metrics), which end the run by
+        returning True: see `jaxdiff.training.callbacks`.
 
     Raises:
       InputError: if the config can't run here (found before any slow work), `workdir` can't be written, is in use or
@@ -70,11 +81,14 @@ def train(
         config = dataclasses.replace(config, model="given")
     settings = config.train
     allow_change = resumption.checked(allow_change)
+    loggers_.check(config.loggers, loggers)
+    callbacks_.check(callbacks)
     folder.check_path(workdir)
     mesh = make_mesh(settings.fsdp, settings.batch_size, settings.accumulate)
     with ExitStack() as stack:
-        given = _Given(data, model)
-        dataset, fingerprint, experiment, examples = stack.enter_context(_set_up(config, workdir, allow_change, given))
+        given = _Given(data, model, loggers, callbacks)
+        prepared = stack.enter_context(_set_up(config, workdir, allow_change, given))
+        experiment = prepared.experiment
         abstract = abstract_state(experiment, mesh)
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", keep=config.every.keep)))
         found = checkpoints.restore(abstract.items(), repair=True)
@@ -88,24 +102,17 @@ def train(
         if jax.process_index() == 0:
             # A run that is done keeps its config, but gets side files that it has lost.
             kept = folder.read(workdir, trust=registry.outside(config.to_mapping()))[0] if done else config
-            folder.write(workdir, kept, dataset.spec, examples, step=start, fingerprint=fingerprint)
+            spec, fingerprint = prepared.dataset.spec, prepared.fingerprint
+            folder.write(workdir, kept, spec, prepared.examples, step=start, fingerprint=fingerprint)
         if done:
             fix = "raise train.steps to go on"
             _log.warning("%s is at step %d of %d already: nothing to do; %s", workdir, start, settings.steps, fix)
             return state
-        options = {"on_device": config.data.on_device, "workers": config.data.workers}
-        options["kinds"] = ("label",) if experiment.classifies else experiment.conditioning.kinds
-        batches = make_batches(dataset, mesh, seed=settings.seed, batch_size=settings.batch_size, **options)
-        lengths: Any = {"start": start, "steps": settings.steps, "every": config.every.log}
-        recorder = Recorder(workdir, batches, **lengths, window=checkpoints.notes_of(start))
-        stack.enter_context(closing(recorder))
-        recorder.say(summary.describe(experiment, dataset, mesh, abstract.params, workdir=workdir, start=start))
-        asked = stack.enter_context(stop_requests())
-        run = _Run(experiment, dataset, batches, abstract, checkpoints, recorder, asked)
+        run = stack.enter_context(_begin(workdir, prepared, given, abstract, checkpoints, start))
         if undrawn:
             run.draw(start, state)
         if start < settings.steps:
-            recorder.say("compiling the training step, once ...")
+            run.recorder.say("compiling the training step, once ...")
         return run.train(start, state)
 
 
@@ -116,9 +123,11 @@ class _Run(NamedTuple):
     dataset: Source
     batches: Batches
     abstract: State
+    evaluation: Evaluation | None
     checkpoints: Checkpoints
     recorder: Recorder
     asked: Callable[[], int | None]  # see `stop_requests`
+    callbacks: Sequence[Callback]
 
     def train(self, start: int, state: State) -> State:
         """Take the steps from `start` on; save, draw and stop when it is time to."""
@@ -129,30 +138,59 @@ class _Run(NamedTuple):
         size = config.train.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
         for dispatch in self.batches.stream(start, steps, size):
             state, metrics = run_step(state, self.batches.resident, dispatch.batch)
-            self.recorder.push(dispatch, metrics)
             done = dispatch.first + dispatch.count
+            evaluated = self.evaluate(done, state)
+            self.recorder.push(dispatch, metrics, {} if evaluated is None else {"eval_loss": evaluated.eval_loss})
+            ended = self.call(done, state, evaluated)
             stop, has_picture = self.asked(), _has_picture(config, done)
             # A process compiles its first picture, and no signal can interrupt that: it saves the state before.
             first_picture, drawn = has_picture and not drawn, drawn or has_picture
-            if stop or first_picture or done == steps or done % config.every.checkpoint == 0:
-                self.save(done, state)
+            is_best = evaluated is not None and self.checkpoints.improves(evaluated)
+            is_due = done == steps or done % config.every.checkpoint == 0
+            if stop or ended or is_best or first_picture or is_due:
+                self.save(done, state, evaluated)
                 if not verified:
                     self.checkpoints.verify(done, self.abstract.items())
                 verified = True
             if stop:
                 self.checkpoints.wait()
                 raise Interrupted(stop, done)
+            if ended:
+                self.recorder.say(f"a callback ended the run; step {done} is saved")
+                break
             if has_picture:
                 self.draw(done, state)
         self.checkpoints.wait()
         return state
 
-    def save(self, step: int, state: State) -> None:
+    def evaluate(self, step: int, state: State) -> Evaluated | None:
+        """Return the loss of the averaged weights on held-out examples if it is due at this step."""
+        config = self.experiment.config
+        every = config.every.evaluate or 1
+        if self.evaluation is None or (step % every and step != config.train.steps):
+            return None
+        return Evaluated(self.evaluation(state.ema), self.evaluation.on)
+
+    def call(self, step: int, state: State, evaluated: Evaluated | None) -> bool:
+        """Call the callbacks if this step has a line of metrics; return whether one ends the run."""
+        config = self.experiment.config
+        if not self.callbacks or (step % config.every.log and step != config.train.steps):
+            return False
+        self.recorder.drain()
+        try:
+            return callbacks_.call(self.callbacks, step, state, self.recorder.latest)
+        except Exception:
+            with suppress(DivergenceError):
+                self.save(step, state, evaluated)
+            self.checkpoints.wait()
+            raise
+
+    def save(self, step: int, state: State, evaluated: Evaluated | None = None) -> None:
         """Start saving a state, once it is known to be finite."""
         self.recorder.drain()
         if not _finite(state):  # a finite loss does not imply it
             raise DivergenceError(f"after step {step} the weights are no longer finite; lower optimizer.learning_rate")
-        self.checkpoints.save(step, state.items(), self.recorder.window())
+        self.checkpoints.save(step, state.items(), self.recorder.window(), evaluated)
 
     def draw(self, step: int, state: State) -> None:
         """Draw the picture of a step; if a signal arrives before it is done, save the state instead."""
@@ -183,20 +221,27 @@ def _is_undrawn(config: Config, workdir: Path, step: int) -> bool:
 
 
 class _Given(NamedTuple):
-    """What code gives in place of what the config names; None for neither."""
+    """What code gives beside the config, or in place of what it names."""
 
-    data: Any
+    data: Any  # None for what the config names, as the model
     model: Any
+    loggers: Sequence[Logger]
+    callbacks: Sequence[Callback]
+
+
+class _Prepared(NamedTuple):
+    """What a run is made from."""
+
+    dataset: Source  # to train on
+    held_out: Source | None  # to evaluate on
+    fingerprint: str  # of all data
+    experiment: Experiment
+    examples: np.ndarray | None  # that its process is made from
 
 
 @contextmanager
-def _set_up(
-    config: Config, workdir: Path, allow_change: Collection[str], given: _Given
-) -> Iterator[tuple[Source, str, Experiment, np.ndarray | None]]:
-    """Let process 0 lock and prepare the folder; read the data and build the experiment. Every process raises alike.
-
-    Yields the data, their fingerprint, the experiment and the examples that its process is made from.
-    """
+def _set_up(config: Config, workdir: Path, allow_change: Collection[str], given: _Given) -> Iterator[_Prepared]:
+    """Let process 0 lock and prepare the folder; read the data and build the experiment. Every process raises alike."""
     refusal = None
     with ExitStack() as stack:
         if jax.process_index() == 0:
@@ -213,6 +258,7 @@ def _set_up(
         else:
             dataset = section.with_conditions(datasets.from_object(section.name, given.data))
         folder.check_data(workdir, section.name, fingerprint := dataset.fingerprint())
+        dataset, held_out = split(config, dataset, fingerprint, named=given.data is None)
         examples = folder.choose_examples(workdir, config, dataset)
         experiment = make_experiment(config, dataset.spec, examples, given.model)
         if experiment.classifies:
@@ -220,7 +266,32 @@ def _set_up(
         if allow_change and (workdir / "config.json").exists():
             old, _ = folder.read(workdir, trust=registry.outside(config.to_mapping()))
             _check_state(make_experiment(old, dataset.spec, examples, given.model), experiment, allow_change)
-        yield dataset, fingerprint, experiment, examples
+        yield _Prepared(dataset, held_out, fingerprint, experiment, examples)
+
+
+@contextmanager
+def _begin(
+    workdir: Path, prepared: _Prepared, given: _Given, abstract: State, checkpoints: Checkpoints, start: int
+) -> Iterator[_Run]:
+    """Open the data, the records and the loggers of a run at step `start`, and say what it is."""
+    dataset, held_out, _, experiment, _ = prepared
+    config, mesh = experiment.config, jax.tree.leaves(abstract)[0].sharding.mesh
+    options: Any = {"on_device": config.data.on_device, "workers": config.data.workers, "kinds": experiment.kinds}
+    batches = make_batches(dataset, mesh, seed=config.train.seed, batch_size=config.train.batch_size, **options)
+    loggers = None
+    if jax.process_index() == 0:
+        values = config.to_mapping()
+        loggers = Loggers(config.loggers, given.loggers, workdir=workdir, start=start, config=values)
+    lengths: Any = {"start": start, "steps": config.train.steps, "every": config.every.log}
+    recorder = Recorder(workdir, batches, **lengths, window=checkpoints.notes_of(start), loggers=loggers)
+    with closing(recorder), stop_requests() as asked:
+        recorder.say(summary.describe(experiment, dataset, mesh, abstract.params, workdir=workdir, start=start))
+        evaluation = None
+        if held_out is not None and start < config.train.steps:
+            recorder.say("reading held-out examples and compiling their evaluation, once ...")
+            evaluation = make_evaluation(experiment, held_out, mesh, abstract.ema)
+        parts = experiment, dataset, batches, abstract, evaluation, checkpoints, recorder, asked, given.callbacks
+        yield _Run(*parts)
 
 
 def _check_state(old: Experiment, new: Experiment, allow_change: Collection[str]) -> None:

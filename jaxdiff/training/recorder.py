@@ -1,4 +1,4 @@
-"""The reports of a run (`metrics.jsonl`, TensorBoard events, a progress bar) and its check for NaN.
+"""The reports of a run (`metrics.jsonl`, its loggers, a progress bar) and its check for NaN.
 
 The recorder reads the metrics of a dispatch only once they are ready, or in `drain`, so that the devices never idle for
 a log line.
@@ -6,16 +6,17 @@ a log line.
 A line of `metrics.jsonl` covers the steps since the line before: the means of `loss` and `grad_norm`, the last
 `learning_rate`, `images_per_second` over all the time that passed (with compilation, saving and pictures), and
 `data_wait`, the fraction of that time in which the loop waited for data. A checkpoint keeps what the next line already
-covers, so that a resumed run writes the same line.
+covers, so that a resumed run writes the same line. A line of a step that is evaluated has `eval_loss`, too: see
+`jaxdiff.training.evaluation`.
 """
 
 import collections
 import json
 import math
 import os
-import secrets
 import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
 
 from jaxdiff.experiment import plots
 from jaxdiff.experiment.workdir import set_aside, side_folder
 from jaxdiff.progress import tqdm
 from jaxdiff.storage import replacing
 from jaxdiff.training.batches import Batches, Dispatch
+from jaxdiff.training.loggers import Loggers
 from jaxdiff.training.step import Metrics
 
 _IN_FLIGHT = 2  # dispatches that may run ahead of the host
@@ -52,23 +53,18 @@ class Recorder:
         steps: int,
         every: int,
         window: dict[str, Any] | None = None,  # what `window` returned at `start`
+        loggers: Loggers | None = None,
     ) -> None:
         self._workdir, self._every, self._batches, self._steps = workdir, every, batches, steps
+        self._loggers = loggers
+        self.latest: dict[str, float] = {}  # the metrics of the last line
         self._writes = jax.process_index() == 0
-        self._queue: collections.deque[tuple[Dispatch, Metrics]] = collections.deque()
+        self._queue: collections.deque[tuple[Dispatch, Metrics, Mapping[str, float]]] = collections.deque()
         self._window, self._waited, seconds = _restored(window)
         self._since = time.perf_counter() - seconds
         if self._writes:
             _drop_after(workdir / "metrics.jsonl", start)
             self._file = (workdir / "metrics.jsonl").open("a")
-            # A name that nobody can foresee, as the writer follows links; an absolute path, as it takes gs:x for a
-            # bucket; no limit (max_queue=0), as a full queue whose thread has ended by an error would block this one.
-            self._board = SummaryWriter(
-                str(workdir.absolute()),
-                purge_step=start + 1,
-                max_queue=0,
-                filename_suffix=f".{secrets.token_hex(8)}",
-            )
             # disable=None: a bar on a terminal or in a notebook; else `_report` writes lines.
             self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
 
@@ -77,9 +73,9 @@ class Recorder:
         if self._writes:
             tqdm.write(text, file=sys.stderr)
 
-    def push(self, dispatch: Dispatch, metrics: Metrics) -> None:
-        """Queue the metrics of a dispatch that has just been started."""
-        self._queue.append((dispatch, metrics))
+    def push(self, dispatch: Dispatch, metrics: Metrics, extra: Mapping[str, float] | None = None) -> None:
+        """Queue the metrics of a dispatch that has just been started, and what else its line is to hold."""
+        self._queue.append((dispatch, metrics, extra or {}))
         # All processes must find a NaN after the same dispatch, so that none is left waiting for the others.
         alone = jax.process_count() == 1
         while len(self._queue) > _IN_FLIGHT or (alone and self._queue and self._queue[0][1].ready()):
@@ -102,14 +98,16 @@ class Recorder:
             if path.is_dir():
                 set_aside(path, "it is a folder")
             plots.save(path, pixels)
-            self._board.add_image("samples", pixels, step, dataformats="HWC")
+            if self._loggers is not None:
+                self._loggers.picture(step, pixels)
             self.say(f"step {step}: {path}")
 
     def close(self) -> None:
         """Close the files."""
+        if self._loggers is not None:
+            self._loggers.close()
         if self._writes:
             self._bar.close()
-            self._board.close()
             self._file.close()
 
     def window(self) -> dict[str, Any] | None:
@@ -123,12 +121,14 @@ class Recorder:
         return jax.tree.map(lambda *parts: np.concatenate(parts), *self._window)
 
     def _absorb(self) -> None:
-        dispatch, on_device = self._queue.popleft()
+        dispatch, on_device, extra = self._queue.popleft()
         metrics = jax.device_get(on_device)
         finite = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
         if not finite.all():
             i = int(np.argmin(finite))
             fix = "lower optimizer.learning_rate or set optimizer.clip_norm"
+            if dispatch.first + i == 0:  # before any update
+                fix = "the network or the loss gives values that are not finite at the first weights; correct that"
             if (example := self._batches.not_finite(dispatch.first + i)) is not None:
                 fix = f"example {example} of the data in its batch has values that are not finite; leave it out"
             raise DivergenceError(
@@ -141,9 +141,9 @@ class Recorder:
         if self._writes:
             self._bar.update(dispatch.count)
         if done % self._every == 0 or done == self._steps:
-            self._report(done)
+            self._report(done, extra)
 
-    def _report(self, step: int) -> None:
+    def _report(self, step: int, extra: Mapping[str, float]) -> None:
         now = time.perf_counter()
         elapsed = now - self._since
         window = self._steps_since()
@@ -153,19 +153,23 @@ class Recorder:
             "learning_rate": float(window.learning_rate[-1]),
             "images_per_second": len(window.loss) * self._batches.batch_size / elapsed,
             "data_wait": min(self._waited / elapsed, 1.0),
+            **extra,
         }
         self._window, self._waited, self._since = [], 0.0, now
+        self.latest = record
         if not self._writes:
             return
-        self._file.write(json.dumps({"step": step, **record}) + "\n")
+        finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        for name, value in record.items():
-            self._board.add_scalar(name, value, step)
-        self._bar.set_postfix(loss=f"{record['loss']:.4f}", img_s=f"{record['images_per_second']:.0f}")
+        if self._loggers is not None:
+            self._loggers.log(step, record)
+        losses = {name: f"{record[name]:.4f}" for name in ("loss", "eval_loss") if name in record}
+        self._bar.set_postfix(**losses, img_s=f"{record['images_per_second']:.0f}")
         if self._bar.disable:
             left = (self._steps - step) * elapsed / len(window.loss)
             speed = f"{record['images_per_second']:.0f} images/s  {timedelta(seconds=math.ceil(left))} left"
-            self.say(f"step {step}/{self._steps}  loss {record['loss']:.4f}  {speed}")
+            self.say("  ".join([f"step {step}/{self._steps}", *map(" ".join, losses.items()), speed]))
 
 
 def picture_path(workdir: Path, step: int) -> Path:

@@ -150,8 +150,7 @@ def make_step(experiment: Experiment, mesh: Mesh, abstract: State) -> StepFuncti
         examples = chosen if resident is None else jax.tree.map(lambda leaf: leaf[chosen], resident)
         x0 = data.normalize(examples.x, experiment.levels)
         drawn = experiment.draw(jax.random.fold_in(state.key, state.step), len(x0), state.history)
-        cond = examples.labels if experiment.classifies else experiment.conditioning.of(*examples[1:])
-        batch = jax.lax.with_sharding_constraint((x0, cond, *drawn), whole)
+        batch = jax.lax.with_sharding_constraint((x0, experiment.condition(examples), *drawn), whole)
 
         def finish(loss: Array, grads: PyTree, losses: Array) -> tuple[State, Metrics]:
             if state.history is None:

@@ -1,0 +1,222 @@
+"""Where the metrics and pictures of a run go beside its files: TensorBoard, Weights & Biases, trackio, or yours.
+
+A logger is an object with the methods of `Logger`. A config names the classes in `loggers`, and `jaxdiff.train` takes
+objects. Only process 0 of a run has loggers. One that raises an error is named in a warning and left out from then on:
+the run goes on.
+
+A run that was killed repeats its steps from the last checkpoint on, with the same metrics but for times. TensorBoard
+drops what it had of these steps, Weights & Biases what comes again, and trackio keeps both.
+"""
+
+import importlib
+import json
+import logging
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+from jaxdiff import registry
+from jaxdiff.storage import replacing
+from jaxdiff.typing import InputError, shown
+
+_log = logging.getLogger(__name__)
+
+Pixels = UInt8[np.ndarray, "height width 3"]
+Metrics = Mapping[str, float]
+
+_IDS = "loggers.json"  # in the run's folder
+
+
+class Logger(Protocol):
+    """Takes what a run reports."""
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Take the metrics of a line of `metrics.jsonl`."""
+
+    def picture(self, step: int, pixels: Pixels) -> None:
+        """Take the picture of a step, of RGB values."""
+
+    def close(self) -> None:
+        """Write what is left; called once, at the end of the run."""
+
+
+class TensorBoard:
+    """Writes TensorBoard's event files to the run's folder."""
+
+    def __init__(self, *, workdir: Path, start: int) -> None:
+        from tensorboardX import SummaryWriter  # here, as it is slow
+
+        # A name that nobody can foresee, as the writer follows links; an absolute path, as it takes gs:x for a bucket;
+        # no limit (max_queue=0), as a full queue whose thread has ended by an error would block this one.
+        self._board = SummaryWriter(
+            str(workdir.absolute()),
+            purge_step=start + 1,
+            max_queue=0,
+            filename_suffix=f".{secrets.token_hex(8)}",
+        )
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Write a scalar for each metric."""
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+    def picture(self, step: int, pixels: Pixels) -> None:
+        """Write the picture as "samples"."""
+        self._board.add_image("samples", pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._board.close()
+
+
+class WandB:
+    """Logs to Weights & Biases, where a run that is resumed goes on as the same run.
+
+    Options are those of `wandb.init`; `run_name` is its `name`, by default that of the folder. The package's own
+    settings, such as the environment variable WANDB_MODE, apply too.
+    """
+
+    def __init__(
+        self,
+        *,
+        workdir: Path,
+        config: Mapping[str, Any],
+        project: str = "jaxdiff",
+        run_name: str | None = None,
+        entity: str | None = None,
+        group: str | None = None,
+        mode: Literal["online", "offline", "disabled"] | None = None,
+    ) -> None:
+        self._wandb = importlib.import_module("wandb")
+        options = {"project": project, "name": run_name or workdir.absolute().name, "entity": entity, "group": group}
+        self._run = self._wandb.init(
+            **options, mode=mode, id=_kept_id(workdir, "wandb"), resume="allow", dir=str(workdir), config={**config}
+        )
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Log the metrics at the step."""
+        self._run.log({**metrics}, step=step)
+
+    def picture(self, step: int, pixels: Pixels) -> None:
+        """Log the picture as "samples"."""
+        self._run.log({"samples": self._wandb.Image(pixels)}, step=step)
+
+    def close(self) -> None:
+        """Finish the run there."""
+        self._run.finish()
+
+
+class Trackio:
+    """Logs to trackio, where a run that is resumed goes on as the same run.
+
+    Options are those of `trackio.init`. The run is named after its folder, with a part that no other run has.
+    """
+
+    def __init__(
+        self,
+        *,
+        workdir: Path,
+        config: Mapping[str, Any],
+        project: str = "jaxdiff",
+        group: str | None = None,
+        space_id: str | None = None,
+    ) -> None:
+        self._trackio = importlib.import_module("trackio")
+        name = f"{workdir.absolute().name}-{_kept_id(workdir, 'trackio')}"
+        options = {"project": project, "name": name, "group": group, "space_id": space_id, "config": {**config}}
+        self._run = self._trackio.init(**options, resume="allow", embed=False)
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Log the metrics at the step."""
+        self._run.log({**metrics}, step=step)
+
+    def picture(self, step: int, pixels: Pixels) -> None:
+        """Log the picture as "samples"."""
+        self._run.log({"samples": self._trackio.Image(pixels)}, step=step)
+
+    def close(self) -> None:
+        """Finish the run there."""
+        self._run.finish()
+
+
+LOGGERS: registry.Names = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
+_PACKAGES = ("wandb", "trackio")  # which are extras of jaxdiff, by the names of their loggers
+_GIVEN = ("workdir", "start", "config")  # by code
+
+
+def check(names: Sequence[str], objects: Sequence[Any]) -> None:
+    """Raise an InputError if a logger is unknown or not installed, or an object is no logger."""
+    for text in names:
+        name = registry.normalize("loggers", text, LOGGERS, given=_GIVEN)["name"]
+        if name in _PACKAGES:
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                raise InputError(f'loggers = {text!r} is not installed: pip install "jaxdiff[{name}]"') from error
+    for found in objects:
+        for method in ("log", "picture", "close"):
+            if isinstance(found, type) or not callable(getattr(found, method, None)):
+                rule = "an object with the methods log(step, metrics), picture(step, pixels) and close()"
+                raise InputError(f"loggers holds {shown(found)}; give {rule}")
+
+
+class Loggers:
+    """Several loggers as one. One that raises an error is named in a warning and left out from then on."""
+
+    def __init__(
+        self, names: Sequence[str], objects: Sequence[Logger], *, workdir: Path, start: int, config: Mapping[str, Any]
+    ) -> None:
+        given: Any = {"workdir": workdir, "start": start, "config": config}
+        self._kept: list[tuple[str, Logger]] = []
+        for text in names:
+            with self._guarded(text):
+                self._kept.append((text, registry.make("loggers", text, LOGGERS, **given)))
+        self._kept += [(type(found).__name__, found) for found in objects]
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Pass on the metrics of a line."""
+        self._each(lambda logger: logger.log(step, {**metrics}))
+
+    def picture(self, step: int, pixels: Pixels) -> None:
+        """Pass on a picture."""
+        self._each(lambda logger: logger.picture(step, pixels))
+
+    def close(self) -> None:
+        """Close all that are left."""
+        self._each(lambda logger: logger.close())
+
+    def _each(self, call: Callable[[Logger], None]) -> None:
+        for entry in list(self._kept):
+            with self._guarded(*entry):
+                call(entry[1])
+
+    @contextmanager
+    def _guarded(self, name: str, logger: Logger | None = None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever it is, it is not the run that failed
+            self._kept = [entry for entry in self._kept if entry[1] is not logger]
+            reason = (str(error).splitlines() or [""])[0][:500]
+            fault = f"{type(error).__name__}: {reason}"
+            _log.warning("the logger %s failed and is left out from now on, the run goes on: %s", name, fault)
+
+
+def _kept_id(workdir: Path, kind: str) -> str:
+    """The name of a run at a service, which the run's folder keeps."""
+    path = workdir / _IDS
+    try:
+        content = json.loads(path.read_text())
+        found = {name: text for name, text in content.items() if re.fullmatch(r"[\w-]{1,64}", text)}
+    except (OSError, ValueError, TypeError, AttributeError):  # there is none yet, or it is damaged
+        found = {}
+    if kind not in found:
+        found[kind] = secrets.token_hex(4)
+        with replacing(path) as file:
+            file.write(json.dumps(found).encode())
+    return found[kind]
