@@ -11,8 +11,8 @@ Measured on 2 cores of a Xeon: 2,000 steps of 64 images in 2 min 30 s, compilati
 images/s; loss 0.137. Digits are recognisable from the first picture (500 steps) on. 683,649 parameters.
 
 `:conditional` conditions the same network on labels and drops a tenth of them; `:classifier` trains a classifier of
-noisy digits for guidance. `:upscale` is conditioned on the digit reduced to 4×4 pixels, `:moments` on three numbers: how
-much ink there is, and where its center is. Samples obey them: see docs/guides/networks.md.
+noisy digits for guidance. `:upscale` is conditioned on the digit reduced to 4×4 pixels, `:moments` on three numbers:
+how much ink there is, and where its center is. Samples obey them: see docs/guides/networks.md.
 
 The other variants are perturbed processes (docs/perturbations.md; docs/digits_perturbations.md has their results). They
 take the same steps in the same time (`:overlap` 2 min 22 s) and as many evaluations, with the same network, which has
