@@ -202,7 +202,7 @@ def _draw(run: Run) -> Output:
         if FLAGS["n"].present:
             raise InputError(f"--n = {n} is not divisible by {len(rows)} labels, a row for each; make it a multiple")
         n += -n % len(rows)
-    labels = rows[0] if len(rows) == 1 else [label for label in rows for _ in range(n // len(rows))] or weights
+    labels: Any = rows[0] if len(rows) == 1 else [label for label in rows for _ in range(n // len(rows))] or weights
     name = FLAGS.sampler or run.config.sampling.sampler
     samplers.make(name)  # refuses a wrong one before the line that says it compiles
     _say(f"compiling, then drawing {n} samples by {name} ...")
