@@ -230,6 +230,8 @@ def test_an_unconditional_model_has_no_place_for_a_condition():
     image = {"image": jnp.zeros((1, 4, 4, 1))}
     with pytest.raises(InputError, match="no place for the condition 'image'"):
         models.UNet().init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), jnp.zeros(1), image)
+    with pytest.raises(InputError, match="no place for the condition 'tokens'"):
+        make_experiment(tiny.config({"cond.tokens": 0.1, "cond.image": 0.1}, base=tiny.IMAGES), SPEC)
     spec = DataSpec(shape=(2,), levels=None, conditions={"image": (2,)})
     with pytest.raises(InputError, match="an mlp has no place for the condition 'image'"):
         make_experiment(tiny.config({"cond.image": 0.1, "data.name": "moons"}), spec)

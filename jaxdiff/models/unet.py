@@ -84,6 +84,11 @@ class UNet(nn.Module):
                 raise InputError(
                     f"{name} = {entries} needs one entry for each of the {levels} levels of down = {tuple(self.down)}"
                 )
+        if "tokens" in self.conditions and not (any(self.attention) or self.middle):
+            raise InputError(
+                f"attention = {tuple(self.attention)} and middle = (): this unet attends nowhere, so it has no place for "
+                "the condition 'tokens'; give a level attention"
+            )
         layers.check_dims(self.dims)
         for name, fields in {"groups": ("stem", "down", "middle", "up"), "heads": ("down", "middle", "up")}.items():
             divisor = getattr(self, name)
