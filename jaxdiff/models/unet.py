@@ -86,8 +86,8 @@ class UNet(nn.Module):
                 )
         if "tokens" in self.conditions and not (any(self.attention) or self.middle):
             raise InputError(
-                f"attention = {tuple(self.attention)} and middle = (): a unet that attends nowhere has no place for the "
-                "condition 'tokens'; give a level attention"
+                f"attention = {tuple(self.attention)} and middle = (): a unet that attends nowhere has no place for "
+                "the condition 'tokens'; give a level attention"
             )
         layers.check_dims(self.dims)
         for name, fields in {"groups": ("stem", "down", "middle", "up"), "heads": ("down", "middle", "up")}.items():
