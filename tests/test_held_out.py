@@ -39,9 +39,9 @@ def curve(workdir: Path) -> dict[int, float]:
     return {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
 
 
-def evaluation_of(changes: dict[str, Any], source: Any, devices: int = 1) -> tuple[Evaluation, Any]:
+def evaluation_of(changes: dict[str, Any], source: Any, devices: int = 1, fsdp: int = 1) -> tuple[Evaluation, Any]:
     """The evaluation of a config on all examples of a source, and the first weights."""
-    experiment, mesh = make_experiment(tiny.config(changes), source.spec), tiny.mesh_of(devices)
+    experiment, mesh = make_experiment(tiny.config(changes), source.spec), tiny.mesh_of(devices, fsdp)
     abstract = abstract_state(experiment, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.ema)
     params = jax.jit(experiment.init, out_shardings=shardings)(jax.random.key(1))
@@ -75,9 +75,9 @@ def test_it_is_the_mean_loss_at_quantiles_with_the_noise_of_each_example() -> No
 @pytest.mark.parametrize("n", [37, 5, 64])
 @pytest.mark.quick(n=[37])
 def test_it_is_the_same_on_one_and_on_eight_devices(n: int) -> None:
-    found = []
+    found, changes = [], {"data.evaluated": n, "model.width": 128}
     for devices in (1, 8):
-        evaluation, params = evaluation_of({"data.evaluated": n}, data.from_object("points", POINTS), devices)
+        evaluation, params = evaluation_of(changes, data.from_object("points", POINTS), devices, fsdp=min(devices, 2))
         assert evaluation.batch % devices == 0
         assert evaluation.batch <= max(16, devices)  # the batch of training
         found.append(evaluation(params))
@@ -129,6 +129,23 @@ def test_a_run_reports_it_on_the_line_of_its_step_and_again_when_it_is_resumed(t
     evaluation, _ = evaluation_of(EVALUATED, data.load("swissroll", split="test"))
     assert evaluation(best.params) == pytest.approx(curve(tmp_path / "whole")[best.step], rel=1e-6)
     assert evaluation(state.ema) == pytest.approx(curve(tmp_path / "whole")[25], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule": {"name": "learned", "hidden": 4, "learn_ends": True}, "loss.weight": "elbo"},
+        {"learned_variance": True},
+        {"loss.times": "importance", "train.dtype": "bfloat16"},
+        {"process": {"name": "perturbed", "noise": "laplace"}, "sampling.sampler": "deterministic"},
+    ],
+    ids=["learned schedule", "learned variance", "importance", "perturbed"],
+)
+@pytest.mark.quick(changes=["learned schedule"])
+def test_every_loss_of_training_has_one(changes: dict[str, Any]) -> None:
+    evaluation, params = evaluation_of({**changes, "data.evaluated": 64}, data.from_object("points", POINTS))
+    assert 0 < evaluation(params) < 100
+    assert evaluation(params) == evaluation(params)
 
 
 @pytest.mark.thorough

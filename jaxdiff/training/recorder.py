@@ -4,9 +4,9 @@ The recorder reads the metrics of a dispatch only once they are ready, or in `dr
 a log line.
 
 A line of `metrics.jsonl` covers the steps since the line before: the means of `loss` and `grad_norm`, the last
-`learning_rate`, `images_per_second` over all the time that passed (with compilation, saving and pictures), and
-`data_wait`, the fraction of that time in which the loop waited for data. A checkpoint keeps what the next line already
-covers, so that a resumed run writes the same line. A line of a step that is evaluated has `eval_loss`, too: see
+`learning_rate`, `images_per_second` over all the time that passed (with compilation, evaluation, saving and pictures),
+and `data_wait`, the fraction of that time in which the loop waited for data. A checkpoint keeps what the next line
+already covers, so that a resumed run writes the same line. A line of a step that is evaluated has `eval_loss`, too: see
 `jaxdiff.training.evaluation`.
 """
 
