@@ -104,7 +104,10 @@ def test_normalize_leaves_continuous_data():
     ("arguments", "message"),
     [
         ({"name": "digit"}, r"name = 'digit' is not a data set, folder:DIR, .* did you mean 'digits'\?$"),
-        ({"name": "qqq"}, r"name = 'qqq' is not a data set.*checkerboard, digits, mixture, mnist, moons, swissroll$"),
+        (
+            {"name": "qqq"},
+            r"name = 'qqq' is not a data set.*checkerboard, cifar10, digits, fashion_mnist, .*, moons, swissroll$",
+        ),
         ({"name": "digits", "split": "valid"}, "split = 'valid'; digits has the splits"),
         ({"name": "mnist", "split": "validation"}, "split = 'validation'; mnist has the splits"),
         ({"name": "moons", "split": ""}, "split = ''; moons has the splits"),

@@ -1,4 +1,4 @@
-"""Data sets: digits, MNIST, points, folders of pictures, arrays, TFDS images, and yours."""
+"""Data sets: digits, MNIST, Fashion-MNIST, CIFAR-10, points, folders of pictures, arrays, TFDS images, and yours."""
 
 from jaxdiff.data.base import Dataset, DataSpec, Examples, Source, as_condition, normalize, quantize
 from jaxdiff.data.derived import derive

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxdiff import registry
-from jaxdiff.data import mnist, pictures, toy
+from jaxdiff.data import cifar, mnist, pictures, toy
 from jaxdiff.data.base import Dataset, Source
 from jaxdiff.data.objects import from_object, load_npz
 from jaxdiff.data.pictures import Reading
@@ -26,7 +26,10 @@ def load(
     """Return one split of a data set. All but folders of pictures are read into memory.
 
     digits      scikit-learn's digits, uint8 (n, 8, 8, 1) of 17 levels, 10 classes; 1500 to train and 297 to test
-    mnist       handwritten digits, uint8 (n, 28, 28, 1) of 256 levels, 10 classes
+    mnist, fashion_mnist
+                handwritten digits, and pictures of clothing: uint8 (n, 28, 28, 1) of 256 levels, 10 classes; 60,000 to
+                train and 10,000 to test
+    cifar10     photographs, uint8 (n, 32, 32, 3) of 256 levels, 10 classes; 50,000 to train and 10,000 to test
     swissroll, moons, checkerboard, mixture
                 points in the plane, float32 (20000, 2) about in [-2, 2], drawn anew for each split; moons and mixture
                 have the component as label (2 and 8 classes)
@@ -40,15 +43,15 @@ def load(
 
     Args:
       split: "train" or "test"; for "tfds:NAME" any split in TFDS's notation, "train[:90%]" too.
-      dir: for "mnist" the folder of its files (None downloads them once), for "tfds:NAME" the TFDS data folder (None
-        is TFDS's default). The other sets have no folder.
+      dir: for "mnist", "fashion_mnist" and "cifar10" the folder of their files (None downloads them once), for
+        "tfds:NAME" the TFDS data folder (None is TFDS's default). The other sets have no folder.
       seed: fixes the draw of the points in the plane; the other sets are fixed.
       reading: for "folder:DIR", how pictures become examples of one shape.
 
     Raises:
       InputError: if the name or split is unknown, a folder is given for a set without one, or data is missing,
         unprepared or broken.
-      ConnectionError: if MNIST can't be downloaded.
+      ConnectionError: if a data set can't be downloaded.
     """
     if dir is not None and "://" not in dir:  # TensorFlow Datasets reads buckets, too
         dir = str(user_path(dir, what="dir"))
@@ -111,9 +114,14 @@ def _digits_table() -> np.ndarray:
     return np.concatenate([bunch.data, bunch.target[:, None]], axis=1)
 
 
-def _mnist(split: str, dir: str | None) -> Dataset:
-    x, labels = mnist.load(split, dir=dir)
-    return Dataset(name="mnist", x=x, labels=labels, levels=256, classes=10)
+def _mnist(name: str, class_names: tuple[str, ...] | None, split: str, dir: str | None) -> Dataset:
+    x, labels = mnist.load(name, split, dir=dir)
+    return Dataset(name=name, x=x, labels=labels, levels=256, classes=10, class_names=class_names)
+
+
+def _cifar10(split: str, dir: str | None) -> Dataset:
+    x, labels = cifar.load(split, dir=dir)
+    return Dataset(name="cifar10", x=x, labels=labels, levels=256, classes=10, class_names=cifar.CLASSES)
 
 
 def _toy(draw: Callable[..., Any], classes: int | None, split: str, seed: int) -> Dataset:
@@ -123,7 +131,9 @@ def _toy(draw: Callable[..., Any], classes: int | None, split: str, seed: int) -
 
 DATASETS: dict[str, Callable[..., Any]] = {
     "digits": _digits,
-    "mnist": _mnist,
+    "mnist": partial(_mnist, "mnist", None),
+    "fashion_mnist": partial(_mnist, "fashion_mnist", mnist.FASHION),
+    "cifar10": _cifar10,
     "swissroll": partial(_toy, toy.swissroll, None),
     "moons": partial(_toy, toy.moons, 2),
     "checkerboard": partial(_toy, toy.checkerboard, None),
