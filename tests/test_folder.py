@@ -54,8 +54,8 @@ def test_sub_folders_are_classes_and_files_are_sorted_by_their_paths(folder: Pat
     found = load(folder, size=(8, 12))
     assert (found.spec.shape, found.spec.levels) == ((8, 12, 3), 256)
     assert (found.spec.classes, found.spec.class_names) == (2, ("cats", "dogs"))
-    assert found.labels.tolist() == [0] * 6 + [1] * 6
-    assert list(found.files) == sorted(found.files, key=lambda file: Path(file).parts)
+    assert found.album.labels.tolist() == [0] * 6 + [1] * 6
+    assert list(found.album.files) == sorted(found.album.files, key=lambda file: Path(file).parts)
     x, labels, _ = found.take(np.array([11, 0]))
     assert (x.dtype, x.shape, labels.tolist()) == (np.uint8, (2, 8, 12, 3), [1, 0])
 
@@ -63,7 +63,7 @@ def test_sub_folders_are_classes_and_files_are_sorted_by_their_paths(folder: Pat
 def test_a_picture_in_the_folder_itself_leaves_no_classes(folder: Path) -> None:
     save(folder / "x.jpg", noise(9, 9, 3))
     found = load(folder, size=8)
-    assert (len(found), found.labels, found.spec.classes) == (13, None, None)
+    assert (len(found), found.album.labels, found.spec.classes) == (13, None, None)
 
 
 def test_sub_folders_train_and_test_are_the_splits(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_pictures_of_every_mode_become_examples(tmp_path: Path) -> None:
     turned.save(tmp_path / "turned.png", exif=exif)
     found = load(tmp_path)
     assert found.spec.shape == (8, 8, 1)
-    x = dict(zip(found.files, found.take(np.arange(4)).x[..., 0], strict=True))
+    x = dict(zip(found.album.files, found.take(np.arange(4)).x[..., 0], strict=True))
     for name in ("L.png", "deep.png", "LA.png", "turned.png"):
         np.testing.assert_array_equal(x[name], grey, err_msg=name)
     Image.fromarray(np.stack([grey] * 3, -1)).convert("CMYK").save(tmp_path / "M.jpg", quality=100)
@@ -109,7 +109,7 @@ def test_pictures_of_every_mode_become_examples(tmp_path: Path) -> None:
     palette.save(tmp_path / "P.png")
     colour = load(tmp_path)
     assert colour.spec.shape == (8, 8, 3)
-    for file, pixels in zip(colour.files, colour.take(np.arange(6)).x, strict=True):
+    for file, pixels in zip(colour.album.files, colour.take(np.arange(6)).x, strict=True):
         assert np.abs(pixels.astype(int) - grey[..., None]).max() <= (16 if file == "M.jpg" else 1), file
     assert load(tmp_path, channels=1).take(np.arange(6)).x.shape == (6, 8, 8, 1)
 
@@ -174,7 +174,7 @@ def test_broken_pictures_are_skipped_where_that_is_allowed(tmp_path: Path, caplo
 def test_a_bomb_is_refused_and_loops_of_links_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "in" / "a.png", noise(8, 8))
     (tmp_path / "in" / "loop").symlink_to(tmp_path, target_is_directory=True)
-    assert list(load(tmp_path).files) == [os.path.join("in", "a.png")]
+    assert list(load(tmp_path).album.files) == [os.path.join("in", "a.png")]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
     with pytest.raises(jd.InputError, match=r"can't be read .*bomb"):
         load(tmp_path, size=8).take(np.array([0]))
@@ -306,7 +306,7 @@ def test_each_device_gets_its_own_examples(digits_folder: Path) -> None:
 
 
 def test_options_of_pictures_apply_to_folders_only() -> None:
-    with pytest.raises(jd.InputError, match="size = 8 applies only to folder:DIR, not to digits"):
+    with pytest.raises(jd.InputError, match="size = 8 applies only to folder:DIR, hf:NAME and tfds:NAME, not"):
         data.load("digits", reading=Reading(size=8))
     with pytest.raises(jd.InputError, match="leave dir out"):
         data.load("npz:x.npz", dir="y")

@@ -1,12 +1,12 @@
-"""Data sets: digits, MNIST, Fashion-MNIST, CIFAR-10, points, folders of pictures, arrays, TFDS images, and yours."""
+"""Data sets: digits, MNIST, Fashion-MNIST, CIFAR-10, points, folders of pictures, arrays, sets of other libraries."""
 
 from jaxdiff.data.base import Dataset, DataSpec, Examples, Source, as_condition, normalize, quantize
 from jaxdiff.data.derived import derive
 from jaxdiff.data.files import read_files, read_mask, read_picture
 from jaxdiff.data.objects import from_object, in_memory
-from jaxdiff.data.pictures import Pictures, Reading
+from jaxdiff.data.pictures import Album, Pictures, Reading, Stored
 from jaxdiff.data.sources import DATASETS, check_untrusted, load
 
-__all__ = ["DATASETS", "DataSpec", "Dataset", "Examples", "Pictures", "Reading", "Source", "as_condition"]
-__all__ += ["check_untrusted", "derive"]
-__all__ += ["from_object", "in_memory", "load", "normalize", "quantize", "read_files", "read_mask", "read_picture"]
+__all__ = ["DATASETS", "Album", "DataSpec", "Dataset", "Examples", "Pictures", "Reading", "Source", "Stored"]
+__all__ += ["as_condition", "check_untrusted", "derive", "from_object", "in_memory", "load", "normalize", "quantize"]
+__all__ += ["read_files", "read_mask", "read_picture"]
