@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -259,19 +260,26 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CHANGES = {"cond.label": 0.1, "train.steps": 4, "every.checkpoint": 2}
 
 
-def weights_of(workdir: Path, folder: Path, given: Any = None, **section: Any) -> Any:
-    changes = {f"data.{name}": value for name, value in section.items()}
+def weights_of(workdir: Path, folder: Path, given: Any = None, *, steps: int = 4, **section: Any) -> Any:
+    changes = {f"data.{name}": value for name, value in section.items()} | {"train.steps": steps}
     config = tiny.config({**CHANGES, "data.name": f"folder:{folder}", **changes}, base=tiny.IMAGES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxdiff.training.loop._picture", lambda *_: np.zeros((2, 2, 3), np.uint8))
         return jd.train(config, workdir, data=given).params
 
 
-def test_a_folder_and_arrays_and_an_object_give_the_same_weights(digits_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def weights(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What training on the folder gives."""
+    return weights_of(tmp_path_factory.mktemp("whole"), digits_folder)
+
+
+def test_a_folder_and_arrays_and_an_object_give_the_same_weights(
+    digits_folder: Path, weights: Any, tmp_path: Path
+) -> None:
     """Kept on the device, or read by threads, or by two processes: bit for bit."""
     source = data.load(f"folder:{digits_folder}")
     whole = data.in_memory(source)
-    first = weights_of(tmp_path / "0", digits_folder)
     others = {
         "threads": weights_of(tmp_path / "1", digits_folder, on_device=False, workers=0),
         "processes": weights_of(tmp_path / "2", digits_folder, on_device=False, workers=2),
@@ -279,7 +287,7 @@ def test_a_folder_and_arrays_and_an_object_give_the_same_weights(digits_folder: 
         "object": weights_of(tmp_path / "4", digits_folder, Pairs(whole.x, whole.labels), on_device=False, workers=0),
     }
     for found in others.values():
-        tiny.assert_identical(found, first)
+        tiny.assert_identical(found, weights)
 
 
 def test_data_that_changed_are_refused(digits_folder: Path, tmp_path: Path) -> None:
@@ -288,6 +296,33 @@ def test_data_that_changed_are_refused(digits_folder: Path, tmp_path: Path) -> N
     assert json.loads((tmp_path / "run" / "config.json").read_text())["fingerprint"]
     with pytest.raises(jd.InputError, match="holds a run on other data"):
         weights_of(tmp_path / "run", digits_folder, (whole.x[::-1], whole.labels))
+
+
+def test_a_run_goes_on_with_data_that_moved(digits_folder: Path, weights: Any, tmp_path: Path) -> None:
+    weights_of(tmp_path / "run", shutil.copytree(digits_folder, tmp_path / "old"), steps=2)
+    moved = (tmp_path / "old").rename(tmp_path / "new")
+    tiny.assert_identical(weights_of(tmp_path / "run", moved), weights)
+    content = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert content["config"]["data"]["name"] == f"folder:{moved}"
+    assert any("data.name" in change for change in content["history"][-1]["changes"])
+
+    next(moved.rglob("*.png")).unlink()
+    with pytest.raises(jd.InputError, match=r"holds a run on other data than 'folder:.*new' is now"):
+        weights_of(tmp_path / "run", moved, steps=6)
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**content, "fingerprint": None}))
+    with pytest.raises(jd.InputError, match=r"holds a run on other data than 'folder:.*digits"):
+        weights_of(tmp_path / "run", digits_folder, steps=6)
+
+
+def test_fingerprints_do_not_depend_on_the_place(digits_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(digits_folder, tmp_path / "deep" / "copy"))
+    assert load(copy).fingerprint() == load(digits_folder).fingerprint()
+    np.savez(tmp_path / "a.npz", x=DIGITS.x)
+    shutil.copy(tmp_path / "a.npz", tmp_path / "deep" / "b.npz")
+    here, there = (data.load(f"npz:{path}").fingerprint() for path in (tmp_path / "a.npz", tmp_path / "deep" / "b.npz"))
+    assert here == there
+    (copy / "0").rename(copy / "10")  # the classes are other ones
+    assert load(copy).fingerprint() != load(digits_folder).fingerprint()
 
 
 @pytest.mark.usefixtures("eight_devices")

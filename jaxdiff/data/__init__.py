@@ -5,8 +5,9 @@ from jaxdiff.data.derived import derive
 from jaxdiff.data.files import read_files, read_mask, read_picture
 from jaxdiff.data.objects import from_object, in_memory
 from jaxdiff.data.pictures import Album, Pictures, Reading, Stored
-from jaxdiff.data.sources import DATASETS, check_untrusted, load
+from jaxdiff.data.sources import DATASETS, check_untrusted, load, names_place
 
 __all__ = ["DATASETS", "Album", "DataSpec", "Dataset", "Examples", "Pictures", "Reading", "Source", "Stored"]
-__all__ += ["as_condition", "check_untrusted", "derive", "from_object", "in_memory", "load", "normalize", "quantize"]
+__all__ += ["as_condition", "check_untrusted", "derive", "from_object", "in_memory", "load", "names_place"]
+__all__ += ["normalize", "quantize"]
 __all__ += ["read_files", "read_mask", "read_picture"]

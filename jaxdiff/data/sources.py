@@ -18,7 +18,7 @@ from jaxdiff.data.pictures import Reading
 from jaxdiff.storage import user_path
 from jaxdiff.typing import InputError, shown
 
-_PLACES = {"folder": folder.load, "hf": hub.load}
+_PICTURES = {"folder": folder.load, "hf": hub.load}
 
 
 def load(
@@ -69,10 +69,10 @@ def load(
         )
     if split != "train" and split != "test":
         raise InputError(f"split = {split!r}; {name} has the splits 'train' and 'test'")
-    if dir is not None and kind in (*_PLACES, "npz"):
+    if dir is not None and names_place(name):
         raise InputError(f"dir = {dir!r}, but {name} names its place itself; leave dir out")
-    if kind in _PLACES:
-        return _PLACES[kind](name, split, reading or Reading())
+    if kind in _PICTURES:
+        return _PICTURES[kind](name, split, reading or Reading())
     if reading is not None and reading != Reading():
         changed = [field.name for field in dataclasses.fields(Reading) if getattr(reading, field.name) != field.default]
         found = f"{changed[0]} = {getattr(reading, changed[0])!r}"
@@ -82,6 +82,11 @@ def load(
     if dir is not None and not registry.takes("name", name, DATASETS, "dir"):
         raise InputError(f"dir = {dir!r}, but {name} is read from no folder; leave dir out")
     return from_object(name, registry.make("name", name, DATASETS, split=split, dir=dir, seed=seed))
+
+
+def names_place(name: str) -> bool:
+    """Return whether a name says where data are, as folder:DIR does; the same data may get another such name."""
+    return name.startswith(("folder:", "npz:", "hf:"))
 
 
 def check_untrusted(name: str, config_dir: str | None, *, dir: str | None) -> None:
@@ -95,7 +100,7 @@ def check_untrusted(name: str, config_dir: str | None, *, dir: str | None) -> No
     if config_dir is not None:
         found = f"data.dir = {shown(config_dir)} is what the config says"
         raise InputError(f"{found}; give dir=FOLDER (--dir) yourself, or {by_user}")
-    if name.startswith(("folder:", "npz:", "hf:")):
+    if names_place(name):
         raise InputError(f"data.name = {shown(name)} is what the config says; {by_user}")
     if name not in DATASETS and not (plain_tfds and dir is not None):
         instead = "give dir=FOLDER (--dir) yourself, or " if plain_tfds else ""
