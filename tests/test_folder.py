@@ -18,7 +18,7 @@ import jaxdiff as jd
 from jaxdiff import data
 from jaxdiff.data import Reading
 from jaxdiff.data.pictures import fit
-from jaxdiff.training.batches import make_batches
+from jaxdiff.training.batches import _apart, _Steps, indices, make_batches
 from jaxdiff.training.sharding import make_mesh
 
 RNG = np.random.default_rng(0)
@@ -331,13 +331,26 @@ def test_each_device_gets_its_own_examples(digits_folder: Path) -> None:
     batches = make_batches(source, mesh, seed=3, batch_size=16, on_device=None, kinds=("label",), workers=0)
     for dispatch in batches.stream(1, 4, 2):
         for i in range(dispatch.count):
-            chosen = jd.training.batches.indices(3, dispatch.first + i, (1, 16), 96)[0]
+            chosen = indices(3, dispatch.first + i, (1, 16), 96)[0]
             expected = source.take(chosen, seed=3, step=dispatch.first + i)
             np.testing.assert_array_equal(dispatch.batch.x[i], expected.x)
             np.testing.assert_array_equal(dispatch.batch.labels[i], expected.labels)
     assert len(dispatch.batch.x.sharding.device_set) == 8
     with pytest.raises(jd.InputError, match=r"data\.on_device = True, but data\.crop or data\.flip"):
         make_batches(source, mesh, seed=0, batch_size=16, on_device=True)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_workers_send_several_steps_at_once(digits_folder: Path, size: int) -> None:
+    source, rows = load(digits_folder, size=8, flip=True), np.array([0, 2, 5])
+    steps = _Steps(source, rows, 3, 6, True, 4, 9, size)
+    assert len(steps) == -(-5 // size)
+    apart = [step for i in range(len(steps)) for step in _apart(steps[i])]
+    assert len(apart) == 5
+    for step, found in enumerate(apart, start=4):
+        expected = source.take(indices(3, step, (1, 6), 96)[0][rows], seed=3, step=step)
+        np.testing.assert_array_equal(found.x, expected.x)
+        np.testing.assert_array_equal(found.labels, expected.labels)
 
 
 def test_options_of_pictures_apply_to_folders_only() -> None:
