@@ -14,7 +14,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from jaxdiff.experiment import Config, Data, Every, Optimizer, Sampling, Train
+from jaxdiff.experiment import Conditions, Config, Data, Every, Optimizer, Sampling, Train
 from jaxdiff.typing import InputError
 
 
@@ -32,4 +32,4 @@ def get_config(variant: str = "") -> ConfigDict:
         sampling=Sampling(sampler="ddim", steps=50),
         every=Every(log=100, checkpoint=1000, sample=5000),
     )
-    return dataclasses.replace(config, p_uncond=0.1 if variant else None).to_config_dict()
+    return dataclasses.replace(config, cond=Conditions(label=0.1 if variant else None)).to_config_dict()

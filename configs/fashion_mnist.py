@@ -13,7 +13,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from jaxdiff.experiment import Config, Data, Every, Loss, Optimizer, Sampling, Train
+from jaxdiff.experiment import Conditions, Config, Data, Every, Loss, Optimizer, Sampling, Train
 from jaxdiff.typing import InputError
 
 
@@ -41,4 +41,4 @@ def get_config(variant: str = "") -> ConfigDict:
         sampling=Sampling(sampler="ddpm", steps=50),
         every=Every(log=100, checkpoint=500, sample=500),
     )
-    return dataclasses.replace(config, p_uncond=0.1 if variant else None).to_config_dict()
+    return dataclasses.replace(config, cond=Conditions(label=0.1 if variant else None)).to_config_dict()

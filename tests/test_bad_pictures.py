@@ -106,7 +106,7 @@ def broken(folder: Path) -> Path:
 
 def test_a_truncated_picture_ends_a_run_with_its_path(tmp_path: Path) -> None:
     path = broken(tmp_path / "in")
-    options = {"data.name": f"folder:{path.parent}", "data.size": 8, "p_uncond": None}
+    options = {"data.name": f"folder:{path.parent}", "data.size": 8, "cond.label": None}
     for how in ({}, {"data.on_device": False, "data.workers": 0}):
         config = tiny.config({**CHANGES, **options, **how}, base=tiny.IMAGES)
         with pytest.raises(InputError, match=rf"^{path} can't be read"):

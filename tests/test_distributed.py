@@ -105,7 +105,7 @@ def test_two_processes_read_a_folder_with_other_workers_after_a_stop_as_one_woul
         path = tmp_path / "digits" / str(digits.labels[i]) / f"{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(digits.x[i, ..., 0] * 15).save(path)
-    pictures = {"data.name": f"folder:{tmp_path / 'digits'}", "data.flip": True, "p_uncond": 0.1}
+    pictures = {"data.name": f"folder:{tmp_path / 'digits'}", "data.flip": True, "cond.label": 0.1}
     config, workdir = tiny.write_config(tmp_path, {**CONFIG, **pictures}, base=tiny.IMAGES), tmp_path / "two"
     arguments = f"--config={config}", f"--workdir={workdir}"
 

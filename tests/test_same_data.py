@@ -17,7 +17,7 @@ from test_mnist import REAL_MNIST, idx_bytes
 
 from jaxdiff import data
 
-CHANGES = {"p_uncond": 0.1, "train.batch_size": 8, "train.steps": 3, "model": {"name": f"{__name__}:Network"}}
+CHANGES = {"cond.label": 0.1, "train.batch_size": 8, "train.steps": 3, "model": {"name": f"{__name__}:Network"}}
 
 
 class Network(nn.Module):
