@@ -231,7 +231,7 @@ TRAIN_MISTAKES = {
     "--config.train.fsdp=3": "train.fsdp = 3 does not divide the 8 devices; choose a divisor of 8",
     "--config.every.log=3": "every.log = 3 is not a multiple of train.steps_per_dispatch = 5; make it one",
     "--config.sampling.steps=21": "sampling.steps = 21, but the schedule has 20 timesteps; use at most 20 steps",
-    "--config.data.name=digit": "name = 'digit' is not a data set, folder:DIR, npz:FILE, tfds:NAME or package.",
+    "--config.data.name=digit": "name = 'digit' is not a data set, folder:DIR, npz:FILE, hf:NAME, tfds:NAME",
     "--config.data.name=digits": "an mlp takes vectors, but an example here has shape (8, 8, 1)",
     "--config.data.dir=somewhere": "dir = 'somewhere', but swissroll is read from no folder; leave dir out",
     "--workdir=/dev/null/x": "workdir = /dev/null/x can't be written (Not a directory); choose another folder",

@@ -21,7 +21,13 @@ from jaxdiff.schedules import SCHEDULES
 
 FILES = sorted((tiny.REPOSITORY / "configs").glob("*.py"))
 LEARNED = {"loss.weight": "elbo"}
-SHAPES = {"folder:YOUR_PICTURES": (64, 64, 3), "digits": (8, 8, 1), "mnist": (28, 28, 1)}
+SHAPES = {
+    "folder:YOUR_PICTURES": (64, 64, 3),
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "fashion_mnist": (28, 28, 1),
+    "cifar10": (32, 32, 3),
+}
 
 
 def get_config(path: Path) -> Any:

@@ -9,7 +9,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import sklearn.datasets
-import tensorflow_datasets as tfds
 
 from jaxdiff import data
 from jaxdiff.typing import InputError
@@ -104,7 +103,10 @@ def test_normalize_leaves_continuous_data():
     ("arguments", "message"),
     [
         ({"name": "digit"}, r"name = 'digit' is not a data set, folder:DIR, .* did you mean 'digits'\?$"),
-        ({"name": "qqq"}, r"name = 'qqq' is not a data set.*checkerboard, digits, mixture, mnist, moons, swissroll$"),
+        (
+            {"name": "qqq"},
+            r"name = 'qqq' is not a data set.*checkerboard, cifar10, digits, fashion_mnist, .*, moons, swissroll$",
+        ),
         ({"name": "digits", "split": "valid"}, "split = 'valid'; digits has the splits"),
         ({"name": "mnist", "split": "validation"}, "split = 'validation'; mnist has the splits"),
         ({"name": "moons", "split": ""}, "split = ''; moons has the splits"),
@@ -146,84 +148,9 @@ def test_a_function_gives_a_data_set():
     assert images.spec == data.DataSpec(shape=(2, 2, 1), levels=4)
 
 
-def prepare_tfds(folder: Path, features: dict, examples: list[dict]) -> None:
-    """Prepares a data set named "tiny" on disk, as TFDS does: real files, no TensorFlow."""
-
-    # Unregistered: it is found by its files, as by someone who lacks the code that made it.
-    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, dl_manager):
-            return {"train": enumerate(examples), "test": enumerate(examples[:2])}
-
-        def _generate_examples(self):  # abstract in the base class; the splits are given above
-            raise AssertionError
-
-    Tiny(data_dir=folder, file_format="array_record").download_and_prepare()
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("classes", [None, 4])
-def test_tfds(tmp_path, channels, classes):
-    shape = (4, 6, channels)
-    images = np.random.default_rng(0).integers(256, size=(7, *shape)).astype(np.uint8)
-    features = {"image": tfds.features.Image(shape=shape)}
-    examples = [{"image": PIL.Image.fromarray(image.squeeze())} for image in images]
-    if classes:
-        features["label"] = tfds.features.ClassLabel(num_classes=classes)
-        examples = [example | {"label": i % classes} for i, example in enumerate(examples)]
-    prepare_tfds(tmp_path, features, examples)
-
-    train = data.load("tfds:tiny", dir=str(tmp_path))
-    assert (train.x.shape, train.x.dtype, train.levels) == ((7, *shape), np.uint8, 256)
-    assert train.classes == classes
-    # TFDS shuffles when it prepares.
-    order = [int(np.flatnonzero((images == x).all((1, 2, 3)))[0]) for x in train.x]
-    assert sorted(order) == list(range(7))
-    if classes:
-        assert train.labels.dtype == np.int32
-        assert train.labels.tolist() == [i % classes for i in order]
-    else:
-        assert train.labels is None
-    assert len(data.load("tfds:tiny", split="test", dir=str(tmp_path)).x) == 2
-    part = data.load("tfds:tiny", split="train[2:5]", dir=str(tmp_path))
-    np.testing.assert_array_equal(part.x, train.x[2:5])
-    with pytest.raises(InputError, match=r"split = 'validation'.*finds no such split"):
-        data.load("tfds:tiny", split="validation", dir=str(tmp_path))
-
-
-@pytest.mark.parametrize("name", ["tiny", "cifar10", "mnist"])
-def test_tfds_unprepared(tmp_path, name):
-    advice = rf'pip install "jaxdiff\[tfds\]" && tfds build {name} --file_format=array_record --data'
-    with pytest.raises(InputError, match=rf"name = 'tfds:{name}'.*{advice}_dir={tmp_path}"):
-        data.load(f"tfds:{name}", dir=str(tmp_path))
-
-
-def test_tfds_not_installed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(InputError, match=r"^name = 'tfds:mnist' needs TensorFlow Datasets: pip install .jaxdiff"):
-        data.load("tfds:mnist")
-
-
-def test_tfds_unsuitable_sets(tmp_path):
-    features = {"image": tfds.features.Image(shape=(None, None, 1))}
-    image = PIL.Image.fromarray(np.zeros((4, 4), np.uint8))
-    prepare_tfds(tmp_path, features, [{"image": image}] * 3)
-    with pytest.raises(InputError, match=r"uint8 of shape \(None, None, 1\); they must be"):
-        data.load("tfds:tiny", dir=str(tmp_path))
-
-    other = tmp_path / "other"
-    features = {"value": tfds.features.Scalar(np.int64)}
-    prepare_tfds(other, features, [{"value": 3}] * 3)
-    with pytest.raises(InputError, match="has the features value; choose a set that has an 'image'"):
-        data.load("tfds:tiny", dir=str(other))
-
-
 def test_import_is_light():
-    code = "import sys, jaxdiff.data; sys.exit(bool({'tensorflow_datasets', 'pooch', 'requests'} & {*sys.modules}))"
+    heavy = {"tensorflow_datasets", "datasets", "pyarrow", "pooch", "requests"}
+    code = f"import sys, jaxdiff.data; sys.exit(bool({heavy} & {{*sys.modules}}))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

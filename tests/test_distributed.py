@@ -1,15 +1,17 @@
-"""Two real processes with two devices each, which meet on the loopback interface."""
+"""Two real processes with two or four devices each, which meet on the loopback interface."""
 
 import json
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny
 from PIL import Image
 
+from jaxdiff import data
 from jaxdiff.run import load
 from jaxdiff.training import loop
 
@@ -23,13 +25,13 @@ CONFIG = {
 }
 
 
-def start_two(*arguments: str, cache: Path) -> list[tiny.Forked]:
+def start_two(*arguments: str, cache: Path, devices: int = 2) -> list[tiny.Forked]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     meeting = ("--distributed", f"--coordinator={address}", "--num_processes=2")
     return [
-        tiny.Forked("train.py", *arguments, *meeting, f"--process_id={i}", cache=cache / str(i), devices=2)
+        tiny.Forked("train.py", *arguments, *meeting, f"--process_id={i}", cache=cache / str(i), devices=devices)
         for i in range(2)
     ]
 
@@ -44,6 +46,14 @@ def finish_all(processes: list[tiny.Forked]) -> list[tuple[int, str]]:
     return [(code, err) for code, _, err in ended]
 
 
+def wait_for(happened: Callable[[], object], processes: list[tiny.Forked]) -> None:
+    end = time.monotonic() + 100
+    while not happened():
+        assert all(process.poll() is None for process in processes), finish_all(processes)
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def metrics_of(workdir: Path) -> list[dict[str, float]]:
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
@@ -56,11 +66,7 @@ def test_two_processes_stop_together_go_on_and_train_as_one_would(tmp_path):
     arguments = f"--config={config}", f"--workdir={workdir}"
 
     processes = start_two(*arguments, cache=tmp_path)
-    end = time.monotonic() + 100
-    while not metrics_of(workdir):
-        assert all(process.poll() is None for process in processes), finish_all(processes)
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(lambda: metrics_of(workdir), processes)
     processes[1].send_signal(signal.SIGTERM)
     ended = finish_all(processes)
     (saved,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
@@ -90,6 +96,41 @@ def test_two_processes_stop_together_go_on_and_train_as_one_would(tmp_path):
 
 
 @pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_two_processes_read_a_folder_with_other_workers_after_a_stop_as_one_would(tmp_path):
+    """Each reads what its four devices need. Two that were not stopped have the same weights bit for bit, and one
+    process with eight devices but for the order of sums."""
+    digits = data.load("digits")
+    for i in range(96):
+        path = tmp_path / "digits" / str(digits.labels[i]) / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.x[i, ..., 0] * 15).save(path)
+    pictures = {"data.name": f"folder:{tmp_path / 'digits'}", "data.flip": True, "cond.label": 0.1}
+    config, workdir = tiny.write_config(tmp_path, {**CONFIG, **pictures}, base=tiny.IMAGES), tmp_path / "two"
+    arguments = f"--config={config}", f"--workdir={workdir}"
+
+    processes = start_two(*arguments, "--config.data.workers=2", cache=tmp_path, devices=4)
+    wait_for(lambda: metrics_of(workdir), processes)
+    processes[0].send_signal(signal.SIGTERM)
+    for code, err in finish_all(processes):
+        assert code == 128 + signal.SIGTERM, err
+    (saved,) = tiny.steps_in(workdir)
+
+    flags = arguments[0], f"--config.train.steps={saved + 4}", "--config.data.workers=0"
+    runs = [
+        start_two(*arguments, flags[1], "--config.data.workers=1", cache=tmp_path, devices=4),
+        start_two(*flags, f"--workdir={tmp_path / 'whole'}", cache=tmp_path, devices=4),
+        [tiny.Forked("train.py", *flags, f"--workdir={tmp_path / 'one'}", cache=tmp_path / "alone", devices=8)],
+    ]
+    for code, err in [ended for run in runs for ended in finish_all(run)]:
+        assert code == 0, err
+    two, whole, one = (load(folder, trust=True) for folder in (workdir, tmp_path / "whole", tmp_path / "one"))
+    assert two.step == whole.step == one.step == saved + 4
+    tiny.assert_identical(two.params, whole.params)
+    assert tiny.difference(two.params, one.params) < 1e-6
+
+
+@pytest.mark.thorough
 def test_two_processes_abandon_a_picture_of_minutes_together(tmp_path):
     changes = {
         **CONFIG,
@@ -99,11 +140,7 @@ def test_two_processes_abandon_a_picture_of_minutes_together(tmp_path):
     }
     config, workdir = tiny.write_config(tmp_path, changes, base=tiny.IMAGES), tmp_path / "two"
     processes = start_two(f"--config={config}", f"--workdir={workdir}", cache=tmp_path)
-    end = time.monotonic() + 100
-    while not (workdir / "checkpoints" / "2").exists():  # written before the first picture is begun
-        assert all(process.poll() is None for process in processes), finish_all(processes)
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for((workdir / "checkpoints" / "2").exists, processes)  # written before the first picture is begun
     time.sleep(3)
     processes[1].send_signal(signal.SIGTERM)
     for code, err in finish_all(processes):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ import jaxdiff as jd
 from jaxdiff import data
 from jaxdiff.data import Reading
 from jaxdiff.data.pictures import fit
-from jaxdiff.training.batches import make_batches
+from jaxdiff.training.batches import _apart, _Steps, indices, make_batches
 from jaxdiff.training.sharding import make_mesh
 
 RNG = np.random.default_rng(0)
@@ -54,8 +55,8 @@ def test_sub_folders_are_classes_and_files_are_sorted_by_their_paths(folder: Pat
     found = load(folder, size=(8, 12))
     assert (found.spec.shape, found.spec.levels) == ((8, 12, 3), 256)
     assert (found.spec.classes, found.spec.class_names) == (2, ("cats", "dogs"))
-    assert found.labels.tolist() == [0] * 6 + [1] * 6
-    assert list(found.files) == sorted(found.files, key=lambda file: Path(file).parts)
+    assert found.album.labels.tolist() == [0] * 6 + [1] * 6
+    assert list(found.album.files) == sorted(found.album.files, key=lambda file: Path(file).parts)
     x, labels, _ = found.take(np.array([11, 0]))
     assert (x.dtype, x.shape, labels.tolist()) == (np.uint8, (2, 8, 12, 3), [1, 0])
 
@@ -63,7 +64,7 @@ def test_sub_folders_are_classes_and_files_are_sorted_by_their_paths(folder: Pat
 def test_a_picture_in_the_folder_itself_leaves_no_classes(folder: Path) -> None:
     save(folder / "x.jpg", noise(9, 9, 3))
     found = load(folder, size=8)
-    assert (len(found), found.labels, found.spec.classes) == (13, None, None)
+    assert (len(found), found.album.labels, found.spec.classes) == (13, None, None)
 
 
 def test_sub_folders_train_and_test_are_the_splits(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_pictures_of_every_mode_become_examples(tmp_path: Path) -> None:
     turned.save(tmp_path / "turned.png", exif=exif)
     found = load(tmp_path)
     assert found.spec.shape == (8, 8, 1)
-    x = dict(zip(found.files, found.take(np.arange(4)).x[..., 0], strict=True))
+    x = dict(zip(found.album.files, found.take(np.arange(4)).x[..., 0], strict=True))
     for name in ("L.png", "deep.png", "LA.png", "turned.png"):
         np.testing.assert_array_equal(x[name], grey, err_msg=name)
     Image.fromarray(np.stack([grey] * 3, -1)).convert("CMYK").save(tmp_path / "M.jpg", quality=100)
@@ -109,7 +110,7 @@ def test_pictures_of_every_mode_become_examples(tmp_path: Path) -> None:
     palette.save(tmp_path / "P.png")
     colour = load(tmp_path)
     assert colour.spec.shape == (8, 8, 3)
-    for file, pixels in zip(colour.files, colour.take(np.arange(6)).x, strict=True):
+    for file, pixels in zip(colour.album.files, colour.take(np.arange(6)).x, strict=True):
         assert np.abs(pixels.astype(int) - grey[..., None]).max() <= (16 if file == "M.jpg" else 1), file
     assert load(tmp_path, channels=1).take(np.arange(6)).x.shape == (6, 8, 8, 1)
 
@@ -174,7 +175,7 @@ def test_broken_pictures_are_skipped_where_that_is_allowed(tmp_path: Path, caplo
 def test_a_bomb_is_refused_and_loops_of_links_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "in" / "a.png", noise(8, 8))
     (tmp_path / "in" / "loop").symlink_to(tmp_path, target_is_directory=True)
-    assert list(load(tmp_path).files) == [os.path.join("in", "a.png")]
+    assert list(load(tmp_path).album.files) == [os.path.join("in", "a.png")]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
     with pytest.raises(jd.InputError, match=r"can't be read .*bomb"):
         load(tmp_path, size=8).take(np.array([0]))
@@ -259,19 +260,26 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CHANGES = {"cond.label": 0.1, "train.steps": 4, "every.checkpoint": 2}
 
 
-def weights_of(workdir: Path, folder: Path, given: Any = None, **section: Any) -> Any:
-    changes = {f"data.{name}": value for name, value in section.items()}
+def weights_of(workdir: Path, folder: Path, given: Any = None, *, steps: int = 4, **section: Any) -> Any:
+    changes = {f"data.{name}": value for name, value in section.items()} | {"train.steps": steps}
     config = tiny.config({**CHANGES, "data.name": f"folder:{folder}", **changes}, base=tiny.IMAGES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxdiff.training.loop._picture", lambda *_: np.zeros((2, 2, 3), np.uint8))
         return jd.train(config, workdir, data=given).params
 
 
-def test_a_folder_and_arrays_and_an_object_give_the_same_weights(digits_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def weights(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What training on the folder gives."""
+    return weights_of(tmp_path_factory.mktemp("whole"), digits_folder)
+
+
+def test_a_folder_and_arrays_and_an_object_give_the_same_weights(
+    digits_folder: Path, weights: Any, tmp_path: Path
+) -> None:
     """Kept on the device, or read by threads, or by two processes: bit for bit."""
     source = data.load(f"folder:{digits_folder}")
     whole = data.in_memory(source)
-    first = weights_of(tmp_path / "0", digits_folder)
     others = {
         "threads": weights_of(tmp_path / "1", digits_folder, on_device=False, workers=0),
         "processes": weights_of(tmp_path / "2", digits_folder, on_device=False, workers=2),
@@ -279,7 +287,7 @@ def test_a_folder_and_arrays_and_an_object_give_the_same_weights(digits_folder: 
         "object": weights_of(tmp_path / "4", digits_folder, Pairs(whole.x, whole.labels), on_device=False, workers=0),
     }
     for found in others.values():
-        tiny.assert_identical(found, first)
+        tiny.assert_identical(found, weights)
 
 
 def test_data_that_changed_are_refused(digits_folder: Path, tmp_path: Path) -> None:
@@ -290,13 +298,40 @@ def test_data_that_changed_are_refused(digits_folder: Path, tmp_path: Path) -> N
         weights_of(tmp_path / "run", digits_folder, (whole.x[::-1], whole.labels))
 
 
+def test_a_run_goes_on_with_data_that_moved(digits_folder: Path, weights: Any, tmp_path: Path) -> None:
+    weights_of(tmp_path / "run", shutil.copytree(digits_folder, tmp_path / "old"), steps=2)
+    moved = (tmp_path / "old").rename(tmp_path / "new")
+    tiny.assert_identical(weights_of(tmp_path / "run", moved), weights)
+    content = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert content["config"]["data"]["name"] == f"folder:{moved}"
+    assert any("data.name" in change for change in content["history"][-1]["changes"])
+
+    next(moved.rglob("*.png")).unlink()
+    with pytest.raises(jd.InputError, match=r"holds a run on other data than 'folder:.*new' is now"):
+        weights_of(tmp_path / "run", moved, steps=6)
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**content, "fingerprint": None}))
+    with pytest.raises(jd.InputError, match=r"holds a run on other data than 'folder:.*digits"):
+        weights_of(tmp_path / "run", digits_folder, steps=6)
+
+
+def test_fingerprints_do_not_depend_on_the_place(digits_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(digits_folder, tmp_path / "deep" / "copy"))
+    assert load(copy).fingerprint() == load(digits_folder).fingerprint()
+    np.savez(tmp_path / "a.npz", x=DIGITS.x)
+    shutil.copy(tmp_path / "a.npz", tmp_path / "deep" / "b.npz")
+    here, there = (data.load(f"npz:{path}").fingerprint() for path in (tmp_path / "a.npz", tmp_path / "deep" / "b.npz"))
+    assert here == there
+    (copy / "0").rename(copy / "10")  # the classes are other ones
+    assert load(copy).fingerprint() != load(digits_folder).fingerprint()
+
+
 @pytest.mark.usefixtures("eight_devices")
 def test_each_device_gets_its_own_examples(digits_folder: Path) -> None:
     source, mesh = data.load(f"folder:{digits_folder}", reading=Reading(size=8, flip=True)), make_mesh(2, 16)
     batches = make_batches(source, mesh, seed=3, batch_size=16, on_device=None, kinds=("label",), workers=0)
     for dispatch in batches.stream(1, 4, 2):
         for i in range(dispatch.count):
-            chosen = jd.training.batches.indices(3, dispatch.first + i, (1, 16), 96)[0]
+            chosen = indices(3, dispatch.first + i, (1, 16), 96)[0]
             expected = source.take(chosen, seed=3, step=dispatch.first + i)
             np.testing.assert_array_equal(dispatch.batch.x[i], expected.x)
             np.testing.assert_array_equal(dispatch.batch.labels[i], expected.labels)
@@ -305,8 +340,21 @@ def test_each_device_gets_its_own_examples(digits_folder: Path) -> None:
         make_batches(source, mesh, seed=0, batch_size=16, on_device=True)
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_workers_send_several_steps_at_once(digits_folder: Path, size: int) -> None:
+    source, rows = load(digits_folder, size=8, flip=True), np.array([0, 2, 5])
+    steps = _Steps(source, rows, 3, 6, ("label",), 4, 9, size)
+    assert len(steps) == -(-5 // size)
+    apart = [step for i in range(len(steps)) for step in _apart(steps[i])]
+    assert len(apart) == 5
+    for step, found in enumerate(apart, start=4):
+        expected = source.take(indices(3, step, (1, 6), 96)[0][rows], seed=3, step=step)
+        np.testing.assert_array_equal(found.x, expected.x)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+
+
 def test_options_of_pictures_apply_to_folders_only() -> None:
-    with pytest.raises(jd.InputError, match="size = 8 applies only to folder:DIR, not to digits"):
+    with pytest.raises(jd.InputError, match="size = 8 applies only to folder:DIR, hf:NAME and tfds:NAME, not"):
         data.load("digits", reading=Reading(size=8))
     with pytest.raises(jd.InputError, match="leave dir out"):
         data.load("npz:x.npz", dir="y")

@@ -1,14 +1,7 @@
-"""MNIST: IDX files, a folder of them, and the download from a server."""
+"""MNIST and Fashion-MNIST: IDX files, and a folder of them."""
 
-import contextlib
-import gc
 import gzip
-import hashlib
-import http.server
-import itertools
-import math
 import struct
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +10,6 @@ import pytest
 from jaxdiff import data
 from jaxdiff.data import idx, mnist
 from jaxdiff.typing import InputError
-
-# Pooch leaves the connection of a download that failed to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 REAL_MNIST = Path(__file__).parents[2] / "shared/data/mnist"
 
@@ -34,7 +24,6 @@ TRAIN_FILES = {
     "train-images-idx3-ubyte.gz": gzip.compress(idx_bytes(IMAGES)),
     "train-labels-idx1-ubyte.gz": gzip.compress(idx_bytes(LABELS)),
 }
-CHECKSUMS = {name: hashlib.sha256(content).hexdigest() for name, content in TRAIN_FILES.items()}
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -90,7 +79,7 @@ def test_mnist_folder_spellings(tmp_path, infix, ending):
     for name, content in TRAIN_FILES.items():
         name = name.removesuffix(".gz").replace("-idx", infix) + ending
         (tmp_path / name).write_bytes(content if ending else gzip.decompress(content))
-    images, labels = mnist.load("train", dir=str(tmp_path))
+    images, labels = mnist.load("mnist", "train", dir=str(tmp_path))
     np.testing.assert_array_equal(images, IMAGES[..., None], strict=True)
     np.testing.assert_array_equal(labels, LABELS.astype(np.int32), strict=True)
 
@@ -124,7 +113,7 @@ def test_mnist_bad_folder(tmp_path, files, message):
     arrays = {"train-images-idx3-ubyte": IMAGES, "train-labels-idx1-ubyte": LABELS} | files
     write(tmp_path, {name: idx_bytes(a) for name, a in arrays.items() if a is not None})
     with pytest.raises(InputError, match=message):
-        mnist.load("train", dir=str(tmp_path))
+        mnist.load("mnist", "train", dir=str(tmp_path))
 
 
 def test_mnist_missing_folder(tmp_path):
@@ -144,228 +133,10 @@ def test_real_mnist():
     assert train.x.mean() / 255 == pytest.approx(0.1307, abs=5e-5)
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves TRAIN_FILES from 127.0.0.1, counting requests; the first answers can be spoilt."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files = dict(TRAIN_FILES)
-        self.gets = 0
-        self.unavailable = 0  # requests left to answer with 503
-        self.cut = 0  # downloads left to break off halfway
-        self.base_url = f"http://127.0.0.1:{self.server_address[1]}/mnist"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self):
-        self.server.gets += 1
-        content = self.answer()
-        if self.server.cut:
-            self.server.cut -= 1
-            content = content[: len(content) // 2]
-        self.wfile.write(content)
-
-    def answer(self) -> bytes:
-        content = self.server.files.get(self.path.removeprefix("/mnist/"))
-        if self.server.unavailable:
-            self.server.unavailable -= 1
-            status, content = 503, b""
-        else:
-            status, content = (404, b"") if content is None else (200, content)
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        return content
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAXDIFF_DATA", str(tmp_path))
-    monkeypatch.setattr(mnist, "CHECKSUMS", CHECKSUMS)
-    monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
-    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(variable, raising=False)
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        monkeypatch.setattr(mnist, "BASE_URL", server.base_url)
-        yield server
-        server.shutdown()
-        thread.join()
-    gc.collect()
-
-
-def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_download_then_cache(server, tmp_path):
-    folder = mnist.download("train")
-    assert folder == tmp_path / "mnist"
-    assert names_in(folder) == sorted(TRAIN_FILES)  # nothing unfinished is left
-    assert server.gets == 2
-
-    server.unavailable = math.inf
-    mnist.download("train")
-    loaded = data.load("mnist")  # finds the same files, without a network
-    assert server.gets == 2
-    np.testing.assert_array_equal(loaded.x[..., 0], IMAGES)
-    np.testing.assert_array_equal(loaded.labels, LABELS)
-    (folder / "train-labels-idx1-ubyte.gz").unlink()
-    server.unavailable = 0
-    mnist.download("train")
-    assert server.gets == 3  # only what is missing
-
-
-def test_download_of_other_content_is_thrown_away(server, tmp_path):
-    good = TRAIN_FILES["train-images-idx3-ubyte.gz"]
-    for content in (b"<html>Please log in</html>", good[:-1] + bytes([good[-1] ^ 1])):
-        server.files["train-images-idx3-ubyte.gz"] = content
-        with pytest.raises(InputError, match=rf"expected SHA-256 {hashlib.sha256(good).hexdigest()}.*dir=DIR"):
-            mnist.download("train")
-        assert names_in(tmp_path / "mnist") == []
-    server.files = dict(TRAIN_FILES)
-    mnist.download("train")
-
-
-@pytest.mark.parametrize("fault", ["unavailable", "cut"])
-def test_download_is_tried_again(server, fault):
-    setattr(server, fault, 1)
-    folder = mnist.download("train")
-    assert server.gets == 3
-    assert names_in(folder) == sorted(TRAIN_FILES)
-
-
-def test_download_of_a_missing_file(server):
-    server.files.clear()
-    with pytest.raises(ConnectionError, match=r"cannot be downloaded \(404 .*configs/digits\.py"):
-        mnist.download("train")
-    assert server.gets == 3
-
-
-def test_download_from_a_dead_server(server):
-    server.server_close()
-    with pytest.raises(ConnectionError, match=r"refused.*--config\.data\.dir=DIR.*digits\.py"):
-        mnist.download("train")
-
-
-def test_download_from_a_silent_server(server, monkeypatch):
-    """No further attempt is made once a server has been silent for long: 30 seconds are the limit in all."""
-    assert 16 * mnist._CONNECT + 3 < 30
-    assert mnist._GIVE_UP <= mnist._READ <= 10
-    monkeypatch.setattr(mnist, "_READ", 0.1)
-    monkeypatch.setattr(mnist, "_GIVE_UP", 0.05)
-    asked, release = [], threading.Event()
-    monkeypatch.setattr(Handler, "do_GET", lambda self: asked.append(self.path) or release.wait())
-    try:
-        with pytest.raises(ConnectionError, match="timed out"):
-            mnist.download("train")
-    finally:
-        release.set()
-    assert len(asked) == 1
-
-
-def test_download_into_a_folder_that_cannot_be_written(monkeypatch):
-    monkeypatch.setenv("JAXDIFF_DATA", "/dev/null")
-    with pytest.raises(InputError, match=r"/dev/null/mnist can't be written .*; set JAXDIFF_DATA to another folder"):
-        mnist.download("train")
-
-
-def test_canonical_checksums_are_those_of_tfds():
-    from tensorflow_datasets.core.download import checksums
-
-    registered = checksums.get_all_url_infos()
-    assert len(mnist.CHECKSUMS) == 4
-    for name, checksum in mnist.CHECKSUMS.items():
-        assert registered[f"{mnist.BASE_URL}/{name}"].checksum == checksum
-
-
-def dripping(headers: str, content: bytes):
-    """An answer that sends one byte at a time for ever, after its headers if these are whole."""
-
-    def answer(handler: Handler) -> None:
-        handler.wfile.write(headers.encode())
-        for byte in itertools.cycle(content):
-            try:
-                handler.wfile.write(bytes([byte]))
-            except OSError:  # nobody reads any more
-                return
-            if handler.server.stopped.wait(0.05):
-                return
-
-    return answer
-
-
-@pytest.mark.parametrize(
-    "headers",
-    ["HTTP/1.0 200 OK\r\n\r\n", "HTTP/1.0 200 OK\r\nContent-Length: 900000\r\n\r\n", "HTTP/1.0 200 OK\r\nX: "],
-)
-def test_download_that_drips_ends_at_the_limit_of_a_file(server, tmp_path, monkeypatch, headers):
-    monkeypatch.setattr(mnist, "_WHOLE", 0.3)
-    monkeypatch.setattr(mnist, "_GIVE_UP", 0.1)
-    server.stopped = threading.Event()
-    monkeypatch.setattr(Handler, "do_GET", dripping(headers, b"0123456789"))
-    try:
-        with pytest.raises(ConnectionError, match=r"not arrived within 0\.3 seconds"):
-            mnist.download("train")
-    finally:
-        server.stopped.set()
-    assert names_in(tmp_path / "mnist") == []
-
-
-def test_download_without_end_stops_at_the_limit_of_its_size(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(mnist, "_MOST_BYTES", 5000)
-    server.files["train-images-idx3-ubyte.gz"] = bytes(2**20)
-    with pytest.raises(ConnectionError, match="more than 5000 bytes"):
-        mnist.download("train")
-    assert names_in(tmp_path / "mnist") == []
-
-
-@pytest.mark.parametrize("length", ["5", "99999999", "-1", "many"])
-def test_download_whose_length_is_a_lie_is_not_kept(server, tmp_path, monkeypatch, length):
-    content = TRAIN_FILES["train-images-idx3-ubyte.gz"]
-
-    def answer(handler: Handler) -> None:
-        handler.wfile.write(f"HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n".encode() + content)
-
-    monkeypatch.setattr(Handler, "do_GET", answer)
-    monkeypatch.setattr(mnist, "CHECKSUMS", dict.fromkeys(mnist.CHECKSUMS, hashlib.sha256(b"").hexdigest()))
-    with pytest.raises((ConnectionError, InputError), match="train-images"):
-        mnist.download("train")
-    assert names_in(tmp_path / "mnist") == []
-
-
-def test_download_in_circles_ends(server, tmp_path, monkeypatch):
-    def answer(handler: Handler) -> None:
-        handler.wfile.write(f"HTTP/1.0 302 Found\r\nLocation: {handler.path}\r\nContent-Length: 0\r\n\r\n".encode())
-
-    monkeypatch.setattr(Handler, "do_GET", answer)
-    with pytest.raises(ConnectionError, match="redirects"):
-        mnist.download("train")
-    assert names_in(tmp_path / "mnist") == []
-
-
-@pytest.mark.parametrize(
-    ("base", "location", "refused"),
-    [
-        ("https://a.org/mnist", "http://a.org/file", True),
-        ("https://a.org/mnist", "HTTP://a.org/file", True),
-        ("https://a.org/mnist", "//b.org/file", False),
-        ("https://a.org/mnist", "/other", False),
-        ("https://a.org/mnist", "ftp://a.org/file", True),
-        ("http://127.0.0.1/mnist", "http://127.0.0.1/file", False),
-    ],
-)
-def test_a_redirect_away_from_https_is_not_followed(monkeypatch, base, location, refused):
-    import requests
-
-    monkeypatch.setattr(mnist, "BASE_URL", base)
-    response = requests.Response()
-    response.url, response.status_code, response.headers["Location"] = f"{base}/file", 302, location
-    with pytest.raises(requests.RequestException) if refused else contextlib.nullcontext():
-        mnist._refuse_http(response)
+def test_fashion_mnist_has_the_same_files_and_names_for_its_classes(tmp_path):
+    write(tmp_path, TRAIN_FILES)
+    found = data.load("fashion_mnist", dir=str(tmp_path))
+    np.testing.assert_array_equal(found.x, IMAGES[..., None], strict=True)
+    assert (found.name, found.classes, found.class_names[9]) == ("fashion_mnist", 10, "Ankle boot")
+    with pytest.raises(InputError, match="no Fashion-MNIST file t10k-images-idx3-ubyte or"):
+        data.load("fashion_mnist", split="test", dir=str(tmp_path))

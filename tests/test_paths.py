@@ -16,7 +16,7 @@ import tiny
 import jaxdiff as jd
 from jaxdiff import data
 from jaxdiff.cli import command
-from jaxdiff.data import mnist
+from jaxdiff.data.published import SETS
 from jaxdiff.training import loop
 from jaxdiff.typing import InputError
 
@@ -98,13 +98,13 @@ def test_the_folder_of_downloads(home: Path, monkeypatch: pytest.MonkeyPatch) ->
     asked: list[Path] = []
     monkeypatch.setattr("pooch.Pooch.fetch", fetch)
     monkeypatch.setenv("JAXDIFF_DATA", "~/downloads")
-    assert mnist.download("test") == home / "downloads" / "mnist"
+    assert SETS["mnist"].download(["t10k-images-idx3-ubyte.gz"]) == home / "downloads" / "mnist"
     monkeypatch.setenv("JAXDIFF_DATA", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "caches"))
-    assert mnist.download("test") == home / "caches" / "jaxdiff" / "mnist"
+    assert SETS["mnist"].download(["t10k-images-idx3-ubyte.gz"]) == home / "caches" / "jaxdiff" / "mnist"
     monkeypatch.setenv("JAXDIFF_DATA", "~nobody-of-this-name/x")
     with pytest.raises(InputError, match=r"^JAXDIFF_DATA = "):
-        mnist.download("test")
+        SETS["mnist"].download(["t10k-images-idx3-ubyte.gz"])
     assert set(asked) == {home / "downloads" / "mnist", home / "caches" / "jaxdiff" / "mnist"}
 
 
@@ -113,7 +113,7 @@ def test_without_a_home_downloads_need_a_folder(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("JAXDIFF_DATA", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     with pytest.raises(InputError, match="JAXDIFF_DATA"):
-        mnist.download("test")
+        SETS["mnist"].download(["t10k-images-idx3-ubyte.gz"])
 
 
 @pytest.fixture

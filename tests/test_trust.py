@@ -113,6 +113,11 @@ def made(changes: dict[str, Any], *, trusted: bool) -> Run:
     ("changes", "fix"),
     [
         ({"data.name": CODE}, "data.name = .*trust=True"),
+        ({"data.name": "hf:some/set"}, "data.name = .*trust=True"),
+        ({"data.name": "hf:/somewhere"}, "data.name = .*trust=True"),
+        ({"data.name": "hf:/somewhere", "data.size": 8}, "data.name = .*trust=True"),
+        ({"data.name": "folder:/somewhere"}, "data.name = .*trust=True"),
+        ({"data.name": "npz:/somewhere"}, "data.name = .*trust=True"),
         ({"data.name": "tfds:mnist"}, "data.name = .*dir=FOLDER"),
         ({"data.name": "tfds:ns:mnist"}, "data.name = .*trust=True"),
         ({"data.name": "tfds:mnist/data_dir=/tmp"}, "data.name = .*trust=True"),

@@ -1,5 +1,8 @@
 """Images from a user's files."""
 
+import io
+import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,12 +11,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Float32, Float64, Shaped
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from jaxdiff.storage import user_path
 from jaxdiff.typing import HostSamples, InputError, check_whole
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in Pillow's conversion to grey
+
+_MOST_BYTES = 2**30  # of a picture's file
+_SKIP = "mend it, or set data.skip_broken"
 
 # What Pillow converts its modes of 8 bits into before they are read; modes that are not listed become RGB.
 _READ_AS = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "P": "RGBA", "PA": "RGBA"}
@@ -52,17 +58,6 @@ def read_mask(path: str | Path, shape: tuple[int, int]) -> Float32[np.ndarray, "
     return mask
 
 
-def open_picture(path: Path, *, channels: int | None = None, background: str = "black") -> Image.Image:
-    """Read a picture as an image of 8 bits, of mode L or RGB; arguments and errors are as for `read_picture`."""
-    with _reading(path, "a picture with values from black to white") as file, Image.open(file) as image:
-        if image.mode in ("L", "RGB") and "transparency" not in image.info:
-            mode = {1: "L", 3: "RGB"}.get(channels or 0, image.mode)
-            turned = image.format != "JPEG" or "exif" in image.info  # asked first, as looking for it takes time
-            return (ImageOps.exif_transpose(image) if turned else image).convert(mode)
-    values = np.round(255 * read_picture(path, channels=channels, background=background)).astype(np.uint8)
-    return Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values)
-
-
 def read_picture(
     path: str | Path, *, channels: int | None = None, background: str = "black"
 ) -> Float64[np.ndarray, "height width channels"]:
@@ -79,19 +74,79 @@ def read_picture(
       InputError: if the file is missing or damaged, not a picture, or too large for Pillow's limit.
     """
     path = user_path(path, what="path")
-    with _reading(path, "a picture with values from black to white") as file, Image.open(file) as image:
-        ends = _ends(image)  # asked first, because a rotated copy has lost the format
-        values = _values(ImageOps.exif_transpose(image), ends, float(background == "white"))
-    if channels == 1 and values.shape[-1] == 3:
-        return values @ _LUMINANCE[:, None]
-    return np.repeat(values, 3, axis=-1) if channels == 3 and values.shape[-1] == 1 else values
+    with _reading(path, "give a picture with values from black to white") as file, Image.open(file) as image:
+        return _values(image, channels, background)
+
+
+def open_picture(
+    content: str | bytes, place: str, *, channels: int | None = None, background: str = "black"
+) -> Image.Image:
+    """Read a picture of a data set as an image of 8 bits, of mode L or RGB.
+
+    `content` is the path of its file, or what that would hold, and `place` names it in messages. Other arguments and
+    errors are as for `read_picture`.
+    """
+    with _refusing(place, _SKIP), quiet, Image.open(io.BytesIO(_content(content))) as opened:
+        image: Image.Image = opened
+        if image.mode not in ("L", "RGB") or "transparency" in image.info:
+            pixels = np.round(255 * _values(image, channels, background)).astype(np.uint8)
+            return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        mode = {1: "L", 3: "RGB"}.get(channels or 0, image.mode)
+        if opened.format != "JPEG" or "exif" in image.info:  # asked first, as looking for an orientation takes time
+            image = ImageOps.exif_transpose(image)
+        image.load()
+        return image if image.mode == mode else image.convert(mode)
+
+
+def is_grey(content: str | bytes, place: str) -> bool:
+    """Return whether a picture has no colour, by its header; arguments and errors are as for `open_picture`."""
+    file = content if isinstance(content, str) else io.BytesIO(content)
+    with _refusing(place, _SKIP), quiet, Image.open(file) as image:
+        return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
+
+
+class _Quiet:
+    """Ignores the warnings of Pillow, except of decompression bombs, while any thread reads pictures.
+
+    `warnings.catch_warnings` alone can't be left by two threads in any order.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.__exit__(None, None, None)
+
+
+quiet = _Quiet()
+
+
+def _content(content: str | bytes) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    with open(content, "rb", buffering=0) as file:
+        if (size := os.fstat(file.fileno()).st_size) > _MOST_BYTES:
+            raise ValueError(f"it has {size} bytes, more than {_MOST_BYTES}")
+        return file.read()
 
 
 def _read(path: Path, channels: int | None) -> HostSamples:
     if path.suffix.lower() != ".npz":
         return (2 * read_picture(path, channels=channels) - 1).astype(np.float32)[None]
-    wanted = "a picture, or a .npz with one array or one named 'samples'"
-    with _reading(path, wanted) as file, np.errstate(over="ignore"):
+    fix = "give a picture, or a .npz with one array or one named 'samples'"
+    with _reading(path, fix) as file, np.errstate(over="ignore"):
         arrays: Any = np.load(file, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise ValueError("it is no .npz")
@@ -105,22 +160,38 @@ def _read(path: Path, channels: int | None) -> HostSamples:
 
 
 @contextmanager
-def _reading(path: Path, wanted: str) -> Iterator[BinaryIO]:
-    """Open a file, and turn whatever its damage raises into an InputError of one line."""
-    try:
+def _reading(path: Path, fix: str) -> Iterator[BinaryIO]:
+    """Open a file of a user; errors are as for `_refusing`."""
+    with _refusing(path, fix), quiet:
         if path.exists() and not path.is_file():
             raise ValueError("it is not a file")
         # A file and not its name, since Pillow garbles some rotated TIFFs that it maps into memory by their name.
-        with open(path, "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with open(path, "rb") as file:
             yield file
+
+
+@contextmanager
+def _refusing(place: str | Path, fix: str) -> Iterator[None]:
+    """Turn whatever the damage of a file raises into an InputError of one line."""
+    try:
+        yield
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:  # whose text names an object in place of the file
+        raise InputError(f"{place} can't be read (cannot identify image file); {fix}") from error
     # Neither Pillow nor NumPy promises a type for what a damaged file raises.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} can't be read ({reason}); give {wanted}") from error
+        raise InputError(f"{place} can't be read ({reason}); {fix}") from error
+
+
+def _values(image: Image.Image, channels: int | None, background: str) -> Float64[np.ndarray, "height width channels"]:
+    """What `read_picture` returns, of an opened picture."""
+    ends = _ends(image)  # asked first, because a rotated copy has lost the format
+    values = _as_they_are(ImageOps.exif_transpose(image), ends, float(background == "white"))
+    if channels == 1 and values.shape[-1] == 3:
+        return values @ _LUMINANCE[:, None]
+    return np.repeat(values, 3, axis=-1) if channels == 3 and values.shape[-1] == 1 else values
 
 
 def _ends(image: Image.Image) -> tuple[int, int]:
@@ -136,7 +207,7 @@ def _ends(image: Image.Image) -> tuple[int, int]:
     return 0, 1 if image.mode == "F" else 2**16 - 1
 
 
-def _values(
+def _as_they_are(
     image: Image.Image, ends: tuple[int, int], background: float
 ) -> Float64[np.ndarray, "height width channels"]:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):

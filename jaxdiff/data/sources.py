@@ -1,4 +1,4 @@
-"""The data sets, by name, each as plain arrays in memory; `load` lists them."""
+"""The data sets, by name; `load` lists them."""
 
 import dataclasses
 import importlib.util
@@ -11,22 +11,26 @@ from typing import Any
 import numpy as np
 
 from jaxdiff import registry
-from jaxdiff.data import mnist, pictures, toy
+from jaxdiff.data import cifar, folder, hub, mnist, tfds, toy
 from jaxdiff.data.base import Dataset, Source
 from jaxdiff.data.objects import from_object, load_npz
 from jaxdiff.data.pictures import Reading
-from jaxdiff.progress import tqdm
 from jaxdiff.storage import user_path
 from jaxdiff.typing import InputError, shown
+
+_PICTURES = {"folder": folder.load, "hf": hub.load}
 
 
 def load(
     name: str, *, split: str = "train", dir: str | None = None, seed: int = 0, reading: Reading | None = None
 ) -> Source:
-    """Return one split of a data set. All but folders of pictures are read into memory.
+    """Return one split of a data set. Pictures of folder:, hf: and tfds: are read when they are used, others at once.
 
     digits      scikit-learn's digits, uint8 (n, 8, 8, 1) of 17 levels, 10 classes; 1500 to train and 297 to test
-    mnist       handwritten digits, uint8 (n, 28, 28, 1) of 256 levels, 10 classes
+    mnist, fashion_mnist
+                handwritten digits, and pictures of clothing: uint8 (n, 28, 28, 1) of 256 levels, 10 classes; 60,000 to
+                train and 10,000 to test
+    cifar10     photographs, uint8 (n, 32, 32, 3) of 256 levels, 10 classes; 50,000 to train and 10,000 to test
     swissroll, moons, checkerboard, mixture
                 points in the plane, float32 (20000, 2) about in [-2, 2], drawn anew for each split; moons and mixture
                 have the component as label (2 and 8 classes)
@@ -34,44 +38,55 @@ def load(
                 levels; its sub-folders are the classes, or its sub-folders train and test the splits
     npz:FILE    the arrays x and labels (x_test and labels_test) of a .npz file: uint8 of 256 levels or float32, and
                 integers
-    tfds:NAME   any image set that TensorFlow Datasets prepared, uint8 (n, height, width, channels) of 256 levels
+    hf:NAME, hf:DIR
+                pictures of Hugging Face's library datasets, by name or in a folder that its save_to_disk made, uint8 as
+                those of a folder; "hf:NAME:image=img,label=fine_label,config=CONFIG" chooses columns, configuration
+    tfds:NAME   pictures that TensorFlow Datasets prepared, uint8 as those of a folder
     package.module:function
                 yours: called with split="train" or "test", it returns what `from_object` takes, such as (x, labels)
 
     Args:
       split: "train" or "test"; for "tfds:NAME" any split in TFDS's notation, "train[:90%]" too.
-      dir: for "mnist" the folder of its files (None downloads them once), for "tfds:NAME" the TFDS data folder (None
-        is TFDS's default). The other sets have no folder.
+      dir: for "mnist", "fashion_mnist" and "cifar10" the folder of their files (None downloads them once), for
+        "tfds:NAME" the TFDS data folder (None is TFDS's default). The other sets have no folder.
       seed: fixes the draw of the points in the plane; the other sets are fixed.
-      reading: for "folder:DIR", how pictures become examples of one shape.
+      reading: for "folder:DIR", "hf:NAME" and "tfds:NAME", how pictures become examples of one shape.
 
     Raises:
       InputError: if the name or split is unknown, a folder is given for a set without one, or data is missing,
         unprepared or broken.
-      ConnectionError: if MNIST can't be downloaded.
+      ConnectionError: if a data set can't be downloaded.
     """
     if dir is not None and "://" not in dir:  # TensorFlow Datasets reads buckets, too
         dir = str(user_path(dir, what="dir"))
-    if name.startswith("tfds:"):
-        return _load_tfds(name, split, dir)
+    kind = name.partition(":")[0]
+    if kind == "tfds":
+        return tfds.load(name, split, dir, reading or Reading())
     if name not in DATASETS and ":" not in name:
         raise InputError(
-            f"name = {name!r} is not a data set, folder:DIR, npz:FILE, tfds:NAME or package.module:function"
+            f"name = {name!r} is not a data set, folder:DIR, npz:FILE, hf:NAME, tfds:NAME or package.module:function"
             f"{registry.suggest(name, DATASETS)}"
         )
     if split != "train" and split != "test":
         raise InputError(f"split = {split!r}; {name} has the splits 'train' and 'test'")
-    kind = name.partition(":")[0]
-    if reading is not None and reading != Reading() and kind != "folder":
+    if dir is not None and names_place(name):
+        raise InputError(f"dir = {dir!r}, but {name} names its place itself; leave dir out")
+    if kind in _PICTURES:
+        return _PICTURES[kind](name, split, reading or Reading())
+    if reading is not None and reading != Reading():
         changed = [field.name for field in dataclasses.fields(Reading) if getattr(reading, field.name) != field.default]
-        raise InputError(f"{changed[0]} = {getattr(reading, changed[0])!r} applies only to folder:DIR, not to {name}")
-    if kind in ("folder", "npz"):
-        if dir is not None:
-            raise InputError(f"dir = {dir!r}, but {name} names its place itself; leave dir out")
-        return pictures.load(name, split, reading or Reading()) if kind == "folder" else load_npz(name, split)
+        found = f"{changed[0]} = {getattr(reading, changed[0])!r}"
+        raise InputError(f"{found} applies only to folder:DIR, hf:NAME and tfds:NAME, not to {name}")
+    if kind == "npz":
+        return load_npz(name, split)
     if dir is not None and not registry.takes("name", name, DATASETS, "dir"):
         raise InputError(f"dir = {dir!r}, but {name} is read from no folder; leave dir out")
     return from_object(name, registry.make("name", name, DATASETS, split=split, dir=dir, seed=seed))
+
+
+def names_place(name: str) -> bool:
+    """Return whether a name says where data are, as folder:DIR does; the same data may get another such name."""
+    return name.startswith(("folder:", "npz:", "hf:"))
 
 
 def check_untrusted(name: str, config_dir: str | None, *, dir: str | None) -> None:
@@ -85,7 +100,7 @@ def check_untrusted(name: str, config_dir: str | None, *, dir: str | None) -> No
     if config_dir is not None:
         found = f"data.dir = {shown(config_dir)} is what the config says"
         raise InputError(f"{found}; give dir=FOLDER (--dir) yourself, or {by_user}")
-    if name.startswith(("folder:", "npz:")):
+    if names_place(name):
         raise InputError(f"data.name = {shown(name)} is what the config says; {by_user}")
     if name not in DATASETS and not (plain_tfds and dir is not None):
         instead = "give dir=FOLDER (--dir) yourself, or " if plain_tfds else ""
@@ -102,8 +117,8 @@ def _digits(split: str) -> Dataset:
 def _digits_table() -> np.ndarray:
     """Return scikit-learn's digits (1797, 65), 64 levels and the label of each, without the second its import takes."""
     found = importlib.util.find_spec("sklearn")
-    for folder in found.submodule_search_locations or () if found else ():
-        if (path := Path(folder) / "datasets" / "data" / "digits.csv.gz").is_file():
+    for place in found.submodule_search_locations or () if found else ():
+        if (path := Path(place) / "datasets" / "data" / "digits.csv.gz").is_file():
             return np.loadtxt(path, delimiter=",")
     from sklearn.datasets import load_digits  # another version of scikit-learn may keep its data elsewhere
 
@@ -111,9 +126,14 @@ def _digits_table() -> np.ndarray:
     return np.concatenate([bunch.data, bunch.target[:, None]], axis=1)
 
 
-def _mnist(split: str, dir: str | None) -> Dataset:
-    x, labels = mnist.load(split, dir=dir)
-    return Dataset(name="mnist", x=x, labels=labels, levels=256, classes=10)
+def _mnist(name: str, class_names: tuple[str, ...] | None, split: str, dir: str | None) -> Dataset:
+    x, labels = mnist.load(name, split, dir=dir)
+    return Dataset(name=name, x=x, labels=labels, levels=256, classes=10, class_names=class_names)
+
+
+def _cifar10(split: str, dir: str | None) -> Dataset:
+    x, labels = cifar.load(split, dir=dir)
+    return Dataset(name="cifar10", x=x, labels=labels, levels=256, classes=10, class_names=cifar.CLASSES)
 
 
 def _toy(draw: Callable[..., Any], classes: int | None, split: str, seed: int) -> Dataset:
@@ -123,43 +143,11 @@ def _toy(draw: Callable[..., Any], classes: int | None, split: str, seed: int) -
 
 DATASETS: dict[str, Callable[..., Any]] = {
     "digits": _digits,
-    "mnist": _mnist,
+    "mnist": partial(_mnist, "mnist", None),
+    "fashion_mnist": partial(_mnist, "fashion_mnist", mnist.FASHION),
+    "cifar10": _cifar10,
     "swissroll": partial(_toy, toy.swissroll, None),
     "moons": partial(_toy, toy.moons, 2),
     "checkerboard": partial(_toy, toy.checkerboard, None),
     "mixture": partial(_toy, toy.mixture, 8),
 }
-
-
-def _load_tfds(name: str, split: str, dir: str | None) -> Dataset:
-    try:
-        import tensorflow_datasets as tfds  # imported here because it is slow, and not always installed
-    except ImportError as error:
-        raise InputError(f'name = {name!r} needs TensorFlow Datasets: pip install "jaxdiff[tfds]"') from error
-    tfds_name = name.removeprefix("tfds:")
-    try:
-        source = tfds.data_source(tfds_name, split=split, data_dir=dir, download=False)
-    except (AssertionError, LookupError, NotImplementedError, ValueError) as error:
-        where = "" if dir is None else f" --data_dir={dir}"
-        raise InputError(
-            f"name = {name!r}, split = {split!r}, dir = {dir!r}: TensorFlow Datasets finds no such split on disk in a "
-            'random-access format. To prepare the set, run: pip install "jaxdiff[tfds]" && '
-            f"tfds build {tfds_name} --file_format=array_record{where}"
-        ) from error
-    features = dict(source.dataset_info.features.items())
-    image, label = features.get("image"), features.get("label")
-    if not isinstance(image, tfds.features.Image):
-        raise InputError(f"name = {name!r} has the features {', '.join(features)}; choose a set that has an 'image'")
-    if None in image.shape or image.np_dtype != np.uint8:
-        raise InputError(
-            f"name = {name!r} has images {np.dtype(image.np_dtype)} of shape {image.shape}; they must be uint8 and all "
-            "of one fixed shape: choose another set, or resize it"
-        )
-    x = np.empty((len(source), *image.shape), np.uint8)
-    classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else None
-    labels = None if classes is None else np.empty(len(source), np.int32)
-    for i, example in enumerate(tqdm(source, desc=f"Reading {name} {split}", unit=" images")):
-        x[i] = example["image"]
-        if labels is not None:
-            labels[i] = example["label"]
-    return Dataset(name=name, x=x, labels=labels, levels=256, classes=classes)

@@ -34,7 +34,7 @@ Component = Any  # a text or a mapping; a mapping with all plain options once th
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data(Reading):
-    """The data set: see `jaxdiff.data.load`. The fields of `Reading` are for folders of pictures."""
+    """The data set: see `jaxdiff.data.load`. The fields of `Reading` are for folder:, hf: and tfds:."""
 
     name: str
     dir: str | None = None  # the folder that holds it; None if it is downloaded or needs none

@@ -1,6 +1,7 @@
 """Which settings of a run may change when it is resumed.
 
-Free are those that change the steps by rounding alone, or say where to stop and what to report. Some others may change
+Free are those that change the steps by rounding alone, or say where to stop and what to report. The place of the data
+may change if their fingerprint does not. Some others may change
 if they are named in `allow_change`: they leave the state and the meaning of the data as they are.
 """
 
@@ -8,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Collection
 from typing import Any
 
+from jaxdiff.data import names_place
 from jaxdiff.experiment.config import Config, Optimizer, Train
 from jaxdiff.registry import differences, suggest
 from jaxdiff.typing import InputError
@@ -54,6 +56,8 @@ def check(old: Config, new: Config, step: int, allow_change: Collection[str], *,
     changed = {line.partition(":")[0]: line for line in differences(old.to_mapping(), new.to_mapping())}
     refused = {name: line for name, line in changed.items() if name not in allow_change}
     found = {name: line for name, line in refused.items() if not line.startswith(_FREE)}
+    if names_place(old.data.name) and names_place(new.data.name):
+        found.pop("data.name", None)  # data that moved: `workdir.check_data` tells by their fingerprint
     if found:
         listed = "\n  ".join(found.values())
         way = ""

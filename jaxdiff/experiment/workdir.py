@@ -256,8 +256,10 @@ def read(workdir: Path, *, trust: bool | Collection[str] = False) -> tuple[Confi
 
 def check_data(workdir: Path, name: str, fingerprint: str) -> None:
     """Raise an InputError if the data are not those that the run in the folder was begun with."""
-    begun = _content(workdir).get("fingerprint")
-    if begun is not None and begun != fingerprint:
+    content = _content(workdir)
+    begun = content.get("fingerprint")
+    moved = bool(content) and content["config"]["data"]["name"] != name
+    if begun != fingerprint and (begun is not None or moved):
         raise InputError(
             f"workdir = {workdir} holds a run on other data than {name!r} is now (fingerprint {begun}, now "
             f"{fingerprint}); go on with the data that it was begun with, or begin a new run in another folder"

@@ -28,13 +28,14 @@ from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from jaxdiff.data import Dataset, Examples, Part, Source, in_memory
+from jaxdiff.data import Dataset, DataSpec, Examples, Part, Source, in_memory
 from jaxdiff.training.sharding import batch_spec, place
 from jaxdiff.typing import InputError
 from jaxdiff.xla import cores
 
 _QUIET = "ignore:resource_tracker:UserWarning"
-_AHEAD = 4  # steps that each worker reads ahead
+_AHEAD = 4  # elements that each worker reads ahead, of one step or more:
+_ELEMENT, _MOST_STEPS = 2**22, 16  # bytes and steps, as each element that a worker sends takes a millisecond
 _MOST_BYTES = 2**28  # of examples that are kept on the devices unless the config says otherwise
 
 
@@ -115,18 +116,21 @@ class Batches:
         if taken is None:
             chosen = _chosen(self.seed, first, (count, self.batch_size), self.dataset, self.among)
             return place(chosen, self.mesh, batch_spec(leading=1))
-        rows, sharding = self._rows(), NamedSharding(self.mesh, batch_spec(leading=1))
+        sharding = NamedSharding(self.mesh, batch_spec(leading=1))
         steps = list(itertools.islice(taken, count))
         examples = jax.tree.map(lambda *parts: np.stack(parts), *steps)
 
         def spread(array: np.ndarray) -> Array:
             def part(index: Any) -> np.ndarray:
-                return np.take(array, np.searchsorted(rows, np.arange(self.batch_size)[index[1]]), axis=1)
+                first, last, _ = index[1].indices(self.batch_size)
+                begin = int(np.searchsorted(self._rows, first))
+                return array[:, begin : begin + last - first]
 
             return jax.make_array_from_callback((count, self.batch_size, *array.shape[2:]), sharding, part)
 
         return jax.tree.map(spread, examples)
 
+    @functools.cached_property
     def _rows(self) -> Int[np.ndarray, " rows"]:
         """Which examples of a batch the devices of this process need, in order."""
         slices = NamedSharding(self.mesh, batch_spec()).addressable_devices_indices_map((self.batch_size,)).values()
@@ -136,15 +140,19 @@ class Batches:
     @contextmanager
     def _taken(self, start: int, stop: int) -> Iterator[Iterator[Examples]]:
         """Open an iterator over the examples of steps `start` to `stop` that the devices of this process need."""
-        steps = _Steps(self.dataset, self.among, self._rows(), self.seed, self.batch_size, self.kinds, start, stop)
+        steps = _Steps(self.dataset, self.among, self._rows, self.seed, self.batch_size, self.kinds, start, stop)
         if isinstance(self.dataset, Dataset):  # in memory: nothing to wait for
-            yield map(steps.__getitem__, range(len(steps)))
+            yield map(steps.take, range(start, stop))
             return
         import grain  # imported here because it is slow, and only data that are not in memory need it
 
-        stream = grain.MapDataset.source(steps).to_iter_dataset(
-            grain.ReadOptions(num_threads=1 if self.workers else 2, prefetch_buffer_size=_AHEAD)
-        )
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=_AHEAD)
+        if self.workers:
+            # In its only thread: a second one would compete with it for Python's lock.
+            options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+            size = _ELEMENT // (len(self._rows) * _bytes_of_example(self.dataset.spec, self.kinds))
+            steps = dataclasses.replace(steps, size=min(max(size, 1), _MOST_STEPS))
+        stream = grain.MapDataset.source(steps).to_iter_dataset(options)
         if self.workers:
             if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which only a command line has parsed
                 flags.FLAGS.mark_as_parsed()
@@ -156,7 +164,7 @@ class Batches:
             stream = stream.mp_prefetch(options, worker_init_fn=_end_with_parent)
         iterator = iter(stream)
         try:
-            yield iterator
+            yield itertools.chain.from_iterable(map(_apart, iterator))
         finally:
             iterator.close()
 
@@ -175,7 +183,7 @@ def _end_with_parent(index: int, count: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
-    """The examples of each step, by random access: what Grain's workers read."""
+    """The examples of `size` steps each, by random access: what Grain's workers read."""
 
     dataset: Source
     among: Int[np.ndarray, " n"] | None
@@ -185,12 +193,18 @@ class _Steps:
     kinds: tuple[str, ...]
     start: int
     stop: int
+    size: int = 1
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return -(-(self.stop - self.start) // self.size)
 
     def __getitem__(self, i: Any) -> Examples:
-        step = self.start + int(i)
+        first = self.start + int(i) * self.size
+        found = [self.take(step) for step in range(first, min(first + self.size, self.stop))]
+        return jax.tree.map(lambda *parts: np.stack(parts), *found)
+
+    def take(self, step: int) -> Examples:
+        """Return the examples of one step."""
         chosen = _chosen(self.seed, step, (1, self.batch_size), self.dataset, self.among)[0][self.rows]
         return only(self.dataset.take(chosen, seed=self.seed, step=step), self.kinds)
 
@@ -199,6 +213,18 @@ def only(examples: Examples, kinds: Collection[str]) -> Examples:
     """Return the examples with these kinds of conditions alone."""
     kept = {name: part for name, part in (examples.cond or {}).items() if name.removesuffix("_mask") in kinds}
     return Examples(examples.x, examples.labels if "label" in kinds else None, kept or None)
+
+
+def _apart(steps: Examples) -> Iterator[Examples]:
+    """The examples of each step of an element."""
+    for i in range(len(steps.x)):
+        yield jax.tree.map(lambda part: part[i], steps)  # noqa: B023 - used at once
+
+
+def _bytes_of_example(spec: DataSpec, kinds: Collection[str]) -> int:
+    """The size of an example with these kinds of conditions."""
+    own = math.prod(spec.shape) * (4 if spec.levels is None else 1)
+    return own + sum(4 * math.prod(spec.conditions[kind]) for kind in kinds if kind != "label")
 
 
 def make_batches(
@@ -225,9 +251,7 @@ def make_batches(
         among, dataset = dataset.rows.astype(np.int32), dataset.source
     if on_device and dataset.varies:
         raise InputError("data.on_device = True, but data.crop or data.flip make the examples vary; leave one out")
-    spec = dataset.spec
-    size = math.prod(spec.shape) * (4 if spec.levels is None else 1)
-    size = len(dataset) * (size + sum(4 * math.prod(spec.conditions[kind]) for kind in kinds if kind != "label"))
+    size = len(dataset) * _bytes_of_example(dataset.spec, kinds)
     resident = None
     if on_device or (on_device is None and not dataset.varies and size <= _MOST_BYTES):
         dataset = whole = in_memory(dataset)
