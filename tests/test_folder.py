@@ -343,7 +343,7 @@ def test_each_device_gets_its_own_examples(digits_folder: Path) -> None:
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_workers_send_several_steps_at_once(digits_folder: Path, size: int) -> None:
     source, rows = load(digits_folder, size=8, flip=True), np.array([0, 2, 5])
-    steps = _Steps(source, rows, 3, 6, ("label",), 4, 9, size)
+    steps = _Steps(source, None, rows, 3, 6, ("label",), 4, 9, size)
     assert len(steps) == -(-5 // size)
     apart = [step for i in range(len(steps)) for step in _apart(steps[i])]
     assert len(apart) == 5
