@@ -132,6 +132,7 @@ class Train:
     seed: Seed = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of computation; auto: float32 on CPU, else bfloat16
     fsdp: int = 1  # devices that weights and optimizer state are sharded over
+    remat: bool = False  # compute the insides of each block again in the backward pass, to save memory
 
     def __post_init__(self) -> None:
         registry.check_types(self)
@@ -220,6 +221,9 @@ class Config:
             self.check_sampler(samplers.make(self.sampling.sampler))
         with registry.named("loss"):
             time_sampler(self.loss.times, schedule)
+        if self.train.remat and not registry.takes("model", self.model, components.NAMES["model"][0], "remat"):
+            fix = "leave it out, or raise train.accumulate to save memory"
+            raise InputError(f"train.remat = True, but model {self.model['name']!r} has no parameter remat; {fix}")
         if isinstance(model, models.NoisyClassifier):
             for name, is_set in {
                 "cond": bool(self.cond.used),

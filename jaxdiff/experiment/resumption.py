@@ -24,6 +24,7 @@ _FREE = (
     "train.steps:",
     "train.steps_per_dispatch:",
     "train.fsdp:",
+    "train.remat:",
     "every.",
     "sampling.",
     "loggers:",
