@@ -133,12 +133,16 @@ class Train:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of computation; auto: float32 on CPU, else bfloat16
     fsdp: int = 1  # devices that weights and optimizer state are sharded over
     remat: bool = False  # compute the insides of each block again in the backward pass, to save memory
+    init_from: str | None = None  # the folder of a run whose averaged weights this one starts from
+    init_partial: bool = False  # whether to take from init_from only the arrays that fit, and initialize the others
 
     def __post_init__(self) -> None:
         registry.check_types(self)
         registry.at_least(self, 1, "steps", "batch_size", "accumulate", "fsdp", "steps_per_dispatch")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay = {self.ema_decay}; must satisfy 0 <= ema_decay < 1")
+        if self.init_partial and self.init_from is None:
+            raise InputError("init_partial = True, but init_from is None; set init_from to the folder of a run")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed = {self.seed}; must satisfy 0 <= seed < 2^32")
         if self.batch_size % self.accumulate:

@@ -32,7 +32,7 @@ _FREE = (
 
 ALLOWABLE = (
     *(f"optimizer.{field.name}" for field in dataclasses.fields(Optimizer)),
-    *(f"train.{field.name}" for field in dataclasses.fields(Train)),
+    *(f"train.{field.name}" for field in dataclasses.fields(Train) if not field.name.startswith("init_")),
     "loss.weight",
     "loss.times",
 )

@@ -15,7 +15,7 @@ micro-batches are unrolled, and a convolutional network should run one step per 
 The randomness of step n is fold_in(key, n): a resumed run draws what an uninterrupted one would have drawn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int
 from jaxdiff import data, xla
 from jaxdiff.experiment import Experiment
 from jaxdiff.experiment.optimizers import all_but_schedule
+from jaxdiff.experiment.transfer import path_of
 from jaxdiff.losses.time_sampling import LossHistory, first_history
 from jaxdiff.training import learned_schedule
 from jaxdiff.training.batches import Examples
@@ -78,11 +79,14 @@ def make_optimizer(experiment: Experiment) -> optax.GradientTransformationExtraA
     return config.optimizer.build(config.train.steps, all_but_schedule if experiment.learns_schedule else None)
 
 
-def init_state(experiment: Experiment) -> State:
-    """Return the state before the first step, from the config's seed."""
-    train = experiment.config.train
+def init_state(experiment: Experiment, taken: Mapping[str, Array] | None = None) -> State:
+    """Return the state before the first step, from the config's seed and the weights taken from another run, by path.
+
+    The average starts at these weights; the state of the optimizer is that of a new run.
+    """
+    train, weights = experiment.config.train, taken or {}
     key_init, key = jax.random.split(key_of(train.seed))
-    params = experiment.init(key_init)
+    params = jax.tree.map_with_path(lambda path, leaf: weights.get(path_of(path), leaf), experiment.init(key_init))
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
