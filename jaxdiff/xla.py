@@ -22,7 +22,11 @@ from typing import Any
 
 import jax
 
-_OPTIONS: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+_OPTIONS: dict[str, Any] = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+    # This pass lets XLA merge what is computed twice, so that `jax.checkpoint` would save nothing.
+    "xla_disable_hlo_passes": "cse_barrier_expander",
+}
 _ONE_THREAD: dict[str, Any] = {"xla_cpu_multi_thread_eigen": False}
 
 

@@ -144,7 +144,7 @@ def test_an_unknown_key_is_named_by_its_path_with_the_nearest_known_one(path, me
         ("data.on_device", 1, "data.on_device = 1 has the wrong type; it must be bool"),
         ("data.dir", 1, "data.dir = 1 has the wrong type; it must be str | None"),
         ("optimizer.clip_norm", "none", "optimizer.clip_norm = 'none' has the wrong type; it must be float | None"),
-        ("optimizer.decay", "cosin", "optimizer.decay = 'cosin' is unknown; did you mean 'cosine'?"),
+        ("optimizer.decay", 1, "optimizer.decay = 1 has the wrong type; it must be str"),
         ("predicts", "epsilom", "predicts = 'epsilom'; it must be one of eps, x0, v, score, velocity"),
         ("loss.target", ["eps"], "loss.target = ['eps'] has the wrong type; it must be str"),
         ("loss.times", "antithetc", "loss.times = 'antithetc' is unknown; did you mean 'antithetic'?"),

@@ -14,10 +14,10 @@ import tiny
 
 from jaxdiff import data
 from jaxdiff.data import DataSpec
-from jaxdiff.experiment import Config, Experiment, Optimizer, make_experiment
+from jaxdiff.experiment import Config, Experiment, make_experiment
 from jaxdiff.training.batches import Examples, indices, make_batches
 from jaxdiff.training.sharding import make_mesh
-from jaxdiff.training.step import Metrics, State, abstract_state, gradient, init_state, learning_rate, make_step, update
+from jaxdiff.training.step import Metrics, State, abstract_state, gradient, init_state, make_step, update
 
 DEVICES = 8
 
@@ -211,16 +211,6 @@ def test_the_average_follows_the_weights_with_a_warmed_up_decay():
         average = [decay * a + (1 - decay) * p for a, p in zip(average, tiny.arrays(state.params), strict=True)]
         for expected, found in zip(average, tiny.arrays(state.ema), strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("decay", ["constant", "cosine"])
-@pytest.mark.parametrize("warmup", [0, 4])
-def test_the_learning_rate_warms_up_and_decays(decay, warmup):
-    schedule = learning_rate(Optimizer(learning_rate=0.5, warmup_steps=warmup, decay=decay), 12)
-    for n in range(12):
-        after = 0.5 if decay == "constant" else 0.25 * (1 + np.cos(np.pi * (n - warmup) / (12 - warmup)))
-        expected = 0.5 * (n + 1) / warmup if n < warmup else after
-        np.testing.assert_allclose(schedule(n), expected, rtol=1e-5)
 
 
 def test_the_step_reports_and_uses_the_scheduled_learning_rate(reference):

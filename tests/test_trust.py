@@ -62,6 +62,8 @@ PLACES = [
     {"process": {"name": "perturbed", "noise": CODE}},
     {"loss.weight": CODE},
     {"sampling.sampler": CODE},
+    {"optimizer.name": CODE},
+    {"optimizer.decay": CODE + ":a=1"},
     {"schedule": {"name": "jaxdiff.cli.train:main"}},
     {"schedule": {"name": "jaxdiff.samplers.names:registry.importlib.import_module", "name_": "stranger_module"}},
     {"schedule": "jaxdiff.noise:Colored"},

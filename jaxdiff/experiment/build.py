@@ -174,7 +174,8 @@ class Experiment:
             raise InputError(f"cond.{next(iter(shapes))} is set, but model {name!r} has no place for it; use a unet")
         outputs = 2 if self.config.learned_variance else None
         given: Any = {"shape": self.shape, "classes": self.classes, "dtype": jnp.dtype(dtype), "outputs": outputs}
-        model = self.config.make("model", **given, conditions=dict(shapes) or None)
+        given |= {"conditions": dict(shapes) or None, "remat": self.config.train.remat or None}
+        model = self.config.make("model", **given)
         return dataclasses.replace(self, model=model)
 
     def classifier(self, params: PyTree) -> NetworkClassifier:

@@ -227,7 +227,7 @@ class Checkpoints:
         try:
             self.wait()
             for name in wanted:
-                _check_chunks(self._folder / str(step) / name)
+                check_chunks(self._folder / str(step) / name)
             restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
         except MemoryError:
             raise
@@ -255,7 +255,7 @@ class Checkpoints:
         vars(self).pop("_evaluated", None)
 
 
-def _check_chunks(item: Path) -> None:
+def check_chunks(item: Path) -> None:
     """Raise a ValueError if an array is stored in chunks that are larger than itself.
 
     Orbax refuses arrays of other shapes than asked for before it reads them, but unpacks whole chunks.

@@ -56,7 +56,7 @@ def takes_examples(section: Mapping[str, Any]) -> bool:
 PROCESSES: registry.Names = {"gaussian": Gaussian, "perturbed": perturbed_process}
 
 # What the trainer gives to the constructor of a network that takes it: see `jaxdiff.models`.
-MODEL_ARGUMENTS = ("shape", "classes", "conditions", "dtype", "outputs")
+MODEL_ARGUMENTS = ("shape", "classes", "conditions", "dtype", "outputs", "remat")
 
 # The registered names of each section, and the arguments that code gives instead of the config. `parent` and `name` are
 # Flax's own; the others come from other fields of the config or from the data.

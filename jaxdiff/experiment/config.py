@@ -20,13 +20,14 @@ from jaxdiff import models, registry, samplers, schedules
 from jaxdiff.data import Reading, Source, derive, load
 from jaxdiff.data.derived import DERIVED
 from jaxdiff.experiment import components
+from jaxdiff.experiment.optimizers import Optimizer, all_but_schedule
 from jaxdiff.losses import weightings
 from jaxdiff.losses.time_sampling import Times, time_sampler
 from jaxdiff.processes import parameterization
 from jaxdiff.processes.transforms import Transform
 from jaxdiff.samplers import timesteps
 from jaxdiff.samplers.batching import Sampling
-from jaxdiff.typing import AtMost, Count, Extended, InputError, fields_of
+from jaxdiff.typing import AtMost, Count, InputError, fields_of
 
 Seed = Annotated[int, AtMost(2**32)]
 Component = Any  # a text or a mapping; a mapping with all plain options once the Config is made
@@ -120,23 +121,6 @@ class Loss:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """AdamW with gradient clipping, and a learning rate with linear warm-up and optional decay."""
-
-    learning_rate: Extended = 1e-3  # the greatest one, after the warm-up
-    warmup_steps: int = 0  # over which the learning rate rises linearly from 0
-    decay: Literal["constant", "cosine"] = "constant"  # cosine: falls to 0 at train.steps along half a cosine
-    weight_decay: float = 0.0  # the share of each weight, times the learning rate, that a step takes off
-    clip_norm: float | None = 1.0  # the greatest global norm of the gradient; None for any
-
-    def __post_init__(self) -> None:
-        registry.check_types(self)
-        registry.at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise InputError(f"clip_norm = {self.clip_norm}; it must be above 0, or None to clip nothing")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
     """The training run."""
 
@@ -148,12 +132,17 @@ class Train:
     seed: Seed = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of computation; auto: float32 on CPU, else bfloat16
     fsdp: int = 1  # devices that weights and optimizer state are sharded over
+    remat: bool = False  # compute the insides of each block again in the backward pass, to save memory
+    init_from: str | None = None  # the folder of a run whose averaged weights this one starts from
+    init_partial: bool = False  # whether to take from init_from only the arrays that fit, and initialize the others
 
     def __post_init__(self) -> None:
         registry.check_types(self)
         registry.at_least(self, 1, "steps", "batch_size", "accumulate", "fsdp", "steps_per_dispatch")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay = {self.ema_decay}; must satisfy 0 <= ema_decay < 1")
+        if self.init_partial and self.init_from is None:
+            raise InputError("init_partial = True, but init_from is None; set init_from to the folder of a run")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed = {self.seed}; must satisfy 0 <= seed < 2^32")
         if self.batch_size % self.accumulate:
@@ -236,6 +225,9 @@ class Config:
             self.check_sampler(samplers.make(self.sampling.sampler))
         with registry.named("loss"):
             time_sampler(self.loss.times, schedule)
+        if self.train.remat and not registry.takes("model", self.model, components.NAMES["model"][0], "remat"):
+            fix = "leave it out, or raise train.accumulate to save memory"
+            raise InputError(f"train.remat = True, but model {self.model['name']!r} has no parameter remat; {fix}")
         if isinstance(model, models.NoisyClassifier):
             for name, is_set in {
                 "cond": bool(self.cond.used),
@@ -327,6 +319,8 @@ def _optional(values: Mapping[str, Any], cls: Any = None) -> ConfigDict:
 def _check_learned(config: Config, schedule: schedules.Learned) -> None:
     """Refuse a loss that a learned schedule could lower by its shape alone."""
     weight, times = config.loss.weight, config.loss.times
+    with registry.named("optimizer"):
+        config.optimizer.build(config.train.steps, all_but_schedule)
     if schedule.ends is not None and weight != "elbo":
         fix = "set loss.weight to elbo, or schedule.learn_ends to False"
         raise InputError(f"loss.weight = {weight!r}, but schedule.learn_ends learns the ends by the ELBO: {fix}")

@@ -6,8 +6,10 @@ if they are named in `allow_change`: they leave the state and the meaning of the
 """
 
 import dataclasses
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection
+
+import jax
+import jax.numpy as jnp
 
 from jaxdiff.data import names_place
 from jaxdiff.experiment.config import Config, Optimizer, Train
@@ -22,6 +24,7 @@ _FREE = (
     "train.steps:",
     "train.steps_per_dispatch:",
     "train.fsdp:",
+    "train.remat:",
     "every.",
     "sampling.",
     "loggers:",
@@ -29,7 +32,7 @@ _FREE = (
 
 ALLOWABLE = (
     *(f"optimizer.{field.name}" for field in dataclasses.fields(Optimizer)),
-    *(f"train.{field.name}" for field in dataclasses.fields(Train)),
+    *(f"train.{field.name}" for field in dataclasses.fields(Train) if not field.name.startswith("init_")),
     "loss.weight",
     "loss.times",
 )
@@ -67,27 +70,18 @@ def check(old: Config, new: Config, step: int, allow_change: Collection[str], *,
             f"{where} holds a run of another config:\n  {listed}\n"
             f"choose another folder, or set these back to go on with that run{way}"
         )
-    if step and "train.steps" in refused and "cosine" in (old.optimizer.decay, new.optimizer.decay):
-        before, after = (
-            float(learning_rate(config.optimizer, config.train.steps)(n))
-            for config, n in ((old, step - 1), (new, step))
-        )
+    if step and "train.steps" in refused and not _same_rates(new.optimizer, old.train.steps, new.train.steps, step):
+        before = float(old.optimizer.rate(old.train.steps)(step - 1))
+        after = float(new.optimizer.rate(new.train.steps)(step))
         raise InputError(
-            f"{refused['train.steps']}, but optimizer.decay = 'cosine' ends at train.steps: the learning rate would go "
-            f"from {before:.2g} at step {step} to {after:.2g} at the next one; set train.steps back to "
-            f"{old.train.steps}, or go on with the change by --allow_change={','.join([*allow_change, 'train.steps'])}"
+            f"{refused['train.steps']}, but optimizer.decay = {new.optimizer.decay!r} depends on train.steps: the "
+            f"learning rate would go from {before:.2g} at step {step} to {after:.2g} at the next one; set train.steps "
+            f"back to {old.train.steps}, or go on with the change by "
+            f"--allow_change={','.join([*allow_change, 'train.steps'])}"
         )
 
 
-def learning_rate(config: Optimizer, steps: int) -> Callable[[Any], Any]:
-    """Return a linear warm-up, then a constant rate or a cosine that reaches 0 right after the last step."""
-    import optax  # here, as only training needs it
-
-    after = optax.constant_schedule(config.learning_rate)
-    if config.decay == "cosine":
-        after = optax.cosine_decay_schedule(config.learning_rate, max(steps - config.warmup_steps, 1))
-    if not config.warmup_steps:
-        return after
-    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    # The first step has count 0: a warm-up must not spend it on a rate of 0.
-    return optax.join_schedules([lambda n: warmup(n + 1), after], [config.warmup_steps])
+def _same_rates(optimizer: Optimizer, old: int, new: int, steps: int) -> bool:
+    """Whether the learning rates of so many steps are the same in runs of the lengths `old` and `new`."""
+    curves = (jax.vmap(optimizer.rate(length))(jnp.arange(steps)) for length in (old, new))
+    return bool(jnp.array_equal(*curves))

@@ -66,17 +66,17 @@ _MOST_EXAMPLES = 2048  # enough for a covariance of images; they become a consta
 _WILDCARDS = "*?[]\\"
 
 
-def check_path(workdir: Path) -> None:
-    """Raise an InputError if no checkpoint below this folder could be read back."""
+def check_path(workdir: Path, *, what: str = "workdir") -> None:
+    """Raise an InputError about the argument `what` if no checkpoint below this folder could be read back."""
     resolved = Path(os.path.realpath(workdir))
     try:
         str(resolved).encode()
     except UnicodeEncodeError:
-        raise InputError(f"workdir = {str(workdir)!r} is not valid UTF-8; rename the folder") from None
+        raise InputError(f"{what} = {str(workdir)!r} is not valid UTF-8; rename the folder") from None
     schemes = [part for part in resolved.parts if part in ("gs:", "s3:", "az:")]
     if found := [*schemes, *(character for character in _WILDCARDS if character in str(resolved))]:
         raise InputError(
-            f"workdir = {workdir} is the folder {resolved}, and checkpoints can't be read from a path that contains "
+            f"{what} = {workdir} is the folder {resolved}, and checkpoints can't be read from a path that contains "
             f"{found[0]!r}; rename that folder or choose another"
         )
 
@@ -133,11 +133,16 @@ def side_folder(path: Path) -> Path:
     return path
 
 
-def last_step(workdir: Path) -> int:
-    """Return the step of the newest checkpoint in the folder, whole or damaged; 0 if there is none."""
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """Return the steps of the checkpoints in the folder, whole or damaged, the newest first."""
     folder = workdir / "checkpoints"
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def last_step(workdir: Path) -> int:
+    """Return the step of the newest checkpoint in the folder, whole or damaged; 0 if there is none."""
+    return max(checkpoint_steps(workdir), default=0)
 
 
 def prepare(workdir: Path, config: Config, allow_change: Collection[str] = ()) -> None:
@@ -154,7 +159,7 @@ def prepare(workdir: Path, config: Config, allow_change: Collection[str] = ()) -
     if os.path.lexists(folder) and not folder.is_dir():
         raise InputError(f"workdir = {workdir}: checkpoints is not a folder; remove it, or choose another workdir")
     if not (workdir / "config.json").exists():
-        if last_step(workdir):
+        if checkpoint_steps(workdir):
             raise InputError(
                 f"workdir = {workdir} has checkpoints but no config.json, which says what they are of; restore it from "
                 "a copy, or choose another folder"
@@ -219,6 +224,14 @@ def write(
         file.write(f"{text}\n".encode())
 
 
+def content_of(workdir: Path) -> dict[str, Any]:
+    """Return the unchecked values of config.json, or raise a ValueError or an OSError."""
+    path = workdir / "config.json"
+    if (size := path.stat().st_size) > _MOST_BYTES:
+        raise ValueError(f"it has {size} bytes, more than {_MOST_BYTES}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def read(workdir: Path, *, trust: bool | Collection[str] = False) -> tuple[Config, DataSpec]:
     """Return the config and the data's spec of the run in a folder, or raise an InputError if it holds none.
 
@@ -231,9 +244,7 @@ def read(workdir: Path, *, trust: bool | Collection[str] = False) -> tuple[Confi
             f"workdir = {workdir} is not a run: it has no config.json; give the folder of a training run, its --workdir"
         )
     try:
-        if (size := path.stat().st_size) > _MOST_BYTES:
-            raise ValueError(f"it has {size} bytes, more than {_MOST_BYTES}")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = content_of(workdir)
         values, data = content["config"], content["data"]
         code = ", ".join(sorted(registry.outside(values)))
         fix = f"in all, {path} names {code[:1000]}; "

@@ -17,8 +17,9 @@ A network is any object with these two methods, as a Flax Linen module has them:
 A config names a network by a name below or as `package.module:Name`, a class or function that returns the object. It
 is called with the options of the config and with those of these arguments that it has parameters for: `shape` of a
 sample, `classes` (the number of labels, 0 for none), `conditions` (the shapes of other conditions, by kind), `outputs`
-(2 with a learned variance, else 1) and `dtype` to compute in. `jaxdiff.train(..., model=net)` takes the object itself.
-`from_nnx` and `from_equinox` adapt networks of these libraries.
+(2 with a learned variance, else 1), `dtype` to compute in, and `remat`: whether to wrap its blocks in `jax.checkpoint`,
+or `nn.remat` of Flax. `jaxdiff.train(..., model=net)` takes the object itself. `from_nnx` and `from_equinox` adapt
+networks of these libraries.
 
 The networks here are `flax.linen` modules with float32 parameters and output, whatever dtype they compute in. A
 `NoisyClassifier` returns logits; a `Classifier` is called with clean images alone, and is not a network for a config.

@@ -55,6 +55,7 @@ class NoisyClassifier(nn.Module):
     classes: Count = 0
     dtype: DTypeLike = jnp.float32
     dims: int = 2
+    remat: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,11 +73,12 @@ class NoisyClassifier(nn.Module):
         layers.check_sizes(x.shape[1:-1], patch=self.patch, halvings=len(self.channels) - 1)
         time = layers.TimeEmbedding(self.time_dim, self.time_steps, self.dtype, name="time")(t)
         h = layers.conv(self.channels[0], self.dims, dtype=self.dtype, name="stem")(layers.to_patches(x, self.patch))
+        block = nn.remat(layers.ResidualBlock) if self.remat else layers.ResidualBlock
         for i, width in enumerate(self.channels):
             if i > 0:
                 h = layers.halve(width, self.dims, dtype=self.dtype, name=f"halve{i}")(h)
             for j in range(self.layers):
-                h = layers.ResidualBlock(width, self.groups, self.dtype, name=f"block{i}_{j}")(h, time)
+                h = block(width, self.groups, self.dtype, name=f"block{i}_{j}")(h, time)
         h = nn.silu(layers.group_norm(self.groups, dtype=self.dtype, name="norm")(h))
         h = h.mean(axis=tuple(range(1, self.dims + 1)))
         return nn.Dense(self.classes, dtype=jnp.float32, kernel_init=nn.initializers.zeros, name="logits")(h)

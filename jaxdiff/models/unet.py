@@ -50,6 +50,7 @@ class UNet(nn.Module):
         (depth, height, width, channels). Attention is among all positions.
       time_dim, time_steps, classes, outputs, dtype: as for `jaxdiff.models.MLP`.
       conditions: the shapes of other conditions than labels: vector, image and tokens.
+      remat: whether the backward pass computes the insides of each block again instead of keeping them.
 
     Raises:
       InputError: if the fields do not fit together, x have other dimensions or an unsuitable size, or there is a
@@ -72,6 +73,7 @@ class UNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     dims: int = 2
     conditions: Mapping[str, Shape] = FrozenDict()
+    remat: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,13 +126,15 @@ class UNet(nn.Module):
         if "image" in self.conditions:
             x = conditions.join_image(x, given["image"], given["image_mask"])
 
-        block = partial(layers.ResidualBlock, groups=self.groups, dtype=self.dtype)
+        kinds = [layers.ResidualBlock, layers.SelfAttention, conditions.CrossAttention]
+        residual, attentive, cross_attentive = map(nn.remat, kinds) if self.remat else kinds
+        block = partial(residual, groups=self.groups, dtype=self.dtype)
 
         def attention(h: Array, name: str) -> Array:
-            h = layers.SelfAttention(self.heads, self.groups, self.dtype, name=name)(h)
+            h = attentive(self.heads, self.groups, self.dtype, name=name)(h)
             if "tokens" not in self.conditions:
                 return h
-            attend_tokens = conditions.CrossAttention(self.heads, self.groups, self.dtype, name=f"{name}_tokens")
+            attend_tokens = cross_attentive(self.heads, self.groups, self.dtype, name=f"{name}_tokens")
             return attend_tokens(h, given["tokens"], given["tokens_mask"])
 
         def level(h: Array, features: int, with_attention: bool, name: str) -> Array:
@@ -177,6 +181,7 @@ def sized_unet(
     outputs: Width = 1,
     dtype: DTypeLike = jnp.float32,
     conditions: Mapping[str, Shape] = FrozenDict(),
+    remat: bool = False,
 ) -> UNet:
     """Return a U-Net whose depth follows from the size of the samples.
 
@@ -217,4 +222,5 @@ def sized_unet(
         outputs=outputs,
         dtype=dtype,
         conditions=conditions,
+        remat=remat,
     )

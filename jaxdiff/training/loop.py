@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, UInt8
 from jaxdiff import data as datasets
 from jaxdiff import registry, xla
 from jaxdiff.data import Source
-from jaxdiff.experiment import Config, Experiment, make_experiment, plots, resumption
+from jaxdiff.experiment import Config, Experiment, make_experiment, plots, resumption, transfer
 from jaxdiff.experiment import workdir as folder
 from jaxdiff.experiment.build import noisy_accuracy, test_split
 from jaxdiff.experiment.checkpoint import Checkpoints, Evaluated
@@ -91,11 +91,7 @@ def train(
         experiment = prepared.experiment
         abstract = abstract_state(experiment, mesh)
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", keep=config.every.keep)))
-        found = checkpoints.restore(abstract.items(), repair=True)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        options: Any = {"out_shardings": shardings, "compiler_options": xla.compiler_options(level=0)}
-        new = jax.jit(partial(init_state, experiment), **options)
-        state = new() if found is None else State.from_items(found[1])
+        state, taken = _first_state(experiment, abstract, checkpoints)
         start = int(state.step)
         undrawn = _is_undrawn(config, workdir, start)
         done = start >= settings.steps and not undrawn
@@ -109,6 +105,9 @@ def train(
             _log.warning("%s is at step %d of %d already: nothing to do; %s", workdir, start, settings.steps, fix)
             return state
         run = stack.enter_context(_begin(workdir, prepared, given, abstract, checkpoints, start))
+        if taken is not None:
+            run.recorder.say(f"weights  {taken.described}")
+            run.save(0, state)  # so that the run needs the other folder no more
         if undrawn:
             run.draw(start, state)
         if start < settings.steps:
@@ -302,6 +301,19 @@ def _check_state(old: Experiment, new: Experiment, allow_change: Collection[str]
             f"allow_change = {','.join(allow_change)}: with this change the state of training has other parts than in "
             "the checkpoints of the run; set the change back, or begin a new run in another folder"
         )
+
+
+def _first_state(
+    experiment: Experiment, abstract: State, checkpoints: Checkpoints
+) -> tuple[State, transfer.Taken | None]:
+    """Return the state of the newest whole checkpoint, or that of a new run and what it has taken from another."""
+    found = checkpoints.restore(abstract.items(), repair=True)
+    if found is not None:
+        return State.from_items(found[1]), None
+    taken = transfer.take(experiment.config, abstract.params)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    options: Any = {"out_shardings": shardings, "compiler_options": xla.compiler_options(level=0)}
+    return jax.jit(partial(init_state, experiment), **options)(taken and taken.weights), taken
 
 
 @jax.jit

@@ -2,7 +2,7 @@
 
     g  = clip(∇ mean_i w_i L(x_i; θ))     averaged over `accumulate` micro-batches; w_i = 1 unless times are drawn by
                                           the history of losses
-    θ ← θ + AdamW(g)
+    θ ← θ + u(g)                          u is the optimizer, AdamW by default
     θ̄ ← d θ̄ + (1 − d) θ,              d = min(ema_decay, (1 + n)/(10 + n)) at step n
 
 Sampling uses the average θ̄ (Song & Ermon 2020, "Improved Techniques for Training Score-Based Generative Models"). The
@@ -15,7 +15,7 @@ micro-batches are unrolled, and a convolutional network should run one step per 
 The randomness of step n is fold_in(key, n): a resumed run draws what an uninterrupted one would have drawn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +27,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxdiff import data, xla
 from jaxdiff.experiment import Experiment
-from jaxdiff.experiment.resumption import learning_rate
+from jaxdiff.experiment.optimizers import all_but_schedule
+from jaxdiff.experiment.transfer import path_of
 from jaxdiff.losses.time_sampling import LossHistory, first_history
 from jaxdiff.training import learned_schedule
 from jaxdiff.training.batches import Examples
@@ -72,22 +73,20 @@ Batch = Examples | Int[Array, "steps batch"]
 StepFunction = Callable[[State, Examples | None, Batch], tuple[State, Metrics]]
 
 
-def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
-    """Return AdamW after clipping by global norm. A learned schedule is neither decayed nor part of the norm."""
-    config, steps = experiment.config.optimizer, experiment.config.train.steps
-    mask = (lambda params: {name: name != "schedule" for name in params}) if experiment.learns_schedule else None
-    adam = optax.adamw(learning_rate(config, steps), weight_decay=config.weight_decay, mask=mask)
-    if config.clip_norm is None:
-        return adam
-    clip = optax.clip_by_global_norm(config.clip_norm)
-    return optax.chain(optax.masked(clip, mask) if mask else clip, adam)
+def make_optimizer(experiment: Experiment) -> optax.GradientTransformationExtraArgs:
+    """Return the optimizer of the config. A learned schedule is neither decayed nor part of the clipped norm."""
+    config = experiment.config
+    return config.optimizer.build(config.train.steps, all_but_schedule if experiment.learns_schedule else None)
 
 
-def init_state(experiment: Experiment) -> State:
-    """Return the state before the first step, from the config's seed."""
-    train = experiment.config.train
+def init_state(experiment: Experiment, taken: Mapping[str, Array] | None = None) -> State:
+    """Return the state before the first step, from the config's seed and the weights taken from another run, by path.
+
+    The average starts at these weights; the state of the optimizer is that of a new run.
+    """
+    train, weights = experiment.config.train, taken or {}
     key_init, key = jax.random.split(key_of(train.seed))
-    params = experiment.init(key_init)
+    params = jax.tree.map_with_path(lambda path, leaf: weights.get(path_of(path), leaf), experiment.init(key_init))
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -130,7 +129,7 @@ def update(experiment: Experiment, state: State, loss: Scalar, grads: PyTree) ->
         metrics = Metrics(
             loss=loss,
             grad_norm=optax.tree.norm(grads),
-            learning_rate=jnp.asarray(learning_rate(config.optimizer, config.train.steps)(state.step), jnp.float32),
+            learning_rate=jnp.asarray(config.optimizer.rate(config.train.steps)(state.step), jnp.float32),
         )
         ema = optax.incremental_update(params, state.ema, 1 - decay)
         return state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
