@@ -84,8 +84,8 @@ def test_columns_are_chosen_by_type_or_by_name(tmp_path: Path) -> None:
     refused = [
         ("", "has the columns img, other; choose one as hf:.*many:image=COLUMN"),
         (":image=other", "has the columns coarse, fine; choose one as hf:.*many:label=COLUMN"),
-        (":image=fine", "has no column image = 'fine'; choose one of img, other"),
-        (":image=img,label=other", "has no column label = 'other'; choose one of coarse, fine, number"),
+        (":image=fine", "has no column image = 'fine'; choose one of those: img, other"),
+        (":image=img,label=other", "has no column label = 'other'; choose one of those: coarse, fine, number"),
         (":imag=img", "has no option 'imag'; .* did you mean 'image'"),
         (":split=test", "has no option 'split'"),
     ]
@@ -139,6 +139,9 @@ def test_a_data_set_of_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch
         data.load("hf:away/from")
     with pytest.raises(InputError, match=r"^name = 'hf:some/set' can't be read .*the option config"):
         data.load("hf:some/set:config=small", split="test")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, split: rows(kind=LABEL).select([]))
+    with pytest.raises(InputError, match="hf:some/set' has no pictures"):
+        data.load("hf:some/set", reading=Reading(size=4))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, split: rows(kind=LABEL))
     assert len(data.load("hf:some/set", reading=Reading(size=4))) == 6
     assert asked == [("away/from", None, "train"), ("some/set", "small", "test")]

@@ -63,12 +63,12 @@ def _load(
         raise InputError(f'name = {name!r} needs Hugging Face datasets: pip install "jaxdiff[hf]"') from error
     found = _open(datasets, name, where, split, config)
     images = [key for key, feature in found.features.items() if isinstance(feature, datasets.Image)]
-    image = _column(name, "image", image, images, images)
-    if image is None:
+    if not images:
         raise InputError(f"name = {name!r} has no column of images but {', '.join(found.features)}; choose another set")
+    image = _column(name, "image", image, images, images) or images[0]
     named = [key for key, feature in found.features.items() if isinstance(feature, datasets.ClassLabel)]
-    integers = [key for key, feature in found.features.items() if str(getattr(feature, "dtype", "")).startswith("int")]
-    label = _column(name, "label", label, named, sorted({*named, *integers}))
+    numbers = [key for key, feature in found.features.items() if "int" in str(getattr(feature, "dtype", ""))]
+    label = _column(name, "label", label, named, sorted({*named, *numbers}))
     classes: Any = None
     if label in named:
         classes = tuple(found.features[label].names)
@@ -76,10 +76,9 @@ def _load(
         import pyarrow.compute
 
         classes = (pyarrow.compute.max(found.data.column(label)).as_py() or 0) + 1
-    own = found._fingerprint
     columns = [image] if label is None else [image, label]
     rows = found.select_columns(columns).cast_column(image, datasets.Image(decode=False))
-    album = Rows(name=name, rows=rows, image=image, label=label, own=own)
+    album = Rows(name=name, rows=rows, image=image, label=label, own=found._fingerprint)
     return from_album(name, album, reading, classes)
 
 
@@ -117,7 +116,8 @@ def _line(error: Exception) -> str:
 def _column(name: str, option: str, chosen: str | None, likely: list[str], possible: list[str]) -> str | None:
     """The chosen column, which must be a possible one, or the only likely one, or None if there is none."""
     if chosen is not None and chosen not in possible:
-        raise InputError(f"name = {name!r} has no column {option} = {chosen!r}; choose one of {', '.join(possible)}")
+        known = ", ".join(possible) or "none has a type that fits"
+        raise InputError(f"name = {name!r} has no column {option} = {chosen!r}; choose one of those: {known}")
     if chosen is None and len(likely) > 1:
         raise InputError(f"name = {name!r} has the columns {', '.join(likely)}; choose one as {name}:{option}=COLUMN")
     return chosen if chosen is not None or not likely else likely[0]

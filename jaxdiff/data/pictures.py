@@ -160,8 +160,10 @@ def from_album(name: str, album: Album, reading: Reading, classes: tuple[str, ..
     """Return the data set of an album. `classes` are the names of the labels, or their number, or None.
 
     Raises:
-      InputError: if one of the pictures that decide on the channels and the size can't be read.
+      InputError: if there are no pictures, or one of those that decide on the channels and the size can't be read.
     """
+    if not len(album):
+        raise InputError(f"name = {name!r} has no pictures; give a set or a split that has some")
     if reading.channels is None:
         reading = dataclasses.replace(reading, channels=None if _all_grey(album, reading) else 3)
     height, width = reading.pixels
