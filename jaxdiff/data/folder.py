@@ -81,11 +81,12 @@ def _files(root: Path) -> Iterator[str]:
         places = {name: os.path.realpath(os.path.join(folder, name)) for name in new}
         below[:] = [name for name in new if places[name] not in seen]
         seen.update(places.values())
+        inside = "" if folder == str(root) else os.path.relpath(folder, root)
         for name in files:
-            path = os.path.join(folder, name)
+            is_picture = name.lower().endswith(_SUFFIXES) and not name.startswith(".")
             # Not what is no file, such as a pipe, which would never end; a link to nowhere is refused when it is read.
-            if name.lower().endswith(_SUFFIXES) and not name.startswith(".") and not _is_special(path):
-                yield os.path.relpath(path, root)
+            if is_picture and not _is_special(os.path.join(folder, name)):
+                yield os.path.join(inside, name)
 
 
 def _is_special(path: str) -> bool:
