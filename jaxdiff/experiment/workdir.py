@@ -224,7 +224,7 @@ def write(
         file.write(f"{text}\n".encode())
 
 
-def content_of(workdir: Path) -> dict[str, Any]:
+def content_of(workdir: Path) -> Any:
     """Return the unchecked values of config.json, or raise a ValueError or an OSError."""
     path = workdir / "config.json"
     if (size := path.stat().st_size) > _MOST_BYTES:
