@@ -21,7 +21,7 @@ DEVICES = 8
 
 SPEC = DataSpec(shape=(16, 16, 1), levels=17, classes=10)
 BATCH = 16
-DEEP = {**tiny.IMAGES["model"], "stem": 8, "down": [8], "up": [8], "layers": 3}
+DEEP = {**tiny.IMAGES["model"], "stem": 8, "down": [8], "up": [8], "layers": 2}
 NETWORKS: dict[str, dict[str, Any]] = {
     "unet": {"model": {**DEEP, "attention": [True]}},
     "classifier": {"model": {"name": "classifier", "channels": [8], "layers": 5}},
@@ -49,13 +49,13 @@ def compiled(experiment: Experiment, devices: int) -> tuple[Any, State, Examples
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_step_needs_less_memory_and_computes_the_same(network, devices):
-    """0.38 to 0.42 of the memory were needed."""
+    """Less than half of the memory was needed."""
     memory, metrics = [], []
     for remat in (False, True):
         step, state, batch = compiled(experiment_of(NETWORKS[network], remat=remat), devices)
         memory.append(step.memory_analysis().temp_size_in_bytes)
         metrics.append(step(state, None, batch)[1])
-    assert memory[1] < 0.6 * memory[0]
+    assert memory[1] < 0.55 * memory[0], memory
     np.testing.assert_allclose(metrics[1].loss, metrics[0].loss, rtol=1e-6)
     np.testing.assert_allclose(metrics[1].grad_norm, metrics[0].grad_norm, rtol=1e-5)
 
@@ -70,7 +70,7 @@ def batch_of(experiment: Experiment, n: int = 4) -> tuple[Any, ...]:
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.quick(network=["classifier"])
 def test_the_backward_pass_keeps_less(network):
-    """What the forward pass leaves for it beside the weights: 0.14 of it for the U-Net, 0.12 for the classifier."""
+    """What the forward pass leaves for it beside the weights: less than a fifth."""
 
     def kept(remat: bool) -> int:
         experiment = experiment_of(NETWORKS[network], remat=remat)

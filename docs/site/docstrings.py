@@ -70,7 +70,7 @@ def _add_constructor(cls: griffe.Class) -> None:
         return
     made = getattr(importlib.import_module(cls.module.path), cls.name)
     parameters = [griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)]
-    for name, parameter in inspect.signature(made).parameters.items():
+    for name, parameter in inspect.signature(made, follow_wrapped=False).parameters.items():
         given = parameter.default
         default = None if given is inspect.Parameter.empty else _shown(given)
         parameters.append(griffe.Parameter(name, kind=_KINDS[parameter.kind], default=default))
