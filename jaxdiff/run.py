@@ -142,8 +142,9 @@ class Run:
           timesteps: a rule or the times themselves (see `jaxdiff.timesteps`).
 
         Raises:
-          InputError: if the model can't take the labels, the guidance or the classifier, the sampler is unknown or
-            needs a variance that the network does not predict, or the schedule can't take the steps.
+          InputError: if the model can't take the labels, the conditions, the guidance or the classifier; a condition
+            has another shape, or is missing though it was never dropped in training; the sampler is unknown or needs a
+            variance that the network does not predict; or the schedule can't take the steps.
         """
         n = check_whole("n", n)
         asked = SamplingOptions(labels=labels, cond=cond, guidance=guidance, classifier=classifier)
@@ -273,6 +274,8 @@ class Run:
     def test_conditions(self, n: int, *, dir: str | None = None) -> dict[str, Any]:
         """Return what the model is conditioned on of the first n examples of the test split, for `Run.sample`'s `cond`.
 
+        It maps "label", int32 (n,), and the kinds of `jaxdiff.data.Examples`, float32 (n, ...), to arrays.
+
         `dir` and errors are as for `test_examples`.
         """
         found, _ = self._test(n, dir)
@@ -367,7 +370,7 @@ class Run:
         """The model without label and clipping, in float32: for likelihoods and latents, with their small tolerances.
 
         Raises:
-          InputError: if the model was never trained without a label.
+          InputError: if the model was never trained without its label or its other conditions.
         """
         self._condition(1, {})  # raises if the model needs labels
         return self.experiment.in_float32().network(self.params)
@@ -433,11 +436,13 @@ def load(
     if weights == "best" and step is not None:
         raise InputError(f"step = {step}, but weights = 'best' chooses the step itself; leave one out")
     config, spec = workdir_.read(path, trust=trust)
+    if model is not None and config.model["name"] != "given":
+        raise InputError(f"model is given, but {path} names its own, {config.model['name']!r}; leave model out")
     experiment = make_experiment(config, spec, workdir_.read_examples(path, config, spec), model)
     everywhere = NamedSharding(all_devices(), PartitionSpec())
     name, abstract = "weights", experiment.abstract_weights
     if weights == "raw":
-        from jaxdiff.training.step import init_state  # here, as it imports Optax, which nothing else needs
+        from jaxdiff.training.step import init_state  # here, as sampling from averaged weights needs no trainer
 
         name, abstract = "training", jax.eval_shape(functools.partial(init_state, experiment)).items()["training"]
     abstract = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), abstract)

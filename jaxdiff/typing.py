@@ -324,6 +324,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+    """Return the first line of an error's message, cut after `most` characters; the name of its type if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:most]
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the nearest known one, or all of them."""
     names = [str(item) for item in known]

@@ -4,6 +4,7 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxdiff import models
@@ -51,6 +52,47 @@ class EquinoxNet(eqx.Module):
     def __call__(self, x, t, cond=None, *, key=None):
         h = jax.nn.silu(self.layers[0](jnp.concatenate([x.ravel(), t[None]])))
         return self.layers[1](self.dropout(h, key=key)).reshape(x.shape)
+
+
+class ScannedNNX(nnx.Module):
+    """An NNX module of three scanned layers, each with its own dropout, and a constant."""
+
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        self.frequencies = np.array([1.0, 2.0], np.float32)
+
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap
+        def layers(rngs: nnx.Rngs) -> NNXNet:
+            return NNXNet(2, rngs=rngs)
+
+        self.layers = layers(rngs)
+
+    def __call__(self, x, t, cond=None):
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        def through(x, layer):
+            return x + layer(x, t)
+
+        return through(x * self.frequencies[None], self.layers)
+
+
+class ConstantEquinox(eqx.Module):
+    """An Equinox module with a constant that is not trained."""
+
+    frequencies: np.ndarray
+    layer: eqx.nn.Linear
+
+    def __init__(self, *, key) -> None:
+        self.frequencies = np.array([1.0, 2.0], np.float32)
+        self.layer = eqx.nn.Linear(2, 2, key=key)
+
+    def __call__(self, x, t, cond=None):
+        return self.layer(x * self.frequencies)
+
+
+def everything(shape, classes, conditions, outputs, dtype, remat):
+    """A network for a config that needs all that the trainer gives."""
+    assert (shape, classes, conditions, outputs, dtype, remat) == ((2,), 8, {}, 1, jnp.float32, False)
+    return LinenNet(shape=shape, classes=classes)
 
 
 def make_nnx(rngs):

@@ -155,15 +155,18 @@ def test_other_conditions_come_from_test_examples_or_a_file(commands, tmp_path):
     test = data.derive(data.load("digits", split="test"), "reduced:factor=4").take(np.arange(3))
     np.testing.assert_array_equal(found["image"], test.cond["image"])
     np.testing.assert_array_equal(found["label"], test.labels)
-    np.savez(tmp_path / "mine.npz", image=test.cond["image"][::-1], other=np.zeros(3))
+    np.savez(tmp_path / "mine.npz", image=test.cond["image"][::-1])
+    np.savez(tmp_path / "other.npz", images=test.cond["image"])
     code, err, other = made("file", str(tmp_path / "mine.npz"), "--label=4")
     assert code == 0, err
     np.testing.assert_array_equal(other["image"], found["image"][::-1])
     np.testing.assert_array_equal(other["label"], [4, 4, 4])
-    for cond in (tmp_path / "run" / "config.json", tmp_path / "missing.npz"):
-        code, err, _ = made("bad", str(cond))
+    bad = {"run/config.json": "can't be read", "missing.npz": "can't be read", "other.npz": "holds 'images'"}
+    for name, message in bad.items():
+        code, err, _ = made("bad", str(tmp_path / name))
         assert code == 2
-        assert err.splitlines()[-1].startswith(f"error: --cond = {cond} can't be read")
+        assert err.splitlines()[-1].startswith(f"error: --cond = {tmp_path / name}")
+        assert message in err
         assert "Traceback" not in err
 
 

@@ -214,9 +214,12 @@ def test_guidance_drops_what_was_dropped_and_keeps_the_rest():
         ({"cond": {"image": np.stack([IMAGE] * 3)}}, "has 3 rows for n = 2"),
         ({"cond": {"image": IMAGE * np.nan}}, "not finite"),
         ({"cond": {"image": "no"}}, "array of numbers"),
+        ({"cond": {"image": [[1.0], [2.0, 3.0]]}}, "array of numbers"),
+        ({"cond": {"image": IMAGE, "tokens_mask": np.ones(5)}}, "without 'tokens'"),
+        ({"cond": {"image": IMAGE, "tokens": np.zeros((5, 6)), "tokens_mask": np.ones(4)}}, r"must be \(5,\)"),
         ({"cond": {"image": IMAGE, "label": 3}, "labels": 3}, "labels and cond"),
         ({"cond": {"image": IMAGE}, "labels": 10}, "0 <= label < 10"),
-        ({"cond": {"image": IMAGE}, "labels": {1: 0.5, 2: 0.5}}, "can't be combined"),
+        ({"cond": {"image": IMAGE}, "labels": {1: 0.5, 2: 0.5}}, "cannot be combined"),
     ],
 )
 def test_bad_conditions_are_refused(options, message):
@@ -233,7 +236,7 @@ def test_an_unconditional_model_has_no_place_for_a_condition():
     with pytest.raises(InputError, match="no place for the condition 'tokens'"):
         make_experiment(tiny.config({"cond.tokens": 0.1, "cond.image": 0.1}, base=tiny.IMAGES), SPEC)
     spec = DataSpec(shape=(2,), levels=None, conditions={"image": (2,)})
-    with pytest.raises(InputError, match="an mlp has no place for the condition 'image'"):
+    with pytest.raises(InputError, match="an mlp has no place for 'image'"):
         make_experiment(tiny.config({"cond.image": 0.1, "data.name": "moons"}), spec)
     with pytest.raises(InputError, match=r"cond.image = 0.1, but the examples of data 'digits' have no such condition"):
         make_experiment(tiny.config({"cond.image": 0.1}, base=tiny.IMAGES), DataSpec(shape=(8, 8, 1), levels=17))
@@ -243,16 +246,22 @@ def test_an_unconditional_model_has_no_place_for_a_condition():
     ("arrays", "message"),
     [
         ({"image": np.zeros((3, 8, 8, 1), np.float32)}, "image"),
-        ({"depth": np.zeros((4, 1))}, "the known ones are label, vector, image, tokens"),
+        ({"depth": np.zeros((4, 1))}, "the known ones are labels, vector, image, tokens"),
         ({"vector": np.full((4, 2), np.nan)}, "must be finite"),
-        ({"vector": np.zeros((4, 2, 2))}, "conditions.vector"),
+        ({"vector": np.zeros((4, 2, 2))}, "conditions.vector = .* of 1 axes"),
         ({"tokens": np.zeros((4, 5, 6)), "tokens_mask": np.ones((4, 6))}, "tokens_mask"),
         ({"vector": np.array([None] * 4)}, "array of numbers"),
+        ({"vector": 3.0}, "vector"),
     ],
 )
 def test_bad_conditions_of_a_data_set_are_refused(arrays, message):
     with pytest.raises(InputError, match=message):
         _ = data.from_object("mine", {"x": np.zeros((4, 8, 8, 1), np.uint8), **arrays}).spec
+
+
+def test_a_derived_condition_that_no_network_sees_is_refused():
+    with pytest.raises(InputError, match=r"data.derive = 'moments', but the network is given none"):
+        tiny.config({"data.derive": "moments"}, base=tiny.IMAGES)
 
 
 def test_derived_conditions_are_what_they_say():

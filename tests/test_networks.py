@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import nets
@@ -72,6 +73,61 @@ def test_a_mask_drops_half_of_the_hidden_units():
         error = (found.mean(0) - denoiser(jnp.ones(2), 0.5).noise) / (found.std(0) / np.sqrt(4000))
         assert float(found.std(0).min()) > 0
         assert np.abs(error).max() < 5
+
+
+def test_constants_are_numpy_arrays_and_scanned_layers_have_dropout_of_their_own():
+    """Against the networks called directly; the keys of scanned layers differ from layer to layer."""
+    scanned, constant = models.from_nnx(lambda rngs: nets.ScannedNNX(rngs=rngs)), models.from_equinox(_constant)
+    net = nets.ScannedNNX(rngs=nnx.Rngs(jax.random.key(0)))
+    net.eval()
+    weights = weights_of(scanned)
+    np.testing.assert_allclose(scanned.apply(weights, X, T), net(X, T), rtol=1e-5)
+    assert "frequencies" not in weights
+    dropped = [scanned.apply(weights, X, T, rngs={"dropout": jax.random.key(i)}) for i in (0, 0, 1)]
+    np.testing.assert_array_equal(dropped[0], dropped[1])
+    assert np.abs(dropped[0] - dropped[2]).max() > 1e-3
+    module, weights = _constant(jax.random.key(0)), weights_of(constant)
+    assert set(weights) == {"layer/weight", "layer/bias"}
+    np.testing.assert_allclose(constant.apply(weights, X, T), jax.vmap(module)(X, T), rtol=1e-6)
+
+
+def _constant(key):
+    return nets.ConstantEquinox(key=key)
+
+
+def test_a_constructor_may_need_all_that_the_trainer_gives(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    assert make_experiment(points("nets:everything"), POINTS).model.classes == 8
+
+
+def test_a_network_that_needs_keys_to_sample_is_refused():
+    class AlwaysDrops(nn.Module):
+        @nn.compact
+        def __call__(self, x, t, cond=None):
+            return nn.Dense(2)(nn.Dropout(0.5, deterministic=False)(x))
+
+    class NeedsKey(nets.EquinoxNet):
+        def __call__(self, x, t, cond=None, *, key):
+            return super().__call__(x, t, key=key)
+
+    for model in (AlwaysDrops(), models.from_equinox(lambda key: NeedsKey(2, key=key))):
+        with pytest.raises(InputError, match="can be trained but not sampled"):
+            make_experiment(points("given"), POINTS, model=model)
+
+
+def test_a_network_is_given_only_where_the_run_names_none(tmp_path):
+    tiny.train_without_picture(tiny.config({"train.steps": 10}), tmp_path)
+    with pytest.raises(InputError, match="names its own, 'mlp'; leave model out"):
+        jd.load(tmp_path, model=NETWORKS["linen"])
+
+
+def test_muon_finds_the_kernels_of_an_nnx_network():
+    config = points("given", {"optimizer.name": "muon", "optimizer.learning_rate": 0.1})
+    experiment = make_experiment(config, POINTS, model=NETWORKS["nnx"])
+    weights = jax.jit(experiment.init)(jax.random.key(0))
+    optimizer = config.optimizer.build(10)
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, weights), optimizer.init(weights), weights)
+    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(updates))
 
 
 def points(model: Any, changes: Any = ()) -> Any:
@@ -162,6 +218,14 @@ def test_networks_that_keep_other_state_are_refused():
         def __call__(self, x, t):
             return self.norm(x)
 
+    class Constant(nnx.Module):
+        def __init__(self, rngs):
+            self.table = jnp.ones(2)
+            self.layer = nnx.Linear(2, 2, rngs=rngs)
+
+        def __call__(self, x, t, cond=None):
+            return self.layer(x * self.table[None])
+
     class Whole(eqx.Module):
         table: Any
 
@@ -170,6 +234,7 @@ def test_networks_that_keep_other_state_are_refused():
 
     cases = [
         (models.from_nnx(lambda rngs: Normalized(rngs)), "BatchStat"),
+        (models.from_nnx(lambda rngs: Constant(rngs)), "an array of JAX at table"),
         (models.from_equinox(lambda key: Whole(jnp.arange(3))), "int32"),
     ]
     for model, message in cases:

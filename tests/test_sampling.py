@@ -252,7 +252,7 @@ def test_a_bfloat16_network_sees_the_exact_time_and_predicts_in_float32() -> Non
 
 def test_a_network_of_another_shape_is_refused() -> None:
     model = jd.denoiser(lambda _, x, t: x[:, :1], None, PROCESS)
-    with pytest.raises(ValueError, match=r"returned shape \(1, 1\) for x of shape \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"returned float32 of shape \(1, 1\) for x of shape \(1, 3\)"):
         model(jnp.zeros(3), 0.5)
     unknown: Any = "nothing"
     with pytest.raises((ValueError, TypeError), match="predicts = 'nothing'"):

@@ -117,7 +117,7 @@ TASKS = ["n", "reconstruct", "interpolate", "inpaint", "image_to_image"]
 def test_every_task_draws_every_shape(shape, task, sample_py, tmp_path, monkeypatch, capsys):
     run = drawn(shape)
     examples = np.random.default_rng(1).normal(size=(4, *shape)).astype(np.float32)
-    monkeypatch.setattr(sample, "load", lambda _, trust: run)
+    monkeypatch.setattr(sample, "load", lambda *_, **options: run)
     monkeypatch.setattr(Drawn, "test_examples", lambda _, n, dir: examples[:n])
     given = f"--{task}=2", f"--workdir={tmp_path}", *(["--mask=left"] if task == "inpaint" else [])
     if task == "inpaint" and shape == (1,):
@@ -142,7 +142,7 @@ def test_every_task_draws_every_shape(shape, task, sample_py, tmp_path, monkeypa
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_drawing(flag, words, sample_py, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "load", lambda _, trust: drawn((3,)))
+    monkeypatch.setattr(sample, "load", lambda *_, **options: drawn((3,)))
     monkeypatch.setattr(Run, "sample", lambda *_, **__: pytest.fail("it drew samples"))
     with pytest.raises(InputError, match=words):
         sample_py(*flag.split(), "--images=samples", f"--workdir={tmp_path}", out=tmp_path / "x.png")
@@ -175,7 +175,7 @@ def test_signals_have_bits_per_dim():
 def kept(run: Run, sample_py: Sample, mask: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """The mask of one sample, without the channels, that `--mask` gives."""
     seen: list[np.ndarray] = []
-    monkeypatch.setattr(sample, "load", lambda _, trust: run)
+    monkeypatch.setattr(sample, "load", lambda *_, **options: run)
     monkeypatch.setattr(Drawn, "test_examples", lambda _, n, dir: np.zeros((n, *run.experiment.shape), np.float32))
     monkeypatch.setattr(Drawn, "_draw", lambda *_, cond, **__: seen.append(np.asarray(cond.mask)) or cond.x0)
     sample_py("--inpaint=1", f"--mask={mask}", "--variants=1", f"--workdir={folder}", out=folder / "x.png")

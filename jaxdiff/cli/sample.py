@@ -19,7 +19,7 @@ from jaxdiff.likelihood import Elbo
 from jaxdiff.run import Run, Weights, load
 from jaxdiff.storage import user_path
 from jaxdiff.training import summary
-from jaxdiff.typing import Count, HostSamples, InputError, Shape, check_whole, checked, key_of
+from jaxdiff.typing import Count, HostSamples, InputError, Shape, check_whole, checked, first_line, key_of
 
 FLAGS = flags.FLAGS
 
@@ -231,10 +231,20 @@ def _conditions(run: Run, n: int) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as file:
             found = {kind: file[kind] for kind in file.files}
     except Exception as error:  # NumPy promises no type for what a damaged file raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"--cond = {FLAGS.cond} can't be read ({reason}); give test, or a .npz file") from error
+    found.pop("samples", None)  # of a file that this command wrote
     known = run.experiment.conditioning.kinds
-    return {kind: part[:n] for kind, part in found.items() if kind.removesuffix("_mask") in known}
+    for kind, part in found.items():
+        if kind.removesuffix("_mask") not in known:
+            raise InputError(
+                f"--cond = {FLAGS.cond} holds {kind!r}; the conditions of this model are {known or 'none'}"
+            )
+        if len(part.shape) == 0 or len(part) < n:
+            raise InputError(f"--cond = {FLAGS.cond}: {kind} has shape {part.shape}; it needs n = {n} rows")
+    if not found:
+        raise InputError(f"--cond = {FLAGS.cond} holds no condition; give some of {', '.join(known) or 'none'}")
+    return {kind: part[:n] for kind, part in found.items()}
 
 
 def _enlarged(image: np.ndarray, shape: Shape) -> np.ndarray | None:

@@ -68,6 +68,9 @@ def _train() -> None:
         sampling = f"{command.called('sample')} --workdir={shlex.quote(str(workdir))}"
         if registry.outside(config.to_mapping()):
             sampling += " --trust"  # the folder names code, which a stranger could have written
-        if config.cond.label is not None:
+        others = {*config.cond.used} - {"label"}
+        if others:
+            sampling += " --cond=test"  # or --cond=FILE.npz
+        elif config.cond.label is not None:
             sampling += " --label=all"
         print(f"done: {workdir}\nto sample: {sampling} --out=samples.png", file=sys.stderr)

@@ -44,7 +44,10 @@ class DataSpec:
                 raise InputError(f"conditions holds {kind!r}; the known ones are {', '.join(AXES)}")
             axes = AXES[kind] or len(self.shape)
             if not isinstance(shape, tuple) or len(shape) != axes or not 0 < math.prod(shape) <= 2**26:
-                raise InputError(f"conditions.{kind} = {shown(shape)}; it must be {axes} sizes of product 1 to 2^26")
+                raise InputError(
+                    f"conditions.{kind} = {shown(shape)}; each example must have a {kind} of {axes} axes and 1 to 2^26 "
+                    "numbers"
+                )
 
 
 AXES = {"vector": 1, "image": 0, "tokens": 2}  # of each kind of condition; an image has those of the example
@@ -173,9 +176,12 @@ def as_condition(kind: str, value: Any) -> np.ndarray:
 
     Raises an InputError if it is no array of numbers.
     """
-    found = np.asarray(value)
+    try:
+        found = np.asarray(value)
+    except ValueError:  # rows of unequal lengths
+        found = np.asarray(None)
     if found.dtype.kind not in "biuf":
-        raise InputError(f"the condition {kind} = {shown(value)}; it must be an array of numbers")
+        raise InputError(f"the condition {kind} = {shown(value)}; it must be one array of numbers, padded if need be")
     if kind == "tokens_mask":
         return found.astype(bool)
     with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as that
@@ -188,9 +194,9 @@ def check_cond(what: str, cond: Mapping[str, Any], n: int) -> None:
     for name, part in cond.items():
         is_mask = name == "tokens_mask"
         if name not in AXES and not is_mask:
-            raise InputError(f"{what} has the condition {name!r}; the known ones are label, {', '.join(AXES)}")
+            raise InputError(f"{what} has the condition {name!r}; the known ones are labels, {', '.join(AXES)}")
         wanted = np.dtype(bool if is_mask else np.float32)
-        if not isinstance(part, np.ndarray) or part.dtype != wanted or len(part) != n:
+        if not isinstance(part, np.ndarray) or part.dtype != wanted or part.shape[:1] != (n,):
             found = f"{part.dtype}{part.shape}" if isinstance(part, np.ndarray) else type(part).__name__
             raise InputError(f"{what} has {name} = {found}; it must be a NumPy array {wanted} ({n}, ...)")
         if is_mask and part.shape != getattr(cond.get("tokens"), "shape", ())[:2]:

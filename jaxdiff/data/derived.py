@@ -1,6 +1,11 @@
 """Conditions computed from the examples themselves, for super-resolution, colouring and the like.
 
-A function maps examples, float32 (n, *shape) in [−1, 1], to a mapping of conditions as in `jaxdiff.data.Examples`:
+A function maps examples, float32 (n, *shape) in [−1, 1], to a mapping of conditions as in `jaxdiff.data.Examples`. A
+name is that of a function which takes the options and returns it; yours is `package.module:Name`, as here:
+
+    def inked(threshold=0.0):
+        return lambda x: {"vector": (x > threshold).mean((1, 2))}
+
 
     reduced     image: means over blocks of `factor` positions in every direction
     grey        image: the luminance 0.299 R + 0.587 G + 0.114 B of pictures with 3 channels

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Float64, Shaped
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from jaxdiff.storage import user_path
-from jaxdiff.typing import HostSamples, InputError, check_whole
+from jaxdiff.typing import HostSamples, InputError, check_whole, first_line
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in Pillow's conversion to grey
 
@@ -181,7 +181,7 @@ def _refusing(place: str | Path, fix: str) -> Iterator[None]:
         raise InputError(f"{place} can't be read (cannot identify image file); {fix}") from error
     # Neither Pillow nor NumPy promises a type for what a damaged file raises.
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"{place} can't be read ({reason}); {fix}") from error
 
 

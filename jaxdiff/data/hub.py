@@ -8,7 +8,7 @@ from typing import Any
 from jaxdiff import registry
 from jaxdiff.data.pictures import Pictures, Reading, Stored, from_album
 from jaxdiff.storage import user_path
-from jaxdiff.typing import InputError
+from jaxdiff.typing import InputError, first_line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,7 +110,7 @@ def _open(datasets: Any, name: str, where: str, split: str, config: str) -> Any:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 def _column(name: str, option: str, chosen: str | None, likely: list[str], possible: list[str]) -> str | None:

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from jaxdiff.data.base import AXES, Dataset, DataSpec, Examples, Source, as_condition, check_each, shapes_of
 from jaxdiff.progress import tqdm
 from jaxdiff.storage import user_path
-from jaxdiff.typing import InputError
+from jaxdiff.typing import InputError, first_line
 
 _RULE = (
     "give a jaxdiff.data.Dataset, (x, labels) or x alone: uint8 or float32 (n, ...), and integers (n,) or None; or a "
@@ -159,7 +159,7 @@ def load_npz(name: str, split: str) -> Dataset:
     except InputError:
         raise
     except Exception as error:  # NumPy promises no type for what a damaged file raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"name = {name!r} can't be read ({reason}); give a .npz file of plain arrays") from error
     return _from_arrays(name, x, labels, cond)
 

@@ -33,7 +33,19 @@ from jaxdiff.losses.time_sampling import LossHistory, TimeSampler, time_sampler,
 from jaxdiff.losses.weightings import for_target
 from jaxdiff.processes import Denoiser, Perturbed, Process, TransformCondition, require_gaussian
 from jaxdiff.samplers.loop import check_sampler
-from jaxdiff.typing import InputError, Prediction, PyTree, RandomKey, Samples, Scalar, Shape, Time, key_of, shown
+from jaxdiff.typing import (
+    InputError,
+    Prediction,
+    PyTree,
+    RandomKey,
+    Samples,
+    Scalar,
+    Shape,
+    Time,
+    first_line,
+    key_of,
+    shown,
+)
 
 _MOST_BYTES = 2**36  # of a network's weights
 
@@ -172,10 +184,9 @@ class Experiment:
         shapes, name = self.conditioning.shapes, self.config.model["name"]
         if shapes and name in models.MODELS and not registry.takes("model", name, models.MODELS, "conditions"):
             raise InputError(f"cond.{next(iter(shapes))} is set, but model {name!r} has no place for it; use a unet")
-        outputs = 2 if self.config.learned_variance else None
-        given: Any = {"shape": self.shape, "classes": self.classes, "dtype": jnp.dtype(dtype), "outputs": outputs}
-        given |= {"conditions": dict(shapes) or None, "remat": self.config.train.remat or None}
-        model = self.config.make("model", **given)
+        given: Any = {"shape": self.shape, "classes": self.classes, "dtype": jnp.dtype(dtype)}
+        given |= {"outputs": 2 if self.config.learned_variance else 1, "remat": self.config.train.remat}
+        model = self.config.make("model", **given, conditions=dict(shapes))
         return dataclasses.replace(self, model=model)
 
     def classifier(self, params: PyTree) -> NetworkClassifier:
@@ -329,7 +340,15 @@ def _check_network(experiment: Experiment) -> None:
     if not weights:
         raise InputError(f"model = {name!r} has no weights to train: its init returns {shown(weights)}")
     keys, x, t = jax.random.split(jax.random.key(0), 1), jnp.zeros((1, *experiment.shape)), jnp.ones(1)
-    jax.eval_shape(experiment.loss, weights, x, t, keys, experiment.conditioning.absent(1))
+    given = (weights, x, t, keys, experiment.conditioning.absent(1))
+    jax.eval_shape(experiment.loss, *given)
+    try:
+        jax.eval_shape(partial(experiment.loss, training=False), *given)
+    except Exception as error:
+        raise InputError(
+            f"model = {name!r} can be trained but not sampled ({first_line(error)}): sampling gives no rngs and no "
+            "key, so the network must work without"
+        ) from error
 
 
 def _check_process(experiment: Experiment) -> None:

@@ -31,7 +31,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 
 from jaxdiff.experiment.workdir import side_folder
-from jaxdiff.typing import InputError, PyTree
+from jaxdiff.typing import InputError, PyTree, first_line
 
 _log = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ class Checkpoints:
             raise
         # Damage shows in many ways, and Orbax promises no type for any of them.
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            reason = first_line(error)
         if not np.all(multihost_utils.process_allgather(np.int32(restored is not None))):
             return reason
         for name in items:

@@ -79,6 +79,8 @@ class Conditioning:
         for name in given:
             if name.removesuffix("_mask") not in self.shapes or name in ("vector_mask", "image_mask"):
                 raise InputError(f"cond has {name!r}, but the conditions of this model are {', '.join(self.kinds)}")
+            if name == "tokens_mask" and given.get("tokens") is None:
+                raise InputError("cond has 'tokens_mask' without 'tokens'; give the tokens too")
         for kind, shape in self.shapes.items():
             if given.get(kind) is None:
                 if not self.p[kind]:
@@ -98,6 +100,8 @@ class Conditioning:
                 raise InputError(f"cond[{kind!r}] has values that are not finite")
             shown = part.shape[:2] if kind == "tokens" else (n,)
             mask = np.asarray(given.get(f"{kind}_mask", True), bool)
+            if mask.shape not in ((), shown, shown[1:]):
+                raise InputError(f"cond['{kind}_mask'] has shape {mask.shape}; it must be {shown[1:]} or {shown}")
             found |= {kind: part, f"{kind}_mask": np.broadcast_to(mask, shown)}
         return found
 

@@ -196,6 +196,11 @@ class Config:
         for what, (names, given) in components.NAMES.items():
             object.__setattr__(self, what, registry.normalize(what, getattr(self, what), names, given=given))
         object.__setattr__(self, "predicts", parameterization.canonical(self.predicts, what="predicts"))
+        if self.data.derive is not None and not {*self.cond.used} - {"label"}:
+            raise InputError(
+                f"data.derive = {self.data.derive!r}, but the network is given none of what it computes; set "
+                "cond.image or cond.vector, as to 0.1"
+            )
         # JAX must compute nothing in these checks: it would choose its devices before `jaxdiff.xla.split_cpu` can.
         self._check_components()
         dispatch = self.train.steps_per_dispatch or 10

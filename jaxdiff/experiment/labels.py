@@ -49,7 +49,7 @@ def condition(experiment: Experiment, params: PyTree, n: int, asked: Asked) -> t
     if experiment.conditioning.shapes:
         if classifier is not None or isinstance(labels, Mapping):
             what = "classifier" if classifier is not None else f"labels = {labels!r}"
-            raise InputError(f"{what}: this model has other conditions than labels, which that can't be combined with")
+            raise InputError(f"{what} cannot be combined with the other conditions of this model; leave it out")
         rows: Any = experiment.conditioning.rows(cond, n)
         if labels is not None or classes:
             rows["label"] = np.broadcast_to(_label_rows(experiment, labels, n), n)

@@ -30,9 +30,6 @@ from jaxdiff.typing import Count, Extended, InputError, Layers, PyTree, shown
 
 Rate = Callable[[Any], Any]  # from the number of a step, which may be traced, to a learning rate
 
-_OF_OPTIMIZERS = ("learning_rate", "weight_decay", "mask")
-_OF_DECAYS = ("learning_rate", "steps", "warmup_steps")
-
 
 def _constant(learning_rate: float) -> Rate:
     return optax.constant_schedule(learning_rate)
@@ -74,7 +71,8 @@ def _muon(
     """
 
     def axes(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        if jax.tree_util.keystr(path[-1:], simple=True) != "kernel" or leaf.ndim < 2:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        if name.rpartition("/")[2] != "kernel" or leaf.ndim < 2:  # the last part, where the weights are a flat mapping
             return None
         return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
 

@@ -24,7 +24,7 @@ from jaxdiff.experiment import workdir
 from jaxdiff.experiment.checkpoint import NoCheckpointError, check_chunks, fingerprint
 from jaxdiff.experiment.config import Config
 from jaxdiff.storage import user_path
-from jaxdiff.typing import InputError, PyTree, shown
+from jaxdiff.typing import InputError, PyTree, first_line, shown
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _read(item: Path, wanted: Mapping[str, Any], choose: Callable[..., Collectio
     except (InputError, MemoryError):
         raise
     except Exception as error:  # as for `Checkpoints`: damage has no type
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
     if not np.all(multihost_utils.process_allgather(np.int32(restored is not None))):
         return reason
     leaves = {path_of(path): leaf for path, leaf in jax.tree.leaves_with_path(restored["values"])}

@@ -5,6 +5,7 @@
 
 The function is called again whenever the network is traced, without computing weights. So it must give the same
 structure every time; define it at the top of a module, so that a second denoiser shares the compiled programs.
+Constants that are not trained, such as frequencies, must be NumPy arrays.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jaxdiff.typing import InputError, PyTree, RandomKey
@@ -34,19 +36,22 @@ class _FromNNX:
     def apply(self, weights: Weights, x: Array, t: Array, cond: PyTree = None, *, rngs: Any = None) -> Array:
         from flax import nnx
 
-        abstract = nnx.eval_shape(lambda: self.make(nnx.Rngs(0)))
-        graph, params, rest = nnx.split(abstract, nnx.Param, ...)  # type: ignore[misc]
+        graph, params, rest = _abstractly(lambda key: nnx.split(self.make(nnx.Rngs(key)), nnx.Param, ...))
         key = jax.random.key(0) if rngs is None else rngs["dropout"]
         found = [(path, variable.replace(weights[_name(path)])) for path, variable in nnx.to_flat_state(params)]
-        for i, (path, variable) in enumerate(nnx.to_flat_state(rest)):
-            if isinstance(variable, nnx.RngKey):
-                found.append((path, variable.replace(jax.random.fold_in(key, i))))
-            elif isinstance(variable, nnx.RngCount):
-                found.append((path, variable.replace(jnp.zeros((), jnp.uint32))))
+        for i, (path, leaf) in enumerate(nnx.to_flat_state(rest)):
+            if isinstance(leaf, nnx.RngKey):
+                own, shape = jax.random.fold_in(key, i), leaf.get_value().shape  # a key for each of scanned layers
+                found.append((path, leaf.replace(jax.random.split(own, shape) if shape else own)))
+            elif isinstance(leaf, nnx.RngCount):
+                found.append((path, leaf.replace(jnp.zeros(leaf.get_value().shape, jnp.uint32))))
+            elif isinstance(leaf, np.ndarray):
+                found.append((path, leaf))
             else:
+                kind = type(leaf).__name__ if isinstance(leaf, nnx.Variable) else "an array of JAX"
                 raise InputError(
-                    f"the network has {type(variable).__name__} at {_name(path)}; only Param and Dropout's keys are "
-                    "supported, as no state but the weights is kept between steps: use LayerNorm or GroupNorm"
+                    f"the network has {kind} at {_name(path)}; beside Param and the keys of Dropout it may hold NumPy "
+                    "arrays, as constants, and no state between steps: use LayerNorm or GroupNorm, not BatchNorm"
                 )
         net = nnx.merge(graph, nnx.from_flat_state(found))
         net.eval() if rngs is None else net.train()
@@ -61,7 +66,8 @@ def from_nnx(make: Callable[[Any], Any]) -> _FromNNX:
         in training mode with keys of the example's own for its dropout, and otherwise in evaluation mode.
 
     Raises (when it is called):
-      InputError: if it keeps other state than weights and keys, such as the statistics of BatchNorm.
+      InputError: if it holds arrays of JAX that are no Param, or other state than weights and keys, such as the
+        statistics of BatchNorm.
     """
     return _FromNNX(make)
 
@@ -76,7 +82,7 @@ class _FromEquinox:
     def apply(self, weights: Weights, x: Array, t: Array, cond: PyTree = None, *, rngs: Any = None) -> Array:
         import equinox
 
-        arrays, rest = _arrays(equinox.filter_eval_shape(self.make, jax.random.key(0)))
+        arrays, rest = _abstractly(lambda key: _arrays(self.make(key)))
         filled = jax.tree.map_with_path(lambda path, _: weights[_name(path)], arrays)
         net = equinox.nn.inference_mode(equinox.combine(filled, rest), rngs is None)
         args = (x, t) if cond is None else (x, t, cond)
@@ -94,22 +100,32 @@ def from_equinox(make: Callable[[RandomKey], Any]) -> _FromEquinox:
         mode.
 
     Raises (when it is called):
-      InputError: if it holds arrays that can't be trained, such as whole numbers or the state of BatchNorm.
+      InputError: if it holds arrays of JAX that can't be trained, such as whole numbers or the state of BatchNorm.
     """
     return _FromEquinox(make)
 
 
+def _abstractly(make: Callable[[RandomKey], Any]) -> Any:
+    """What `make` returns, traced: of its arrays of JAX only shapes and dtypes may be used, the rest is as it is."""
+    kept = []
+
+    def trace(key: RandomKey) -> None:
+        kept.append(make(key))
+
+    jax.eval_shape(trace, jax.random.key(0))
+    return kept[0]
+
+
 def _arrays(net: Any) -> tuple[Any, Any]:
-    """The arrays of an Equinox module, and the rest of it."""
+    """The arrays of JAX in an Equinox module, and the rest of it."""
     import equinox
 
-    is_array = lambda leaf: isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)  # noqa: E731
-    arrays, rest = equinox.partition(net, is_array)
+    arrays, rest = equinox.partition(net, lambda leaf: isinstance(leaf, jax.Array))
     for path, leaf in jax.tree.leaves_with_path(arrays):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise InputError(
-                f"the network holds {leaf.dtype} at {_name(path)}; all its arrays are trained, so they must be floats: "
-                "make others when it is called, and use no BatchNorm"
+                f"the network holds {leaf.dtype} at {_name(path)}; all its arrays of JAX are trained, so they must be "
+                "floats: make constants NumPy arrays, and use no BatchNorm"
             )
     return arrays, rest
 

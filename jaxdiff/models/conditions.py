@@ -100,7 +100,7 @@ def join_image(
     sizes, smaller = x.shape[1:-1], image.shape[1:-1]
     if len(sizes) != len(smaller) or any(size % part for size, part in zip(sizes, smaller, strict=True)):
         raise InputError(
-            f"the image condition has the size {smaller}, and x {sizes}; the sizes of x must be multiples of its"
+            f"the image condition has the size {smaller}, and x {sizes}; those of x must be multiples of the image's"
         )
     for axis, (size, part) in enumerate(zip(sizes, smaller, strict=True), 1):
         image = jnp.repeat(image, size // part, axis=axis)

@@ -5,6 +5,7 @@ input says which.
 """
 
 import itertools
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -40,6 +41,8 @@ def check_fields(module: Any, *names: str) -> None:
     entry, and `time_dim` is even.
     """
     typing.check_fields(module)
+    if not isinstance(shapes := getattr(module, "conditions", {}), Mapping):
+        raise InputError(f"conditions = {typing.shown(shapes)}; it must be a mapping of kinds to shapes")
     for name in (*names, "time_steps"):
         value = getattr(module, name)
         if min(value if isinstance(value, tuple) else (value,), default=1) < 1:

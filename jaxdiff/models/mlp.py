@@ -54,7 +54,7 @@ class MLP(nn.Module):
         super().__post_init__()
         check_fields(self, "width", "depth", "outputs")
         if others := sorted({*self.conditions} - {"vector"}):
-            raise InputError(f"an mlp has no place for the condition {others[0]!r}; use a unet")
+            raise InputError(f"conditions = {others}: an mlp has no place for {others[0]!r}; use a unet")
 
     @nn.compact
     def __call__(self, x: Float[Array, "n dim"], t: Times, cond: PyTree = None) -> Float[Array, "n predicted"]:

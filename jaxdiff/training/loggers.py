@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 
 from jaxdiff import registry
 from jaxdiff.storage import replacing
-from jaxdiff.typing import InputError, shown
+from jaxdiff.typing import InputError, first_line, shown
 
 _log = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ class Loggers:
             yield
         except Exception as error:  # whatever it is, it is not the run that failed
             self._kept = [entry for entry in self._kept if entry[1] is not logger]
-            reason = (str(error).splitlines() or [""])[0][:500]
+            reason = first_line(error, 500)
             fault = f"{type(error).__name__}: {reason}"
             _log.warning("the logger %s failed and is left out from now on, the run goes on: %s", name, fault)
 

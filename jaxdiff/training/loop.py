@@ -106,7 +106,7 @@ def train(
             return state
         run = stack.enter_context(_begin(workdir, prepared, given, abstract, checkpoints, start))
         if taken is not None:
-            run.recorder.say(f"weights  {taken.described}")
+            run.recorder.say(f"weights  {taken}")
             run.save(0, state)  # so that the run needs the other folder no more
         if undrawn:
             run.draw(start, state)
@@ -144,7 +144,7 @@ class _Run(NamedTuple):
             stop, has_picture = self.asked(), _has_picture(config, done)
             # A process compiles its first picture, and no signal can interrupt that: it saves the state before.
             first_picture, drawn = has_picture and not drawn, drawn or has_picture
-            is_best = evaluated is not None and self.checkpoints.improves(evaluated)
+            is_best = evaluated is not None and _agreed(self.checkpoints.improves(evaluated))
             is_due = done == steps or done % config.every.checkpoint == 0
             if stop or ended or is_best or first_picture or is_due:
                 self.save(done, state, evaluated)
@@ -215,8 +215,12 @@ def _has_picture(config: Config, step: int) -> bool:
 
 def _is_undrawn(config: Config, workdir: Path, step: int) -> bool:
     """Return whether a run that was stopped at this step still lacks the picture of it; the same on all processes."""
-    lacks = step > 0 and _has_picture(config, step) and not picture_path(workdir, step).exists()
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(lacks)))
+    return _agreed(step > 0 and _has_picture(config, step) and not picture_path(workdir, step).exists())
+
+
+def _agreed(found: bool) -> bool:
+    """What process 0 found, on all processes: where they read files themselves, one could fail to."""
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(found)))
 
 
 class _Given(NamedTuple):
@@ -249,7 +253,7 @@ def _set_up(config: Config, workdir: Path, allow_change: Collection[str], given:
                 folder.prepare(workdir, config, allow_change)
             except InputError as error:
                 refusal = error
-        if multihost_utils.broadcast_one_to_all(np.int32(refusal is not None)):
+        if _agreed(refusal is not None):
             raise refusal or InputError(f"process 0 refuses workdir = {workdir}; its own message says why")
         section = config.data
         if given.data is None:
@@ -303,17 +307,16 @@ def _check_state(old: Experiment, new: Experiment, allow_change: Collection[str]
         )
 
 
-def _first_state(
-    experiment: Experiment, abstract: State, checkpoints: Checkpoints
-) -> tuple[State, transfer.Taken | None]:
-    """Return the state of the newest whole checkpoint, or that of a new run and what it has taken from another."""
+def _first_state(experiment: Experiment, abstract: State, checkpoints: Checkpoints) -> tuple[State, str | None]:
+    """Return the state of the newest whole checkpoint, or that of a new run and which weights it took from another."""
     found = checkpoints.restore(abstract.items(), repair=True)
     if found is not None:
         return State.from_items(found[1]), None
     taken = transfer.take(experiment.config, abstract.params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     options: Any = {"out_shardings": shardings, "compiler_options": xla.compiler_options(level=0)}
-    return jax.jit(partial(init_state, experiment), **options)(taken and taken.weights), taken
+    state = jax.jit(partial(init_state, experiment), **options)(taken and taken.weights)
+    return state, taken and taken.described
 
 
 @jax.jit
@@ -347,7 +350,7 @@ def _picture(experiment: Experiment, dataset: Source, params: PyTree, mesh: Mesh
     cond: Any = np.arange(n) % classes if classes else None
     if experiment.conditioning.shapes:
         seen = dataset.take(np.arange(n) % len(dataset))
-        cond = jax.tree.map(np.asarray, experiment.conditioning.of(cond, seen.cond))
+        cond = jax.tree.map(np.asarray, experiment.conditioning.of(seen.labels, seen.cond))
     sampling = dataclasses.replace(sampling, batch=n)
     samples = sample_in_batches(key, denoiser, sampling, shape=shape, n=n, cond=cond, mesh=mesh)
     return plots.draw(samples, columns=None if are_points else classes or None)  # a column for each label
