@@ -36,7 +36,7 @@ class _FromNNX:
     def apply(self, weights: Weights, x: Array, t: Array, cond: PyTree = None, *, rngs: Any = None) -> Array:
         from flax import nnx
 
-        graph, params, rest = _abstractly(lambda key: nnx.split(self.make(nnx.Rngs(key)), nnx.Param, ...))
+        graph, params, rest = _abstractly(lambda key: nnx.split(_checked(self.make(nnx.Rngs(key))), nnx.Param, ...))
         key = jax.random.key(0) if rngs is None else rngs["dropout"]
         found = [(path, variable.replace(weights[_name(path)])) for path, variable in nnx.to_flat_state(params)]
         for i, (path, leaf) in enumerate(nnx.to_flat_state(rest)):
@@ -48,10 +48,9 @@ class _FromNNX:
             elif isinstance(leaf, np.ndarray):
                 found.append((path, leaf))
             else:
-                kind = type(leaf).__name__ if isinstance(leaf, nnx.Variable) else "an array of JAX"
                 raise InputError(
-                    f"the network has {kind} at {_name(path)}; beside Param and the keys of Dropout it may hold NumPy "
-                    "arrays, as constants, and no state between steps: use LayerNorm or GroupNorm, not BatchNorm"
+                    f"the network has {type(leaf).__name__} at {_name(path)}; beside Param it may hold the keys of "
+                    "Dropout, but no state between steps: use LayerNorm or GroupNorm, not BatchNorm"
                 )
         net = nnx.merge(graph, nnx.from_flat_state(found))
         net.eval() if rngs is None else net.train()
@@ -114,6 +113,18 @@ def _abstractly(make: Callable[[RandomKey], Any]) -> Any:
 
     jax.eval_shape(trace, jax.random.key(0))
     return kept[0]
+
+
+def _checked(net: Any) -> Any:
+    """An NNX module, if none of its attributes is an array of JAX: that would be traced, and lost."""
+    from flax import nnx
+
+    for path, node in nnx.iter_graph(net):
+        for name, value in vars(node).items() if isinstance(node, nnx.Module) else ():
+            if isinstance(value, jax.Array):
+                where = "/".join(map(str, (*path, name)))
+                raise InputError(f"the network has an array of JAX at {where}; make it a NumPy array, or an nnx.Param")
+    return net
 
 
 def _arrays(net: Any) -> tuple[Any, Any]:
