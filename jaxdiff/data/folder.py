@@ -29,7 +29,7 @@ class Folder:
         return len(self.files)
 
     def __getitem__(self, i: int) -> Stored:
-        path = os.path.join(self.root, self.files[i])
+        path = f"{self.root}{os.sep}{self.files[i]}"
         return Stored(path, None if self.labels is None else int(self.labels[i]), path)
 
     def fingerprint(self) -> str:

@@ -138,7 +138,7 @@ class Pictures:
         image = fit(image, (height, width), (top, left))
         if channels == 3 and image.mode == "L":
             image = image.convert("RGB")
-        x = np.asarray(image).reshape(height, width, channels)
+        x = np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
         return x[:, ::-1] if rng is not None and reading.flip and rng.random() < 0.5 else x
 
 
@@ -164,12 +164,13 @@ def from_album(name: str, album: Album, reading: Reading, classes: tuple[str, ..
     """
     if not len(album):
         raise InputError(f"name = {name!r} has no pictures; give a set or a split that has some")
-    if reading.channels is None:
-        reading = dataclasses.replace(reading, channels=None if _all_grey(album, reading) else 3)
     height, width = reading.pixels
-    if reading.size is None:
-        first = _first(name, album, reading)
-        height, width = first.height, first.width
+    with quiet:
+        if reading.channels is None:
+            reading = dataclasses.replace(reading, channels=None if _all_grey(album, reading) else 3)
+        if reading.size is None:
+            first = _first(name, album, reading)
+            height, width = first.height, first.width
     spec = DataSpec(
         shape=(height, width, reading.channels or 1),
         levels=256,
@@ -193,15 +194,14 @@ def _first(name: str, album: Album, reading: Reading) -> Image.Image:
 
 def _all_grey(album: Album, reading: Reading) -> bool:
     """Whether up to `_HEADERS` pictures, evenly spread, are all without colour."""
-    with quiet:
-        for i in np.unique(np.linspace(0, len(album) - 1, _HEADERS).astype(int)).tolist():
-            content, _, place = album[i]
-            try:
-                if not is_grey(content, place):
-                    return False
-            except InputError:
-                if not reading.skip_broken:
-                    raise
+    for i in np.unique(np.linspace(0, len(album) - 1, _HEADERS).astype(int)).tolist():
+        content, _, place = album[i]
+        try:
+            if not is_grey(content, place):
+                return False
+        except InputError:
+            if not reading.skip_broken:
+                raise
     return True
 
 
