@@ -139,6 +139,7 @@ def test_a_conditional_run_draws_rows_of_labels_and_fills_in_what_is_missing(com
     np.testing.assert_allclose(kept[:, :, :, :4], np.broadcast_to(x0[:, None, :, :4], (2, 3, 8, 4, 1)), atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_other_conditions_come_from_test_examples_or_a_file(commands, tmp_path):
     (tmp_path / "run").mkdir()
     changes = {"cond.label": 0.1, "cond.image": 0.0, "data.derive": "reduced:factor=4"}

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from jaxdiff import data
@@ -41,6 +42,7 @@ def test_the_minimal_example_learns_the_swiss_roll(tmp_path: Path) -> None:
         assert len(image.getcolors(2**24) or []) > 1
 
 
+@pytest.mark.thorough
 def test_the_nnx_example_draws_the_moon_that_it_is_asked_for(tmp_path: Path) -> None:
     """After 300 steps more than 0.9 of the samples lie nearer to their own moon; they were 0.98. By chance: 0.5."""
     run_example("nnx_network", tmp_path / "moons.png", "--steps=300", f"--samples={tmp_path / 'moons.npz'}")
@@ -50,6 +52,7 @@ def test_the_nnx_example_draws_the_moon_that_it_is_asked_for(tmp_path: Path) -> 
     assert (np.argmin(near, axis=0) == found["labels"]).mean() > 0.9
 
 
+@pytest.mark.thorough
 def test_the_equinox_example_learns_the_checkerboard(tmp_path: Path) -> None:
     """After 400 steps more than 0.65 of the samples lie on its fields; they were 0.73. Half of the plane is fields."""
     run_example("equinox_network", tmp_path / "board.png", "--steps=400", f"--samples={tmp_path / 'board.npy'}")
@@ -58,6 +61,7 @@ def test_the_equinox_example_learns_the_checkerboard(tmp_path: Path) -> None:
     assert on_fields.mean() > 0.65
 
 
+@pytest.mark.thorough
 def test_the_example_of_fine_tuning_draws_the_digit_that_it_was_tuned_to(tmp_path: Path) -> None:
     """After 100 steps more than 0.75 of the samples are threes to a classifier; they were 0.91, and 0.14 before."""
     arguments = "--steps=200", f"--workdir={tmp_path}", f"--samples={tmp_path / 'samples.npz'}"

@@ -274,6 +274,7 @@ def weights(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> An
     return weights_of(tmp_path_factory.mktemp("whole"), digits_folder)
 
 
+@pytest.mark.thorough
 def test_a_folder_and_arrays_and_an_object_give_the_same_weights(
     digits_folder: Path, weights: Any, tmp_path: Path
 ) -> None:

@@ -232,6 +232,7 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], messag
         tiny.config(changes)
 
 
+@pytest.mark.thorough
 def test_it_falls_smoothly(tmp_path: Path) -> None:
     """Between steps it changes far less than the loss of the same number of examples with their own times and noise."""
     changes = {"every.evaluate": 1, "every.log": 1, "train.steps_per_dispatch": 1, "train.steps": 40}

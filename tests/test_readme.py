@@ -50,7 +50,7 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(home)
 
 
-QUICK = ("README", "docs/first_code")
+QUICK = ("README-0", "docs/first_code")
 
 
 def test_ci_calls_the_test_command_of_the_readme() -> None:
