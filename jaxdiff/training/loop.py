@@ -95,11 +95,7 @@ def train(
         start = int(state.step)
         undrawn = _is_undrawn(config, workdir, start)
         done = start >= settings.steps and not undrawn
-        if jax.process_index() == 0:
-            # A run that is done keeps its config, but gets side files that it has lost.
-            kept = folder.read(workdir, trust=registry.outside(config.to_mapping()))[0] if done else config
-            spec, fingerprint = prepared.dataset.spec, prepared.fingerprint
-            folder.write(workdir, kept, spec, prepared.examples, step=start, fingerprint=fingerprint)
+        _write(workdir, config, prepared, step=start, done=done)
         if done:
             fix = "raise train.steps to go on"
             _log.warning("%s is at step %d of %d already: nothing to do; %s", workdir, start, settings.steps, fix)
@@ -270,6 +266,14 @@ def _set_up(config: Config, workdir: Path, allow_change: Collection[str], given:
             old, _ = folder.read(workdir, trust=registry.outside(config.to_mapping()))
             _check_state(make_experiment(old, dataset.spec, examples, given.model), experiment, allow_change)
         yield _Prepared(dataset, held_out, fingerprint, experiment, examples)
+
+
+def _write(workdir: Path, config: Config, prepared: _Prepared, *, step: int, done: bool) -> None:
+    """Let process 0 write what the folder says of the run; one that is done keeps its config."""
+    if jax.process_index() == 0:
+        kept = folder.read(workdir, trust=registry.outside(config.to_mapping()))[0] if done else config
+        spec, fingerprint = prepared.dataset.spec, prepared.fingerprint
+        folder.write(workdir, kept, spec, prepared.examples, step=step, fingerprint=fingerprint)
 
 
 @contextmanager
