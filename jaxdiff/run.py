@@ -27,7 +27,7 @@ from jaxdiff.evaluation import NoisyAccuracy
 from jaxdiff.experiment import Config, Experiment, Sampling, make_experiment
 from jaxdiff.experiment import workdir as workdir_
 from jaxdiff.experiment.build import noisy_accuracy
-from jaxdiff.experiment.checkpoint import Checkpoints
+from jaxdiff.experiment.checkpoint import Checkpoints, NoCheckpointError
 from jaxdiff.experiment.labels import Asked, Labels, condition
 from jaxdiff.likelihood import BitsPerDim, bits_per_dim, slerp
 from jaxdiff.likelihood.latents import integrate_each
@@ -448,6 +448,14 @@ def load(
     abstract = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), abstract)
     with closing(Checkpoints(path / "checkpoints")) as checkpoints:
         steps = checkpoints.best() if weights == "best" else checkpoints.only(step) if step is not None else None
-        found, item = checkpoints.restore_item(name, abstract, steps)
+        try:
+            found, item = checkpoints.restore_item(name, abstract, steps)
+        except NoCheckpointError as error:
+            if model is None:
+                raise
+            raise NoCheckpointError(
+                f"no checkpoint in {path} fits the network that is given, or none is whole; give the network that the "
+                "run was trained with"
+            ) from error
     params = item["params"] if weights == "raw" else item
     return Run(experiment=experiment, params=params, step=found, weights=weights, trusted=trust)

@@ -219,12 +219,12 @@ def test_a_value_that_breaks_a_rule_is_refused(path, value, message):
         tiny.config({path: value})
 
 
-def test_without_steps_per_dispatch_the_default_of_accelerators_must_divide():
-    message = (
-        "every.log = 5 is not a multiple of train.steps_per_dispatch = 10, its default on accelerators; make it one"
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        tiny.config({"train.steps_per_dispatch": None, "every.log": 5})
+@pytest.mark.parametrize(("log", "size"), [(20, 10), (5, 5), (4, 2), (7, 1)])
+def test_without_steps_per_dispatch_it_divides_how_often_things_are_done(log, size):
+    config = tiny.config({"train.steps_per_dispatch": None, "every.log": log})
+    assert config.steps_per_dispatch(on_cpu=False) == size
+    assert config.steps_per_dispatch(on_cpu=True) == 1
+    assert tiny.config({"train.steps_per_dispatch": 5}).steps_per_dispatch(on_cpu=True) == 5
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -234,12 +234,12 @@ def test_an_object_with_len_and_items_is_a_data_set() -> None:
         (3, "is a int"),
         ([(np.zeros(2), 0)], "give it the attribute classes"),
         ([np.zeros(2), np.zeros(3)], r"example 1 is float32\(3,\) with no label; the first one is float32\(2,\)"),
-        ([np.zeros(2), np.array([np.nan, 0])], "holds nan; it must be finite"),
+        ([np.zeros(2), np.array([np.nan, 0])], "example 1 has values that are not finite"),
         ([{"y": 1}], "has the parts y"),
         ([(1, 2, 3)], "is a tuple of 3"),
         ([np.zeros(2, int)], "example 0 is int64"),
-        (Pairs(labels=np.full(1500, 12)), r"labels\[0\] holds 12; it must lie in 0 ... 9"),
-        (Pairs(labels=np.full(1500, -1)), r"labels\[0\] holds -1"),
+        (Pairs(labels=np.full(1500, 12)), "example 0 has the label 12; it must lie in 0 ... 9"),
+        (Pairs(labels=np.full(1500, -1)), "example 0 has the label -1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -380,3 +380,28 @@ def test_a_killed_run_goes_on_with_another_number_of_workers(digits_folder: Path
     assert tiny.finish(other)[0] == 0
     tiny.assert_identical(jd.load(run, trust=True).params, jd.load(whole, trust=True).params)
     assert jax.tree.leaves(jd.load(run, trust=True).params)
+
+
+class Bad(Pairs):
+    """A data set whose example 77 is bad in one way."""
+
+    def __init__(self, bad: object) -> None:
+        super().__init__(np.zeros((100, 2), np.float32), np.zeros(100, np.int32))
+        self.bad = bad
+
+    def __getitem__(self, i: int) -> object:
+        if i == 77 and isinstance(self.bad, Exception):
+            raise self.bad
+        return self.bad if i == 77 else super().__getitem__(i)
+
+
+@pytest.mark.parametrize("bad", [(np.full(2, np.nan, np.float32), 0), (np.zeros(2, np.float32), 99), np.zeros(3)])
+def test_a_bad_example_of_an_object_is_named_by_its_index(bad: object) -> None:
+    with pytest.raises(jd.InputError, match="example 77 "):
+        data.from_object("mine", Bad(bad)).take(np.array([3, 77]))
+
+
+def test_what_an_object_raises_says_for_which_example() -> None:
+    with pytest.raises(KeyError) as error:
+        data.from_object("mine", Bad(KeyError(5))).take(np.array([3, 77]))
+    assert "[77] of data 'mine'" in error.value.__notes__[0]

@@ -141,6 +141,12 @@ def test_settings_that_change_the_meaning_of_the_weights_are_told(source, caplog
     assert "a run with other settings of schedule, predicts; its weights fit by shape alone" in caplog.text
 
 
+def test_a_relative_path_is_read_from_the_current_folder(source, monkeypatch):
+    monkeypatch.chdir(source.parent)
+    found, whole = (start(experiment_of(folder)) for folder in (Path(source.name), source))
+    jax.tree.map(np.testing.assert_array_equal, found.params, whole.params)
+
+
 def test_a_folder_that_is_no_run_or_has_no_checkpoint_is_refused(tmp_path):
     refused(experiment_of(tmp_path / "none"), r"^train\.init_from = .*none is not a run: it has no config\.json; give")
     (tmp_path / "config.json").write_text("{}")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from jaxdiff import data, samplers, xla
+from jaxdiff import data, registry, samplers, xla
 from jaxdiff.cli import command, outputs
 from jaxdiff.experiment import plots
 from jaxdiff.likelihood import Elbo
@@ -63,8 +63,8 @@ def main() -> None:
     flags.DEFINE_string(
         "label",
         None,
-        "Class to draw, for conditional models or with --classifier: 3; 0,1,2 or all for a row of each; 3+8 or "
-        "3:0.7+8:0.3 for a composition.",
+        "Class to draw, for conditional models or with --classifier: 3, or its name; 0,1,2 or all for a row of each; "
+        "3+8 or 3:0.7+8:0.3 for a composition.",
     )
     flags.DEFINE_string(
         "cond", None, "Other conditions of the samples: test (those of test examples), or FILE.npz with n of each kind."
@@ -168,6 +168,9 @@ def _labels(run: Run) -> tuple[list[int], dict[int, float] | None]:
     text = FLAGS.label
     if text is None:
         return [], None
+    names = (_classifier() or run).experiment.spec.class_names or ()
+    if text in names:
+        return [names.index(text)], None
     if text == "all":
         return list(range(max((_classifier() or run).experiment.classes, 1))), None
     parts = [part.partition(":") for part in text.split("+")]
@@ -178,7 +181,10 @@ def _labels(run: Run) -> tuple[list[int], dict[int, float] | None]:
     except ValueError:
         weights = {}
     if len(weights) < len(parts):
-        raise InputError(f"--label = {text!r}; give a number, 0,1,2 or all, or a composition as in 3+8 or 3:0.7+8:0.3")
+        raise InputError(
+            f"--label = {text!r}; give a number, 0,1,2 or all, or a composition as in 3+8 or "
+            f"3:0.7+8:0.3{registry.suggest(text, names) if names else ''}"
+        )
     return [], weights
 
 

@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from jaxdiff import registry, xla
 from jaxdiff.cli import command, config_files
+from jaxdiff.data import names_place
 from jaxdiff.experiment import Config
 from jaxdiff.storage import user_path
 from jaxdiff.training import loop
@@ -66,7 +67,10 @@ def _train() -> None:
     loop.train(config, workdir, allow_change=FLAGS.allow_change)
     if jax.process_index() == 0:
         sampling = f"{command.called('sample')} --workdir={shlex.quote(str(workdir))}"
-        if registry.outside(config.to_mapping()):
+        values = config.to_mapping()
+        if names_place(config.data.name) or config.data.name.startswith("tfds:"):  # a name of data, not of code
+            values["data"]["name"] = ""
+        if registry.outside(values):
             sampling += " --trust"  # the folder names code, which a stranger could have written
         others = {*config.cond.used} - {"label"}
         if others:

@@ -76,7 +76,7 @@ class Given:
 
     def take(self, indices: Int[np.ndarray, " n"], *, seed: int = 0, step: int = 0) -> Examples:
         """Return the examples with these indices, or raise an InputError that names an example unlike the first."""
-        found = [_parts(self.name, self.examples[int(i)], int(i)) for i in indices]
+        found = [self._example(int(i)) for i in indices]
         wanted = np.dtype(np.float32 if self.spec.levels is None else np.uint8)
         for i, (x, label, cond) in zip(indices, found, strict=True):
             if x.shape != self.spec.shape or x.dtype != wanted or (label is None) != (self.spec.classes is None):
@@ -85,6 +85,12 @@ class Given:
                     f"data {self.name!r}: example {i} is {x.dtype}{x.shape} with {has}; the first one is "
                     f"{wanted}{self.spec.shape} with {'no label' if self.spec.classes is None else 'a label'}"
                 )
+            floats = [x, *(part for part in cond.values() if part.dtype != bool)]
+            if not all(np.isfinite(part).all() for part in floats):
+                raise InputError(f"data {self.name!r}: example {i} has values that are not finite; leave it out")
+            if label is not None and not 0 <= label < (self.spec.classes or 0):
+                rule = f"it must lie in 0 ... {(self.spec.classes or 0) - 1}"
+                raise InputError(f"data {self.name!r}: example {i} has the label {label}; {rule}")
             shapes = {name: part.shape for name, part in cond.items()}
             if shapes != (first := {name: part.shape for name, part in found[0][2].items()}):
                 raise InputError(
@@ -103,6 +109,14 @@ class Given:
             cond=conditions or None,
         )
         return Examples(checked.x, checked.labels, checked.cond)
+
+    def _example(self, i: int) -> tuple[np.ndarray, int | None, dict[str, np.ndarray]]:
+        try:
+            example = self.examples[i]
+        except Exception as error:
+            error.add_note(f"This is what [{i}] of data {self.name!r} raised.")
+            raise
+        return _parts(self.name, example, i)
 
     def fingerprint(self) -> str:
         """Return that of the object if it has one, or else a hash of its length and of 64 examples."""

@@ -8,6 +8,7 @@ The sections `model`, `schedule` and `process` name components, with the texts a
 
 import dataclasses
 import functools
+import math
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -127,7 +128,8 @@ class Train:
     steps: int
     batch_size: Count  # over all devices of all hosts
     accumulate: Count = 1  # micro-batches per optimizer step
-    steps_per_dispatch: Count | None = None  # optimizer steps in one compiled call; None: 1 on CPU, else 10
+    # Optimizer steps in one compiled call; None: 1 on CPU, else 10, or less where every.* asks for less.
+    steps_per_dispatch: Count | None = None
     ema_decay: float = 0.9999  # reached by a warm-up: at step n the decay is at most (1 + n)/(10 + n)
     seed: Seed = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of computation; auto: float32 on CPU, else bfloat16
@@ -203,12 +205,11 @@ class Config:
             )
         # JAX must compute nothing in these checks: it would choose its devices before `jaxdiff.xla.split_cpu` can.
         self._check_components()
-        dispatch = self.train.steps_per_dispatch or 10
-        default = "" if self.train.steps_per_dispatch else ", its default on accelerators"
+        dispatch = self.train.steps_per_dispatch or 1
         for name in ("log", "checkpoint", "sample"):
             if (steps := getattr(self.every, name)) % dispatch:
                 raise InputError(
-                    f"every.{name} = {steps} is not a multiple of train.steps_per_dispatch = {dispatch}{default}; "
+                    f"every.{name} = {steps} is not a multiple of train.steps_per_dispatch = {dispatch}; "
                     "make it one, or set train.steps_per_dispatch"
                 )
 
@@ -280,6 +281,11 @@ class Config:
         given = {name: value for name, value in extra.items() if value is not None}
         with registry.named(what):
             return registry.make("name", getattr(self, what), components.NAMES[what][0], **given)
+
+    def steps_per_dispatch(self, *, on_cpu: bool) -> int:
+        """Return the number of optimizer steps in one compiled call: by default 1 on a CPU, else at most 10."""
+        every = (self.every.log, self.every.checkpoint, self.every.sample)
+        return self.train.steps_per_dispatch or (1 if on_cpu else math.gcd(10, *every))
 
     @property
     def labels_used_by(self) -> str | None:

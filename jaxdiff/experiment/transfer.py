@@ -56,7 +56,7 @@ def take(config: Config, abstract: PyTree) -> Taken | None:
     if config.train.init_from is None:
         return None
     name = "train.init_from"
-    what, folder = f"{name} = {config.train.init_from}", user_path(config.train.init_from, what=name)
+    what, folder = f"{name} = {config.train.init_from}", user_path(config.train.init_from, what=name).resolve()
     workdir.check_path(folder, what=name)
     if not (folder / "config.json").is_file():
         raise InputError(f"{what} is not a run: it has no config.json; give the folder of a training run")

@@ -25,6 +25,8 @@ Callback = Callable[[int, State, dict[str, float]], Any]
 
 def check(callbacks: Sequence[Any]) -> None:
     """Raise an InputError if one of them can't be called."""
+    if callable(callbacks):
+        raise InputError(f"callbacks = {shown(callbacks)}; give a list of functions")
     for found in callbacks:
         if isinstance(found, type) or not callable(found):
             raise InputError(f"callbacks holds {shown(found)}; give functions of (step, state, metrics)")

@@ -100,6 +100,9 @@ def train(
             fix = "raise train.steps to go on"
             _log.warning("%s is at step %d of %d already: nothing to do; %s", workdir, start, settings.steps, fix)
             return state
+        if start == 0 and settings.steps <= (warmup := config.optimizer.warmup_steps):
+            what = f"optimizer.warmup_steps = {warmup}, but train.steps = {settings.steps}"
+            _log.warning("%s: the learning rate never reaches %g", what, config.optimizer.learning_rate)
         run = stack.enter_context(_begin(workdir, prepared, given, abstract, checkpoints, start))
         if taken is not None:
             run.recorder.say(f"weights  {taken}")
@@ -130,7 +133,7 @@ class _Run(NamedTuple):
         steps, verified, drawn = config.train.steps, False, False
         run_step = make_step(self.experiment, self.batches.mesh, self.abstract)
         # On CPU a loop around convolutions is slow (see `jaxdiff.training.step`), and a dispatch is cheap.
-        size = config.train.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
+        size = config.steps_per_dispatch(on_cpu=jax.default_backend() == "cpu")
         for dispatch in self.batches.stream(start, steps, size):
             state, metrics = run_step(state, self.batches.resident, dispatch.batch)
             done = dispatch.first + dispatch.count

@@ -31,7 +31,8 @@ def describe(experiment: Experiment, dataset: Source, mesh: Mesh, params: PyTree
     """Return the lines about a run that starts or goes on from step `start`."""
     train, spec = experiment.config.train, dataset.spec
     levels = "" if spec.levels is None else f", {spec.levels} levels"
-    labels = "" if not spec.classes else f", {spec.classes} classes{'' if experiment.classes else ' (not used)'}"
+    names = f": {', '.join(spec.class_names)}" if spec.class_names and len(spec.class_names) <= 10 else ""
+    labels = "" if not spec.classes else f", {spec.classes} classes{names if experiment.classes else ' (not used)'}"
     parts = f" in {train.accumulate} parts" if train.accumulate > 1 else ""
     lines = {
         "data": f"{experiment.config.data.name}, {len(dataset):,} examples of shape {spec.shape}{levels}{labels}",
