@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import PIL.features
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from jaxdiff import data
-from jaxdiff.data.files import read_picture
+from jaxdiff.data.files import open_picture, quiet, read_picture
 from jaxdiff.typing import InputError
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])
@@ -322,3 +323,32 @@ def test_colour_of_16_bits_is_read_at_8(folder: Path) -> None:
     body = chunk(b"IDAT", zlib.compress(b"\0" + pixels.tobytes()))
     (folder / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b""))
     np.testing.assert_allclose(read_picture(folder / "deep.png"), pixels / 65535, atol=1 / 255)
+
+
+XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("how", ["exif", "xmp", None])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_data_set_reads_a_picture_upright_as_it_is_read_alone(tmp_path, kind, how, mode):
+    pixels = np.random.default_rng(0).integers(256, size=(8, 16, 3)).astype(np.uint8)
+    image, options = PIL.Image.fromarray(pixels).convert(mode), {}
+    if how == "exif":
+        exif = image.getexif()
+        exif[0x0112] = 6
+        options = {"exif": exif}
+    elif how == "xmp" and kind == "PNG":
+        options = {"pnginfo": PIL.PngImagePlugin.PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP.decode())
+    elif how == "xmp" and kind != "TIFF":
+        options = {"xmp": XMP}
+    path = tmp_path / "picture"
+    image.save(path, kind, **options)
+    alone = np.round(255 * read_picture(path)).astype(np.uint8)
+    assert alone.shape[:2] == ((16, 8) if options else (8, 16))
+    with quiet:
+        for content in (str(path), path.read_bytes()):
+            found = np.asarray(open_picture(content, "here")).reshape(*alone.shape[:2], -1)
+            np.testing.assert_array_equal(found, alone)

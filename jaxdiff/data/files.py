@@ -19,6 +19,8 @@ from jaxdiff.typing import HostSamples, InputError, check_whole, first_line
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in Pillow's conversion to grey
 
 _MOST_BYTES = 2**30  # of a picture's file
+_TAGGED = ("JPEG", "PNG", "WEBP")  # formats with an orientation only in these parts of their information:
+_ORIENTED_BY = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 _SKIP = "mend it, or set data.skip_broken"
 
 # What Pillow converts its modes of 8 bits into before they are read; modes that are not listed become RGB.
@@ -136,10 +138,11 @@ def _opened(content: str | bytes, channels: int | None, background: str) -> Imag
             pixels = np.round(255 * _values(image, channels, background)).astype(np.uint8)
             return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         mode = {1: "L", 3: "RGB"}.get(channels or 0, image.mode)
-        if image.format != "JPEG" or "exif" in image.info:  # asked first, as looking for an orientation takes time
-            return ImageOps.exif_transpose(image).convert(mode)
         image.load()
-        return image if image.mode == mode else image.convert(mode)
+        turned: Image.Image = image
+        if image.format not in _TAGGED or not _ORIENTED_BY.isdisjoint(image.info):
+            turned = ImageOps.exif_transpose(image)  # asked first, as looking for an orientation takes time
+        return turned if turned.mode == mode else turned.convert(mode)
 
 
 def _content(content: str | bytes) -> bytes:
