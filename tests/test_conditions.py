@@ -69,6 +69,13 @@ def test_each_condition_changes_the_output_of_its_example_and_a_mask_hides_it(ki
     assert np.abs(hidden[0][0] - plain[0]).max() > 1e-3
 
 
+def test_equal_networks_are_equal_whatever_mapping_they_are_given():
+    """So that they share compiled programs."""
+    pair = [models.UNet(conditions=dict(SHAPES)), models.UNet(conditions=dict(SHAPES))]
+    assert pair[0] == pair[1]
+    assert hash(pair[0]) == hash(pair[1])
+
+
 def test_an_absent_condition_is_a_masked_one():
     """None, a mapping without the kind, and one that is masked out are the same."""
     nothing = NETWORK.apply(weights(), jnp.ones((2, 8, 8, 1)), jnp.full(2, 0.5))

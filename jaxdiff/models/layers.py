@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -41,8 +42,10 @@ def check_fields(module: Any, *names: str) -> None:
     entry, and `time_dim` is even.
     """
     typing.check_fields(module)
-    if not isinstance(shapes := getattr(module, "conditions", {}), Mapping):
-        raise InputError(f"conditions = {typing.shown(shapes)}; it must be a mapping of kinds to shapes")
+    if hasattr(module, "conditions"):
+        if not isinstance(shapes := module.conditions, Mapping):
+            raise InputError(f"conditions = {typing.shown(shapes)}; it must be a mapping of kinds to shapes")
+        object.__setattr__(module, "conditions", FrozenDict(shapes))  # so that equal networks share programs
     for name in (*names, "time_steps"):
         value = getattr(module, name)
         if min(value if isinstance(value, tuple) else (value,), default=1) < 1:
