@@ -121,6 +121,7 @@ def test_a_network_is_given_only_where_the_run_names_none(tmp_path):
         jd.load(tmp_path, model=NETWORKS["linen"])
 
 
+@pytest.mark.usefixtures("forgotten_coroutines")
 def test_another_network_than_in_training_is_told_so(tmp_path):
     config = points("given", {"train.steps": 10})
     tiny.train_without_picture(config, tmp_path, model=nets.LinenNet(shape=(2,), classes=8))
