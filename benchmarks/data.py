@@ -5,7 +5,8 @@
 Makes folders of 5,000 and 50,000 JPEG files of 64×64 pixels. For each it prints the peak memory of the process that
 trains and of its workers; then, beside a loop of Pillow alone over the same files in the same order, the images per
 second that are read in one process, and by one and two workers; and the share of its time that a loop waits for data,
-if each step takes 100 ms.
+if each step takes 100 ms. The speed of a machine may change from second to second: the speeds are medians of 9 turns,
+each between two loops of Pillow.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from jaxdiff import data
 from jaxdiff.training.batches import indices, make_batches
 from jaxdiff.training.sharding import make_mesh
 
-BATCH, STEPS = 64, 400
+BATCH, STEPS, TURNS = 64, 400, 9
 
 
 def make(folder: Path, n: int) -> None:
@@ -103,13 +104,23 @@ def main() -> None:
         source = data.load(f"folder:{folders[50_000]}", reading=data.Reading(size=64))
         parts = indices(0, 0, (STEPS, BATCH), len(source))
         files = [source.album[i].content for i in parts.reshape(-1).tolist()]
-        for turn in range(3):
-            alone = rate(lambda: pillow(files))
-            here = rate(lambda: [source.take(part) for part in parts])
-            found = {"one process": here} | {f"{n} workers": measured(folders[50_000], n)[0] for n in (1, 2)}
-            for how, speed in found.items():
-                ratio = f"{speed:.0f} images/s, {speed / alone:.2f} × a loop of Pillow ({alone:.0f} images/s)"
-                print(f"turn {turn}, {how}: {ratio}", flush=True)
+        ways: dict[str, Callable[[], float]] = {
+            "one process": lambda: rate(lambda: [source.take(part) for part in parts])
+        }
+        ways |= {f"{n} workers": lambda n=n: measured(folders[50_000], n)[0] for n in (1, 2)}
+        speeds: dict[str, list[float]] = {how: [] for how in ways}
+        ratios: dict[str, list[float]] = {how: [] for how in ways}
+        before = rate(lambda: pillow(files))
+        for _ in range(TURNS):
+            for how, measure in ways.items():
+                speed, after = measure(), rate(lambda: pillow(files))
+                speeds[how].append(speed)
+                ratios[how].append(speed / (before * after) ** 0.5)
+                before = after
+        for how in ways:
+            low, middle, high = np.quantile(ratios[how], (0, 0.5, 1))
+            speed = f"{np.median(speeds[how]):.0f} images/s"
+            print(f"{how}: {speed}, {middle:.2f} ({low:.2f} to {high:.2f}) × a loop of Pillow")
         share = measured(folders[50_000], 2, 0.1)[1]
         print(f"steps of 100 ms: {share:.1%} of the time is spent waiting for data")
 

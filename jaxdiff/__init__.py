@@ -13,7 +13,8 @@ from jaxdiff.typing import InputError, Prediction
 
 if TYPE_CHECKING:
     from jaxdiff import evaluation, models
-    from jaxdiff.run import Run, load
+    from jaxdiff.loading import load
+    from jaxdiff.run import Run
     from jaxdiff.training.loop import train
 
 __version__ = "0.1.0"
@@ -30,7 +31,7 @@ def __getattr__(name: str) -> Any:
     if name in ("evaluation", "models"):
         return importlib.import_module(f"jaxdiff.{name}")
     if name in ("Run", "load"):
-        return getattr(importlib.import_module("jaxdiff.run"), name)
+        return getattr(importlib.import_module("jaxdiff.run" if name == "Run" else "jaxdiff.loading"), name)
     if name == "train":
         return importlib.import_module("jaxdiff.training.loop").train
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

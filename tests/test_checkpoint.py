@@ -20,7 +20,7 @@ from jaxdiff import data
 from jaxdiff.data import DataSpec
 from jaxdiff.experiment import make_experiment
 from jaxdiff.experiment.checkpoint import Checkpoints, NoCheckpointError, fingerprint
-from jaxdiff.run import load
+from jaxdiff.loading import load
 from jaxdiff.training import loop
 from jaxdiff.training.batches import make_batches
 from jaxdiff.training.step import State, abstract_state, init_state, make_step

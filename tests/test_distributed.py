@@ -12,7 +12,7 @@ import tiny
 from PIL import Image
 
 from jaxdiff import data
-from jaxdiff.run import load
+from jaxdiff.loading import load
 from jaxdiff.training import loop
 
 CONFIG = {

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from jaxdiff.experiment.checkpoint import Checkpoints
-from jaxdiff.run import load
+from jaxdiff.loading import load
 
 KILLED = {
     "train.steps": 100,

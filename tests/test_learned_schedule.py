@@ -17,8 +17,8 @@ import tiny
 from jaxdiff import analytic, from_function, losses, schedules, time_sampling, weightings
 from jaxdiff.data import DataSpec
 from jaxdiff.experiment import make_experiment
+from jaxdiff.loading import load
 from jaxdiff.processes import Gaussian
-from jaxdiff.run import load
 from jaxdiff.training.learned_schedule import gradient
 from jaxdiff.training.step import init_state, update
 

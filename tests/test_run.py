@@ -21,7 +21,8 @@ from jaxdiff.denoisers import analytic
 from jaxdiff.experiment import Conditions, make_experiment, workdir
 from jaxdiff.experiment.checkpoint import NoCheckpointError
 from jaxdiff.experiment.conditions import Conditioning
-from jaxdiff.run import Run, load
+from jaxdiff.loading import load
+from jaxdiff.run import Run
 from jaxdiff.samplers import batching
 from jaxdiff.samplers.probability_flow import Solver
 from jaxdiff.training.step import State

@@ -14,8 +14,8 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from jaxdiff import data
-from jaxdiff.run import load
-from jaxdiff.training import loop
+from jaxdiff.loading import load
+from jaxdiff.training import loop, summary
 from jaxdiff.training.batches import indices
 from jaxdiff.training.recorder import DivergenceError
 
@@ -160,3 +160,11 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     with pytest.raises(DivergenceError, match=r"^after step 1 the weights are no longer finite; lower optimizer"):
         loop.train(tiny.config({**changes, **dispatch}), tmp_path)
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize(("factor", "warned"), [(1, False), (3, False), (100, True), (0.01, True)])
+def test_continuous_data_far_from_unit_scale_are_told_so(factor, warned):
+    points = np.random.default_rng(0).normal(size=(500, 2)).astype(np.float32)
+    found = summary.scale_warning(data.from_object("mine", factor * points))
+    assert bool(found) == warned
+    assert not summary.scale_warning(data.load("digits"))

@@ -22,7 +22,8 @@ from jaxdiff import registry
 from jaxdiff.data import DataSpec
 from jaxdiff.experiment import make_experiment, workdir
 from jaxdiff.experiment.checkpoint import Checkpoints, NoCheckpointError
-from jaxdiff.run import Run, load
+from jaxdiff.loading import load
+from jaxdiff.run import Run
 from jaxdiff.typing import InputError
 
 pytestmark = pytest.mark.usefixtures("unchecked", "forgotten_coroutines")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jaxdiff.experiment import workdir
 from jaxdiff.experiment.checkpoint import Checkpoints, NoCheckpointError
-from jaxdiff.run import load
+from jaxdiff.loading import load
 from jaxdiff.training import loop
 from jaxdiff.typing import InputError
 

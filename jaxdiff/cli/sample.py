@@ -16,7 +16,8 @@ from jaxdiff import data, registry, samplers, xla
 from jaxdiff.cli import command, outputs
 from jaxdiff.experiment import plots
 from jaxdiff.likelihood import Elbo
-from jaxdiff.run import Run, Weights, load
+from jaxdiff.loading import load
+from jaxdiff.run import Run, Weights
 from jaxdiff.storage import user_path
 from jaxdiff.training import summary
 from jaxdiff.typing import Count, HostSamples, InputError, Shape, check_whole, checked, first_line, key_of

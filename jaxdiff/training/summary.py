@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiff.data import Source
@@ -27,6 +28,15 @@ def devices(mesh: Mesh) -> str:
     return f"{mesh.size} × {kind}{hosts}" + (f", weights split over {fsdp}" if fsdp > 1 else "")
 
 
+def scale_warning(dataset: Source) -> str:
+    """Return a warning if continuous data are far from unit scale, judged by 64 examples; "" otherwise."""
+    if dataset.spec.levels is not None:
+        return ""
+    some = dataset.take(np.unique(np.linspace(0, len(dataset) - 1, 64).astype(int))).x
+    found = float(np.sqrt(np.mean(np.square(some, dtype=np.float64))))
+    return "" if 0.1 <= found <= 10 else f" (warning: their root mean square is {found:.3g}; scale them to about 1)"
+
+
 def describe(experiment: Experiment, dataset: Source, mesh: Mesh, params: PyTree, *, workdir: Path, start: int) -> str:
     """Return the lines about a run that starts or goes on from step `start`."""
     train, spec = experiment.config.train, dataset.spec
@@ -34,8 +44,9 @@ def describe(experiment: Experiment, dataset: Source, mesh: Mesh, params: PyTree
     names = f": {', '.join(spec.class_names)}" if spec.class_names and len(spec.class_names) <= 10 else ""
     labels = "" if not spec.classes else f", {spec.classes} classes{names if experiment.classes else ' (not used)'}"
     parts = f" in {train.accumulate} parts" if train.accumulate > 1 else ""
+    examples = f"{len(dataset):,} examples of shape {spec.shape}{levels}{labels}{scale_warning(dataset)}"
     lines = {
-        "data": f"{experiment.config.data.name}, {len(dataset):,} examples of shape {spec.shape}{levels}{labels}",
+        "data": f"{experiment.config.data.name}, {examples}",
         "network": network(experiment, params),
         "devices": f"{devices(mesh)}, batches of {train.batch_size}{parts}",
         "steps": f"{start:,} to {train.steps:,}" + (" (resumed)" if start else ""),
