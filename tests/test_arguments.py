@@ -30,8 +30,8 @@ OF_SAMPLES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", OF_SAMPLES)
-@pytest.mark.quick(name=["encode", "elbo"])
 def test_samples_of_every_real_dtype_give_the_same(name: str) -> None:
     """The numbers 0 and ±1 are exact in all of them, so that only the dtype of what is computed could differ."""
     expected = OF_SAMPLES[name](X0)
@@ -91,8 +91,8 @@ def test_times_that_are_no_falling_numbers_of_float32_are_named(times: Any) -> N
         jd.sample(KEY, VP, "ddim", n=2, shape=(2,), timesteps=times)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
-@pytest.mark.quick(name=["cosine", "vp"])
 def test_times_near_the_ends_are_sampled_or_refused(name: str) -> None:
     """A discrete schedule moves times within a rounding of k/T to k/T, where 1e-7 is 0, and two of them may be one."""
     denoiser = exact(schedules.SCHEDULES[name]())
@@ -117,6 +117,7 @@ def test_rules_give_times_that_float32_tells_apart(name: str, rule: str) -> None
         assert (np.diff(times) < 0).all()
 
 
+@pytest.mark.thorough
 def test_the_log_snr_rule_samples_under_a_schedule_that_is_steep_at_noise() -> None:
     """Under `Sigmoid`, λ falls by most of its range within the last millionths of the path."""
     denoiser = exact(schedules.Sigmoid())

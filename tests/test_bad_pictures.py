@@ -89,6 +89,7 @@ def test_a_batch_larger_than_the_data_set_wraps_around() -> None:
     np.testing.assert_array_equal(indices(0, 3, (1, 16), 3)[0], steps[3])
 
 
+@pytest.mark.thorough
 def test_a_folder_with_one_picture_trains(tmp_path: Path) -> None:
     save(tmp_path / "in" / "only" / "a.png", noise(8, 8))
     config = tiny.config({**CHANGES, "data.name": f"folder:{tmp_path / 'in'}"}, base=tiny.IMAGES)

@@ -51,6 +51,7 @@ def workdir(finished: tuple[Path, State, State], tmp_path: Path) -> Path:
     return shutil.copytree(finished[0], tmp_path / "run")
 
 
+@pytest.mark.thorough
 def test_the_best_is_kept_beside_the_newest_also_when_the_run_is_resumed(finished: Any) -> None:
     folder, best, last = finished
     assert tiny.steps_in(folder) == [10, 30]
@@ -68,6 +69,7 @@ def test_the_best_is_kept_beside_the_newest_also_when_the_run_is_resumed(finishe
     assert tiny.difference(runs["raw"].params, runs["ema"].params) > 0
 
 
+@pytest.mark.thorough
 def test_a_better_step_replaces_the_best_and_no_other_is_saved(tmp_path: Path) -> None:
     train(tmp_path, {"train.steps": 20}, losses={5: 3.0, 10: 2.0, 15: 2.5, 20: 4.0})
     assert tiny.steps_in(tmp_path) == [10, 20]

@@ -31,6 +31,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tiny.train_without_picture(tiny.config(CHANGES), tmp_path_factory.mktemp("unbroken"))
 
 
+@pytest.mark.thorough
 def test_they_see_the_state_of_each_line_while_it_is_live(tmp_path: Path, unbroken: Any) -> None:
     seen: list[tuple[int, int, dict[str, float]]] = []
     states: list[Any] = []

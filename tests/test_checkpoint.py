@@ -83,6 +83,7 @@ def restore(workdir: Path) -> State | None:
         checkpoints.close()
 
 
+@pytest.mark.thorough
 def test_the_newest_are_kept(tmp_path):
     loop.train(tiny.config({"train.steps": 20, "every.checkpoint": 5, "every.log": 5, "every.keep": 2}), tmp_path)
     assert tiny.steps_in(tmp_path) == [15, 20]
@@ -107,6 +108,7 @@ def test_a_state_comes_back_on_other_devices_and_in_another_layout(tmp_path, dev
         assert leaf.sharding == wanted.sharding
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "changes",
     [
@@ -115,7 +117,6 @@ def test_a_state_comes_back_on_other_devices_and_in_another_layout(tmp_path, dev
     ],
     ids=["a history of losses", "a learned schedule"],
 )
-@pytest.mark.quick(changes=["a history of losses"])
 def test_what_else_is_trained_with_goes_on_bit_for_bit(tmp_path, changes):
     config, mesh = tiny.config({**changes, "train.steps_per_dispatch": 1, "train.accumulate": 2}), tiny.mesh_of(4)
     experiment = make_experiment(config, DataSpec(shape=(2,), levels=None))
@@ -142,6 +143,7 @@ def test_what_else_is_trained_with_goes_on_bit_for_bit(tmp_path, changes):
     tiny.assert_identical(resumed, state)
 
 
+@pytest.mark.thorough
 def test_a_run_of_eight_devices_goes_on_with_weights_spread_over_four(workdir, finished, caplog):
     state = loop.train(tiny.config({"train.steps": 31, "train.fsdp": 4}), workdir)
     assert int(state.step) == 31
@@ -149,6 +151,7 @@ def test_a_run_of_eight_devices_goes_on_with_weights_spread_over_four(workdir, f
     assert said(caplog) == []
 
 
+@pytest.mark.thorough
 def test_a_save_is_untouched_by_the_steps_that_reuse_its_memory(tmp_path):
     abstract = tiny.abstract_of(tiny.config({"model": {"name": "mlp", "width": 512, "depth": 3}}), tiny.mesh_of(8))
     state = random_state(abstract)
@@ -321,8 +324,8 @@ def test_a_run_that_stopped_and_went_on_is_identical_to_an_unbroken_one(finished
     tiny.assert_identical(loop.train(tiny.config(), tmp_path), finished[1])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.quick(number=[signal.SIGTERM])
 def test_a_signal_saves_first_and_the_run_goes_on_identically(finished, tmp_path, number, monkeypatch):
     handlers = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
     push = loop.Recorder.push

@@ -115,6 +115,7 @@ def test_sampling_images_writes_a_picture_and_the_samples(tmp_path):
         assert image.size[0] > image.size[1] > 64
 
 
+@pytest.mark.thorough
 def test_a_conditional_run_draws_rows_of_labels_and_fills_in_what_is_missing(commands, tmp_path):
     (tmp_path / "run").mkdir()
     write_untrained(tmp_path / "run", {"cond.label": 0.1})
@@ -171,6 +172,7 @@ def test_other_conditions_come_from_test_examples_or_a_file(commands, tmp_path):
         assert "Traceback" not in err
 
 
+@pytest.mark.thorough
 def test_the_same_seed_gives_the_same_samples(trained, commands, tmp_path):
     def sample(name: str, *arguments: str) -> bytes:
         paths = f"--workdir={trained[1]}", f"--out={tmp_path / name}.png"
@@ -203,8 +205,8 @@ def test_a_command_replaces_its_own_files_and_no_others(trained, commands, tmp_p
     assert (tmp_path / "a.npz").read_bytes() == before
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("source", ["file", "model"])
-@pytest.mark.quick(source=["file"])
 def test_samples_of_a_run_are_encoded_and_decoded(trained, commands, tmp_path, source):
     np.savez(tmp_path / "a.npz", samples=np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32))
     flags = (f"--images={tmp_path / 'a.npz'}",) if source == "file" else ("--images=samples", "--steps=4")
@@ -296,6 +298,7 @@ def test_another_config_in_the_folder_is_told_with_the_differences(trained):
     assert code == 2
 
 
+@pytest.mark.thorough
 def test_a_run_that_diverges_is_told_in_one_line(commands, tmp_path):
     config = tiny.write_config(tmp_path, {"optimizer.learning_rate": 1e38, "optimizer.warmup_steps": 0})
     code, _, err = commands.run("train.py", f"--config={config}", f"--workdir={tmp_path / 'run'}")

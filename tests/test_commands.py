@@ -41,6 +41,7 @@ def test_an_unknown_command_is_refused(capsys, monkeypatch):
     assert "train" in err
 
 
+@pytest.mark.thorough
 def test_the_module_runs_a_config_by_its_name_from_any_folder(tmp_path):
     environment = {"PATH": "", "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tiny.REPOSITORY)}
     command = [sys.executable, "-m", "jaxdiff", "train", "--config=swissroll:moons", "--workdir=run"]

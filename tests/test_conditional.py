@@ -135,6 +135,7 @@ def test_labels_are_dropped_one_by_one(monkeypatch):
     np.testing.assert_array_equal(np.round(np.sqrt(np.asarray(again)) / 100) == 1, dropped[::-1])
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("eight_devices")
 def test_labels_stay_with_their_examples(monkeypatch):
     """However a batch gets to eight devices, and in two micro-batches: the loss is 0 where each example has its own."""
@@ -238,6 +239,7 @@ def test_a_classifier_of_noisy_images_learns_and_guides(classifier, images, tmp_
     assert scores[1] > scores[0] + 0.5
 
 
+@pytest.mark.thorough
 def test_inpainting_keeps_what_is_known_and_variation_starts_from_it(images):
     x0 = images.test_examples(4)
     mask = np.zeros((8, 8), bool)

@@ -58,6 +58,7 @@ def output(**changes: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.quick(kind=["vector"])
 def test_each_condition_changes_the_output_of_its_example_and_a_mask_hides_it(kind):
     plain, other = output(), jnp.asarray(rows(2)[kind]).at[0].add(1.0)
     changed = output(**{kind: other})
@@ -198,6 +199,7 @@ def run_of(changes: Any = ALL, spec: DataSpec = SPEC) -> Run:
 IMAGE = rows(1)["image"][0]
 
 
+@pytest.mark.thorough
 def test_guidance_drops_what_was_dropped_and_keeps_the_rest():
     """With w = −1 guidance is the model without the dropped conditions; the image, which was never, stays."""
     run, key = run_of(), jax.random.key(0)

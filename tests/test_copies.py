@@ -45,9 +45,9 @@ def made(changes: dict[str, Any], spec: DataSpec | None = None) -> Run:
     return Run(experiment=experiment, params=jax.jit(experiment.init)(jax.random.key(0)), step=7)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make_copy", [copy.copy, copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))])
 @pytest.mark.parametrize("changes", [{"loss.times": "antithetic", "loss.weight": "p2"}, PERTURBED, LEARNED])
-@pytest.mark.quick(make_copy=[copy.deepcopy], changes=[LEARNED])
 def test_a_copy_of_a_run_samples_the_same(changes: dict[str, Any], make_copy: Callable[[Run], Run]) -> None:
     run = made(changes)
     _ = run.config.loss.built_weight, run.config.built_transform  # kept in the config

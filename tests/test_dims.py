@@ -57,13 +57,13 @@ def lifted(path: str, leaf: np.ndarray, patch: int) -> np.ndarray:
     return leaf
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dims", [1, 2])
 @pytest.mark.parametrize(
     "network",
     [(UNet, FIELDS), (NoisyClassifier, {"channels": (4, 6), "groups": 2, "time_dim": 4, "patch": 2, "classes": 3})],
     ids=["unet", "classifier"],
 )
-@pytest.mark.quick(dims=[1])
 def test_a_network_is_that_of_one_more_dimension_along_which_nothing_changes(network, dims, x64):
     kind, fields = network
     patch, t = fields["patch"], jnp.array([0.3, 0.9])
@@ -118,8 +118,8 @@ def test_patches_are_cubes_of_positions(sizes, size):
     np.testing.assert_array_equal(layers.from_patches(patches, size), x)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dims", [1, 3])
-@pytest.mark.quick(dims=[1])
 def test_the_gradient_reaches_every_parameter(dims):
     model = UNet(**FIELDS | {"outputs": 2}, dims=dims)
     x, t = jax.random.normal(jax.random.key(1), (2, *SIZES[dims], 2)), jnp.array([0.3, 0.9])

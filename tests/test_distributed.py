@@ -151,6 +151,7 @@ def test_two_processes_abandon_a_picture_of_minutes_together(tmp_path):
     assert not (workdir / "samples").exists()
 
 
+@pytest.mark.thorough
 def test_what_one_process_refuses_stops_both(tmp_path):
     config, workdir = tiny.write_config(tmp_path), tmp_path / "run"
     workdir.mkdir()

@@ -74,6 +74,7 @@ def test_a_perturbed_process_that_hides_the_data_otherwise_is_not_warned_of() ->
         jd.Perturbed(schedules.VE(sigma_max=0.3)).sample_prior(jax.random.key(0), (2,))
 
 
+@pytest.mark.thorough
 def test_a_last_beta_of_1_ends_in_noise_alone(x64: None) -> None:
     """α is √ᾱ_k at the timesteps and linear in the last segment; the log-SNR falls to −∞ and has an inverse."""
     k = np.arange(5)

@@ -28,6 +28,7 @@ def run_example(script: str, *arguments: object) -> None:
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=200)
 
 
+@pytest.mark.thorough
 def test_the_minimal_example_learns_the_swiss_roll(tmp_path: Path) -> None:
     """300 steps bring the samples less than 0.7 times as far from the spiral as normal noise; they were 0.48 times."""
     picture, samples = tmp_path / "swissroll.png", tmp_path / "samples.npy"

@@ -291,6 +291,7 @@ def test_a_folder_and_arrays_and_an_object_give_the_same_weights(
         tiny.assert_identical(found, weights)
 
 
+@pytest.mark.thorough
 def test_data_that_changed_are_refused(digits_folder: Path, tmp_path: Path) -> None:
     whole = data.in_memory(data.load(f"folder:{digits_folder}"))
     weights_of(tmp_path / "run", digits_folder, (whole.x, whole.labels))
@@ -299,6 +300,7 @@ def test_data_that_changed_are_refused(digits_folder: Path, tmp_path: Path) -> N
         weights_of(tmp_path / "run", digits_folder, (whole.x[::-1], whole.labels))
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_with_data_that_moved(digits_folder: Path, weights: Any, tmp_path: Path) -> None:
     weights_of(tmp_path / "run", shutil.copytree(digits_folder, tmp_path / "old"), steps=2)
     moved = (tmp_path / "old").rename(tmp_path / "new")

@@ -33,8 +33,8 @@ def log_posterior(exact: Any) -> Any:
     return lambda x, t, cond: exact.log_posterior(x, t)[cond]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", DETERMINISTIC)
-@pytest.mark.quick(name=["rk4"])
 def test_the_two_kinds_of_guidance_agree_if_posteriors_are_exact(name: str, x64: None) -> None:
     exact = mixture()
     sampler, cond = samplers.make(name), jnp.array([0, 1, 2])
@@ -86,6 +86,7 @@ def test_guidance_keeps_the_sample_on_the_path_and_has_the_stated_score(x64: Non
     np.testing.assert_allclose(guidance.classifier_free(exact, -1.0)(X, T, c).x0, exact(X, T).x0, rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_at_weight_0_the_samples_have_the_distribution_of_their_class(x64: None) -> None:
     """RK4 in 40 steps is exact to 1e-4 here; mean and covariance within 4 standard errors of 20,000 samples."""
     exact, n = mixture(), 20_000

@@ -61,6 +61,7 @@ def test_a_null_that_the_network_was_not_told_of_is_refused() -> None:
         np.testing.assert_allclose(guidance.classifier_free(denoiser, 1.0)(X, 0.5, LABEL).x0, expected.x0, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_network_of_jaxdiff_is_told_of_its_null() -> None:
     model = models.MLP(width=8, depth=1, time_dim=8, classes=2)
     params = model.init(jax.random.key(0), X[None], jnp.ones(1), jnp.zeros(1, int))

@@ -71,9 +71,9 @@ def test_it_is_the_mean_loss_at_quantiles_with_the_noise_of_each_example() -> No
     assert evaluation(params) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("eight_devices")
 @pytest.mark.parametrize("n", [37, 5, 64])
-@pytest.mark.quick(n=[37])
 def test_it_is_the_same_on_one_and_on_eight_devices(n: int) -> None:
     found, changes = [], {"data.evaluated": n, "model.width": 128}
     for devices in (1, 8):
@@ -118,6 +118,7 @@ def test_nothing_is_dropped_within_the_network() -> None:
     assert evaluation(params) != pytest.approx(evaluation(zero), rel=0.01)
 
 
+@pytest.mark.thorough
 def test_a_run_reports_it_on_the_line_of_its_step_and_again_when_it_is_resumed(tmp_path: Path) -> None:
     state = loop.train(tiny.config({**EVALUATED, "train.steps": 25}), tmp_path / "whole")
     for steps in (10, 25):
@@ -131,6 +132,7 @@ def test_a_run_reports_it_on_the_line_of_its_step_and_again_when_it_is_resumed(t
     assert evaluation(state.ema) == pytest.approx(curve(tmp_path / "whole")[25], rel=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "changes",
     [
@@ -141,7 +143,6 @@ def test_a_run_reports_it_on_the_line_of_its_step_and_again_when_it_is_resumed(t
     ],
     ids=["learned schedule", "learned variance", "importance", "perturbed"],
 )
-@pytest.mark.quick(changes=["learned schedule"])
 def test_every_loss_of_training_has_one(changes: dict[str, Any]) -> None:
     evaluation, params = evaluation_of({**changes, "data.evaluated": 64}, data.from_object("points", POINTS))
     assert 0 < evaluation(params) < 100

@@ -46,6 +46,7 @@ def test_repaint_brings_the_rest_to_its_conditional_distribution() -> None:
     assert once.mean() < often.mean() - 10 * error  # too loosely fitted
 
 
+@pytest.mark.thorough
 def test_repaint_leaves_the_distribution_of_samples_unchanged() -> None:
     """Without a mask, going back and forth does not change it, up to the error of 200 steps."""
     denoiser = analytic.gaussian([0.3], [0.25], SCHEDULE)

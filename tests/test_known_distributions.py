@@ -71,8 +71,8 @@ def test_few_steps_give_exactly_the_distribution_they_must(sampler: str, name: s
     assert_distribution(x, *distribution_after(sampler, name, times))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 400), ("heun", 60), ("ddpm", 400)])
-@pytest.mark.quick(sampler=["heun", "ddpm"])
 def test_a_known_gaussian_is_sampled(sampler: str, steps: int) -> None:
     """To its mean and covariance within 4 standard errors of 4000 samples; 0.064 of a standard deviation for the mean.
 

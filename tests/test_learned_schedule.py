@@ -108,6 +108,7 @@ def test_training_makes_the_loss_more_even_over_time_and_leaves_its_mean() -> No
     assert after[1] ** 2 < 0.04 * cosine[1] ** 2
 
 
+@pytest.mark.thorough
 def test_the_schedule_neither_decays_nor_counts_in_the_clipped_norm() -> None:
     experiment = make_experiment(
         tiny.config({**LEARNED, "optimizer.weight_decay": 0.1}), DataSpec(shape=(2,), levels=None)
@@ -125,6 +126,7 @@ def test_the_schedule_neither_decays_nor_counts_in_the_clipped_norm() -> None:
     assert tiny.difference(still.params["params"], state.params["params"]) > 0
 
 
+@pytest.mark.thorough
 def test_the_network_sees_the_log_snr_and_not_the_time() -> None:
     """Two schedules of other shapes give the same prediction of the same x_t at the same log-SNR."""
     experiment = make_experiment(tiny.config(LEARNED), DataSpec(shape=(2,), levels=None))

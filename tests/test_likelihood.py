@@ -90,8 +90,8 @@ def test_encoding_and_decoding_are_inverse_and_exact_for_normal_data(name):
     np.testing.assert_allclose(decode(data, x1, solver=solver), x0, rtol=1e-6)
 
 
+@pytest.mark.thorough
 @every_schedule
-@pytest.mark.quick(name=["flow"])
 def test_float32_reaches_both_ends(name):
     """π/2 in float32 is beyond π/2: a schedule with α_1 = 0 must not notice."""
     with jax.enable_x64(False):
@@ -203,11 +203,11 @@ def test_times_outside_the_path_are_refused():
             probability_flow.integrate(mixture(schedule, 2), jnp.ones(2), t=t, s=s, solver=EXACT)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variance", [0.02, 0.1, 4.0])
 @pytest.mark.parametrize(
     "schedule", [schedules.Flow(), schedules.VP(), schedules.Cosine()], ids=lambda s: type(s).__name__
 )
-@pytest.mark.quick(schedule=["Flow-0.02", "Cosine-0.02"])
 def test_no_latent_decodes_wrong_by_chance(schedule: schedules.Schedule, variance: float) -> None:
     """Encoding N(0, v) is the factor √(α_1² v + σ_1²)/√v. One sample in a hundred decoded wrong by up to 12 %."""
     exact = analytic.gaussian(np.zeros(1), variance, schedule=schedule)

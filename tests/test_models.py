@@ -218,8 +218,8 @@ def test_unet_starts_at_zero_with_float32_parameters(batch):
     assert not y.any()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fields", [SMALL, TINY | {"patch": 2}])
-@pytest.mark.quick(fields=[TINY | {"patch": 2}])
 def test_unet_of_a_batch_is_unet_of_each_example(batch, fields):
     x, t = batch
     model = UNet(**fields)
@@ -239,6 +239,7 @@ def test_unet_in_bfloat16(batch):
     close(y_half, y, 0.05)
 
 
+@pytest.mark.thorough
 def test_unet_gradient_reaches_every_parameter(batch):
     x, t = batch
     model = UNet(**TINY)
@@ -335,6 +336,7 @@ def test_mlp_fits_a_swiss_roll():
     assert 0.99 * best < reached < 1.1 * best
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("shape", "channels", "attention"),
     [

@@ -46,6 +46,7 @@ def test_adapters_compute_what_the_network_does():
     np.testing.assert_array_equal(found, jax.vmap(module)(X, T))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NETWORKS)
 def test_dropout_is_each_example_s_own_in_training_and_none_in_sampling(name):
     network = NETWORKS[name]
@@ -121,7 +122,6 @@ def test_a_network_is_given_only_where_the_run_names_none(tmp_path):
         jd.load(tmp_path, model=NETWORKS["linen"])
 
 
-@pytest.mark.usefixtures("forgotten_coroutines")
 def test_another_network_than_in_training_is_told_so(tmp_path):
     config = points("given", {"train.steps": 10})
     tiny.train_without_picture(config, tmp_path, model=nets.LinenNet(shape=(2,), classes=8))
@@ -147,6 +147,7 @@ def final(state: Any) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.quick(name=["equinox"])
 def test_a_network_trains_by_name_and_as_an_object_and_is_loaded(name, tmp_path, monkeypatch):
     """By name and as an object the weights are the same; resumed as well; a folder names no code of an object."""
     monkeypatch.syspath_prepend(Path(__file__).parent)
@@ -250,6 +251,7 @@ def test_networks_that_keep_other_state_are_refused():
             make_experiment(points("given"), POINTS, model=model)
 
 
+@pytest.mark.thorough
 def test_a_batch_s_loss_is_the_trainer_s():
     """The loss that the trainer minimizes, from the same keys; and its gradient reaches an NNX network."""
     experiment = make_experiment(points({"name": "mlp", "width": 8, "depth": 1, "time_dim": 8}), POINTS)

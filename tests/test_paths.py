@@ -44,6 +44,7 @@ def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
 
 
+@pytest.mark.thorough
 def test_a_run_is_trained_and_loaded_in_the_home(home: Path) -> None:
     assert (home / "run" / "config.json").is_file()
     assert jd.load("~/run").step == jd.load(Path("~/run")).step == 5

@@ -217,8 +217,8 @@ def test_an_orthogonal_g_is_gaussian_diffusion_in_other_coordinates(x64: None) -
 MODES = np.concatenate([m + 0.14 * scipy.stats.norm.ppf((np.arange(60) + 0.5) / 60) for m in (-1, 1)])[:, None]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["laplace", "uniform", "exponential"])
-@pytest.mark.quick(name=["exponential"])
 def test_with_an_exact_denoiser_deterministic_finds_the_data_and_renoise_is_too_narrow(name: str) -> None:
     """Two modes of standard deviation 0.138; the distance is Wasserstein's, the noise of 1000 samples makes it 0.02.
 
@@ -293,6 +293,7 @@ def test_parameters_reach_the_denoiser_and_a_network_that_is_conditioned_on_them
     np.testing.assert_allclose(loss, (1 - hidden.mean() - 0.25) ** 2, rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL), ids=["use", "known", "write"])
 def test_the_python_of_the_docs_runs(block: str) -> None:
     names: dict[str, Any] = {"__name__": "docs"}

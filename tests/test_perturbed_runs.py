@@ -86,6 +86,7 @@ def test_varied_samples_start_under_the_parameters_that_they_are_drawn_with(stop
         np.testing.assert_allclose(start[i], process.corrupt(jnp.asarray(x0[i]), noise, t), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_is_identical_to_an_unbroken_one(copy, tmp_path):
     config = tiny.config({**CHANGES, "train.steps": 10})
     tiny.assert_identical(loop.train(config, copy), loop.train(config, tmp_path / "unbroken"))

@@ -152,6 +152,7 @@ def at_zero(schedule: schedules.Schedule) -> Denoiser:
     return analytic.empirical(np.zeros((1, 2), np.float32), Gaussian(schedule))
 
 
+@pytest.mark.thorough
 def test_the_figure_of_a_diffusion_has_three_rows_of_pixels():
     denoiser = at_zero(schedules.Cosine(20))
     data = np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32)

@@ -45,7 +45,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def at_home(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs each block in its own copy of that folder: two pages may train into the same workdir."""
     shutil.copytree(home, tmp_path, dirs_exist_ok=True)
@@ -53,7 +53,7 @@ def at_home(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.syspath_prepend(tmp_path)
 
 
-QUICK = ("README-0", "docs/first_code")
+QUICK = ("docs/first_code",)
 
 
 def test_ci_calls_the_test_command_of_the_readme() -> None:
@@ -65,10 +65,13 @@ def test_ci_calls_the_test_command_of_the_readme() -> None:
 @pytest.mark.parametrize(
     "name", [name if name.startswith(QUICK) else pytest.param(name, marks=pytest.mark.thorough) for name in BLOCKS]
 )
+@pytest.mark.usefixtures("at_home")
 def test_the_python_of_the_pages_runs(name: str) -> None:
     exec(BLOCKS[name], {"__name__": "example"})
 
 
+@pytest.mark.thorough
+@pytest.mark.usefixtures("at_home")
 @pytest.mark.parametrize("variant", ["", "perturbed"])
 def test_the_config_of_the_pages_names_what_is_outside_the_package(variant: str) -> None:
     values = runpy.run_path("my_config.py")["get_config"](variant)

@@ -61,6 +61,7 @@ def refused(run: Path, changes: dict[str, Any], message: str, **options: Any) ->
     assert (run / "config.json").read_bytes() == before
 
 
+@pytest.mark.thorough
 def test_a_longer_cosine_decay_is_refused_with_its_jump_of_the_learning_rate_unless_allowed(run):
     schedules = [tiny.config(COSINE).optimizer.rate(steps) for steps in (10, 20)]
     jump = f"{float(schedules[0](9)):.2g} at step 10 to {float(schedules[1](10)):.2g}"
@@ -78,6 +79,7 @@ def test_fewer_steps_than_the_run_has_taken_are_refused(run):
     refused(run, {"train.steps": 5}, r"^train\.steps = 5, but ", allow_change=["train.steps"])
 
 
+@pytest.mark.thorough
 def test_x64_can_be_neither_switched_on_nor_off(run):
     with jax.enable_x64(True):
         refused(run, {}, r"^JAX_ENABLE_X64 is on, but .* off; set it back")
@@ -170,6 +172,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
     monkeypatch.setattr(loop.Recorder, "push", push_then_stop)
 
 
+@pytest.mark.thorough
 def test_the_first_line_after_a_resumption_is_that_of_an_uninterrupted_run(tmp_path, monkeypatch):
     config = tiny.config({"train.steps": 20, "every.log": 20, "every.checkpoint": 20})
     loop.train(config, tmp_path / "unbroken")

@@ -62,6 +62,7 @@ def test_a_run_is_loaded_from_its_folder_alone(run):
     assert jd.load is load
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("unchecked")
 def test_bits_per_dim_are_those_of_the_density_by_the_ode_and_little_more_by_the_elbo():
     """A run whose network is exact for N(0, 0.1): −log₂ p(x) − log₂ w a coordinate, for fine levels."""
@@ -101,6 +102,7 @@ def run_of(denoiser: jd.Denoiser, levels: int | None) -> Run:
     return Run(experiment=experiment, params=None, step=0)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("unchecked")
 def test_latents_of_a_run_are_exact():
     """Encoding N(0, 0.1) is a factor, so that what lies between two latents lies between the two samples."""
@@ -159,6 +161,7 @@ def test_test_examples_are_those_of_the_data_set(run):
         run.test_examples(298)
 
 
+@pytest.mark.thorough
 def test_points_have_no_bits(points, run):
     with pytest.raises(InputError, match="images with a finite number of levels"):
         points.bits_per_dim(np.zeros((2, 2), np.float32))
@@ -179,6 +182,7 @@ def test_samples_are_float32_images_in_the_range_of_the_data(run):
     assert 0.1 < x.max() <= 1
 
 
+@pytest.mark.thorough
 def test_the_config_decides_whether_samples_are_clipped(run):
     key = jax.random.key(0)
     reach = {}

@@ -44,9 +44,7 @@ def draw(key: jax.Array, denoiser: Any, sampler: str | Sampler = "ddpm", **optio
 
 # One of each kind.
 @every_sampler
-@pytest.mark.quick(
-    sampler=["ddim", "ddpm", "dpm++3m", "unipc", "heun", "edm", "predictor_corrector", "adaptive", "interpolated"]
-)
+@pytest.mark.quick(sampler=["ddim", "ddpm", "unipc", "heun"])
 def test_a_sample_depends_only_on_its_own_key(sampler: str) -> None:
     """Not on its place among others, on these others, or, for one sampler of each kind, on how many they are."""
     key, times = jax.random.key(3), timesteps.make("uniform", 5, PROCESS.schedule)
@@ -80,8 +78,8 @@ def test_keys_sharded_over_devices_give_the_same_samples() -> None:
     np.testing.assert_allclose(jax.device_get(sharded), call(keys), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampler", ["ddpm", "unipc", "adaptive"])
-@pytest.mark.quick(sampler=["unipc", "adaptive"])
 def test_batches_in_pieces_give_the_same_samples(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit in any number of pieces and with progress, from one program; as `sample`, to rounding."""
     key, cond, traces = jax.random.key(3), np.linspace(0, 1, 20, dtype=np.float32), []
@@ -359,6 +357,7 @@ class Ralston(samplers.RungeKutta):
     weights = (1 / 4, 3 / 4)
 
 
+@pytest.mark.thorough
 def test_a_tableau_is_all_that_a_new_runge_kutta_method_needs() -> None:
     """It is equal only to itself, and is as near to RK4 as Heun's method."""
     assert Ralston() == Ralston("x0")

@@ -78,8 +78,8 @@ def test_a_learned_schedule_starts_about_linear() -> None:
             np.testing.assert_allclose(rate, -20, rtol=0.05)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["learned-bent", "learned-ends"])
-@pytest.mark.quick(name=["learned-ends"])
 def test_gradients_in_the_parameters_of_a_learned_schedule(name: str, x64: None) -> None:
     """Of λ, of its inverse and of its rate, by both modes, against central differences along a random direction."""
     schedule = jax.tree.map(lambda leaf: np.asarray(leaf, float), CASES[name]())
@@ -107,6 +107,7 @@ def test_gradients_in_the_parameters_of_a_learned_schedule(name: str, x64: None)
     np.testing.assert_allclose(pulled, forward, rtol=1e-10)
 
 
+@pytest.mark.thorough
 def test_learning_a_schedule_lowers_the_variance_of_the_bound_and_keeps_its_value() -> None:
     """Kingma et al. 2021, sections 5.1 and 5.2: −½ ∫ λ' E‖n − n̂‖² dt depends on the ends of λ alone.
 

@@ -20,6 +20,7 @@ both_precisions = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 @every_case
 @both_precisions
+@pytest.mark.quick(dtype=["float64"])
 def test_alpha_and_sigma_are_the_formula(name: str, dtype: str) -> None:
     # float32: T·t is rounded to 6e-8·T steps, times a slope of log α of up to 3.4 a step (the last of cosine's 1000).
     # float64: the reference's own 1 − ᾱ loses 1e-16/σ², 1e-10 for σ = 1e-3.

@@ -58,8 +58,8 @@ def sample_py() -> Iterator[Sample]:
         delattr(FLAGS, name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["numbers", "points", "levels_in_the_plane", "four_channels", "films"])
-@pytest.mark.quick(name=["points", "four_channels", "films"])
 def test_training_on_any_shape_ends_with_a_picture_or_none(name, tmp_path, capsys):
     loop.train(config(name, ANY_SHAPE), tmp_path)
     pictures = list(tmp_path.glob("samples/*.png"))
@@ -112,6 +112,7 @@ SHAPES = [(1,), (2,), (16, 2), (8, 6, 2), (4, 6, 8, 3), (2, 2, 2, 2, 1)]
 TASKS = ["n", "reconstruct", "interpolate", "inpaint", "image_to_image"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_draws_every_shape(shape, task, sample_py, tmp_path, monkeypatch, capsys):
@@ -164,6 +165,7 @@ def test_a_unet_of_other_dimensions_trains_draws_its_picture_and_samples(name, d
     assert np.abs(samples).max() <= 1
 
 
+@pytest.mark.thorough
 def test_signals_have_bits_per_dim():
     experiment = make_experiment(tiny.config(ANY_SHAPE), DataSpec(shape=(16, 2), levels=256))
     run = Run(experiment=experiment, params=experiment.init(jax.random.key(0)), step=3)

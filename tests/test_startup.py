@@ -51,6 +51,7 @@ def test_equal_networks_share_a_program():
     assert len(traced) == 2
 
 
+@pytest.mark.thorough
 def test_a_second_run_of_the_same_architecture_compiles_nothing(tmp_path, caplog):
     folders = [tmp_path / str(seed) for seed in range(2)]
     for seed, folder in enumerate(folders):

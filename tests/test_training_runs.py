@@ -96,6 +96,7 @@ def test_tensorboard_has_the_same_numbers_and_the_picture(unbroken):
         assert pictures == {200: ("samples", image.height, image.width)}
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("no_picture")
 def test_a_resumed_run_repeats_no_line_and_loses_none(unbroken, tmp_path):
     loop.train(tiny.config({**LONG, "train.steps": 80}), tmp_path)

@@ -122,6 +122,7 @@ def test_a_network_of_which_nothing_fits_is_refused_even_with_the_flag(source):
     refused(experiment, r"^train\.init_from = .* has no array that this network has: .*; take a run of a similar")
 
 
+@pytest.mark.thorough
 def test_a_learned_schedule_is_one_of_the_weights(tmp_path, source):
     learned = {"schedule": {"name": "learned", "hidden": 4}, "loss.weight": "elbo", "cond.label": None}
     refused(experiment_of(source, **learned), r"3 missing there: schedule/slopes, schedule/offsets, schedule/heights;")

@@ -88,6 +88,7 @@ def measured() -> dict[str, dict[str, Any]]:
         return jax.device_get(jax.jit(lambda: {name: of_one(*case) for name, case in CASES.items()})())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CASES)
 def test_a_transform_grows_from_the_identity(name: str) -> None:
     np.testing.assert_allclose(measured()[name]["at 0"], 0, atol=1e-14)

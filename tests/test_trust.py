@@ -327,6 +327,7 @@ def test_any_value_in_a_folder_is_of_use_or_one_line(tmp_path_factory: Any, path
     assert "\n" not in found
 
 
+@pytest.mark.thorough
 def test_the_command_line_tells_of_the_flag_in_one_line(tmp_path: Path) -> None:
     folder = write(tmp_path / "run", {"schedule": CODE})
     out = tmp_path / "samples.png"

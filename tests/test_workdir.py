@@ -59,6 +59,7 @@ with workdir.lock(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.thorough
 def test_a_second_start_is_refused_untouched_until_the_first_is_dead(run):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tiny.REPOSITORY)}
     first = subprocess.Popen(
