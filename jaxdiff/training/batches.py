@@ -12,10 +12,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import multiprocessing
-import os
-import sys
-import threading
 import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,18 +20,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from jaxdiff.data import Dataset, DataSpec, Examples, Part, Source, in_memory
 from jaxdiff.training.sharding import batch_spec, place
+from jaxdiff.training.workers import read_ahead
 from jaxdiff.typing import InputError
 from jaxdiff.xla import cores
 
-_QUIET = "ignore:resource_tracker:UserWarning"
-_AHEAD = 4  # elements that each worker reads ahead, of one step or more:
-_ELEMENT, _MOST_STEPS = 2**22, 16  # bytes and steps, as each element that a worker sends takes a millisecond
+_ELEMENT, _MOST_STEPS = 2**22, 16  # bytes and steps of an element, as each that a worker sends takes a millisecond
 _MOST_BYTES = 2**28  # of examples that are kept on the devices unless the config says otherwise
 
 
@@ -144,46 +138,16 @@ class Batches:
         if isinstance(self.dataset, Dataset):  # in memory: nothing to wait for
             yield map(steps.take, range(start, stop))
             return
-        import grain  # imported here because it is slow, and only data that are not in memory need it
-
-        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=_AHEAD)
         if self.workers:
-            # In its only thread: a second one would compete with it for Python's lock.
-            options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
             size = _ELEMENT // (len(self._rows) * _bytes_of_example(self.dataset.spec, self.kinds))
             steps = dataclasses.replace(steps, size=min(max(size, 1), _MOST_STEPS))
-        stream = grain.MapDataset.source(steps).to_iter_dataset(options)
-        if self.workers:
-            if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which only a command line has parsed
-                flags.FLAGS.mark_as_parsed()
-            # At the end Grain leaves its workers' buffers to the process that watches shared memory, which frees them,
-            # and would warn of it. It takes its filters of warnings from here.
-            if _QUIET not in sys.warnoptions:
-                sys.warnoptions.append(_QUIET)
-            options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=_AHEAD)
-            stream = stream.mp_prefetch(options, worker_init_fn=_end_with_parent)
-        iterator = iter(stream)
-        try:
-            yield itertools.chain.from_iterable(map(_apart, iterator))
-        finally:
-            iterator.close()
-
-
-def _end_with_parent(index: int, count: int) -> None:
-    """End this worker when the process that started it ends in any way, as by kill -9."""
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+        with read_ahead(steps, self.workers) as elements:
+            yield itertools.chain.from_iterable(map(_apart, elements))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
-    """The examples of `size` steps each, by random access: what Grain's workers read."""
+    """The examples of `size` steps each, by random access: what workers read."""
 
     dataset: Source
     among: Int[np.ndarray, " n"] | None

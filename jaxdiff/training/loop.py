@@ -36,6 +36,7 @@ from jaxdiff.training.recorder import DivergenceError, Recorder, picture_path
 from jaxdiff.training.sharding import make_mesh
 from jaxdiff.training.signals import Interrupted, stop_requests
 from jaxdiff.training.step import State, abstract_state, init_state, make_step
+from jaxdiff.training.workers import check_main_guard
 from jaxdiff.typing import InputError, PyTree, key_of
 
 _log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def train(
       DivergenceError: if the loss or the weights are no longer finite; the last checkpoint is from before.
       Interrupted: after SIGTERM or Ctrl-C, with the state saved.
     """
+    check_main_guard()
     workdir = user_path(workdir, what="workdir")
     if model is not None:
         config = dataclasses.replace(config, model="given")
