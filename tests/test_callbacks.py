@@ -66,6 +66,7 @@ def test_true_ends_the_run_with_its_state_saved_and_it_goes_on(tmp_path: Path, u
     tiny.assert_identical(jd.train(tiny.config(CHANGES), tmp_path), unbroken)
 
 
+@pytest.mark.thorough
 def test_an_error_ends_the_run_with_its_state_saved_and_it_goes_on(tmp_path: Path, unbroken: Any) -> None:
     def fail(step: int, *_: Any) -> None:
         if step == 20:

@@ -269,6 +269,7 @@ def test_a_flipped_bit_among_the_values_is_found_by_the_fingerprint(tmp_path, ca
     ]
 
 
+@pytest.mark.thorough
 def test_a_run_with_a_damaged_checkpoint_writes_that_step_again(workdir, finished):
     flip(workdir / "checkpoints" / "30" / "training")
     flip(workdir / "checkpoints" / "20" / "weights")
@@ -346,6 +347,7 @@ def test_a_signal_saves_first_and_the_run_goes_on_identically(finished, tmp_path
     tiny.assert_identical(loop.train(tiny.config(), tmp_path), finished[1])
 
 
+@pytest.mark.thorough
 def test_training_in_a_thread_leaves_signals_alone(tmp_path):
     found = []
     thread = threading.Thread(target=lambda: found.append(loop.train(tiny.config({"train.steps": 5}), tmp_path)))

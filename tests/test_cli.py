@@ -101,6 +101,7 @@ def write_untrained(folder: Path, changes: dict[str, Any] | None = None, **condi
     checkpoints.close()
 
 
+@pytest.mark.thorough
 def test_sampling_images_writes_a_picture_and_the_samples(tmp_path):
     write_untrained(tmp_path)
     picture, samples = tmp_path / "new" / "digits.png", tmp_path / "new" / "digits.npz"
@@ -186,6 +187,7 @@ def test_the_same_seed_gives_the_same_samples(trained, commands, tmp_path):
     assert sample("seed", "--seed=5") != first
 
 
+@pytest.mark.thorough
 def test_a_command_replaces_its_own_files_and_no_others(trained, commands, tmp_path):
     flags = f"--workdir={trained[1]}", "--n=8", "--steps=4", f"--out={tmp_path / 'a.png'}"
     for _ in range(2):

@@ -82,6 +82,7 @@ def nearest(x: np.ndarray) -> np.ndarray:
     return np.linalg.norm(x[:, None] - MEANS, axis=2).argmin(axis=1)
 
 
+@pytest.mark.thorough
 def test_samples_have_their_label_and_guidance_draws_them_nearer(points):
     """A network that ignores its label would be right one time in eight."""
     labels = [k for k in range(8) for _ in range(25)]
@@ -269,6 +270,7 @@ def test_inpainting_keeps_what_is_known_and_variation_starts_from_it(images):
         images.image_to_image(jax.random.key(0), x0, t=2.0)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("unchecked")
 def test_what_a_model_can_not_be_conditioned_on_is_refused(images, untrained_classifier, points, tmp_path):
     key, classifier = jax.random.key(0), untrained_classifier

@@ -57,8 +57,8 @@ def output(**changes: Any) -> np.ndarray:
     return np.asarray(_apply()(weights(), {**cond, **masks, **changes}))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", SHAPES)
-@pytest.mark.quick(kind=["vector"])
 def test_each_condition_changes_the_output_of_its_example_and_a_mask_hides_it(kind):
     plain, other = output(), jnp.asarray(rows(2)[kind]).at[0].add(1.0)
     changed = output(**{kind: other})
@@ -77,6 +77,7 @@ def test_equal_networks_are_equal_whatever_mapping_they_are_given():
     assert hash(pair[0]) == hash(pair[1])
 
 
+@pytest.mark.thorough
 def test_an_absent_condition_is_a_masked_one():
     """None, a mapping without the kind, and one that is masked out are the same."""
     nothing = NETWORK.apply(weights(), jnp.ones((2, 8, 8, 1)), jnp.full(2, 0.5))
@@ -236,6 +237,7 @@ def test_bad_conditions_are_refused(options, message):
         run_of().sample(jax.random.key(0), n=2, **options)
 
 
+@pytest.mark.thorough
 def test_an_unconditional_model_has_no_place_for_a_condition():
     with pytest.raises(InputError, match="the conditions of this model are: none"):
         run_of({}).sample(jax.random.key(0), n=2, cond={"image": IMAGE})

@@ -27,6 +27,7 @@ def elbo_of_normal_data(schedule: schedules.Schedule, n: int) -> tuple[Elbo, np.
     return jax.device_get(elbo(jax.random.key(1), data, x0)), np.asarray(x0)
 
 
+@pytest.mark.thorough
 def test_every_term_has_its_exact_expectation():
     """E|x_0 − x̂_0|² = Σ v σ²/(α² v + σ²): each term within 4.5 standard errors, of 49 terms."""
     steps, n = 50, 4000

@@ -91,8 +91,8 @@ def test_a_last_beta_of_1_ends_in_noise_alone(x64: None) -> None:
     assert log_snr_rate(NOISE, 1.0) == -np.inf
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("predicts", ["v", "x0", "velocity"])
-@pytest.mark.quick(predicts=["v"])
 def test_a_model_samples_from_noise_alone(predicts: str) -> None:
     """The exact network in each parameterization gives the mean and the deviation of the data."""
     betas = np.append(np.linspace(1e-3, 0.3, 49), 1.0)

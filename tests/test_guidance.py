@@ -57,6 +57,7 @@ def test_the_two_kinds_of_guidance_agree_if_posteriors_are_exact(name: str, x64:
         assert w == 0 or np.abs(free - unguided).max() > 0.01
 
 
+@pytest.mark.thorough
 def test_at_pure_noise_classifier_guidance_has_its_limit(x64: None) -> None:
     """At α = 0 x̃_0 is E[x_0|c] + w (E[x_0|c] − E[x_0]), to e^{−7}, the α/σ at which the limit is taken."""
     schedule, w, c = schedules.Flow(), 1.5, jnp.array(1)
@@ -119,8 +120,8 @@ def normal_pair(m_c: float, v_c: float, m: float, v: float) -> Any:
     return jd.from_function(predict, PROCESS, null=-1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("w", WEIGHTS)
-@pytest.mark.quick(w=[0.7, 3.0])
 def test_between_normal_distributions_the_guided_ode_follows_its_solution(w: float, x64: None) -> None:
     """With y = x/α and ς = σ/α, dy/dς = (1 + w) ς (y − m_c)/(v_c + ς²) − w ς (y − m)/(v + ς²) is solved by
 

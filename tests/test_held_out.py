@@ -84,6 +84,7 @@ def test_it_is_the_same_on_one_and_on_eight_devices(n: int) -> None:
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
+@pytest.mark.thorough
 def test_labels_and_other_conditions_are_never_dropped() -> None:
     rows = np.random.default_rng(1)
     labels, vectors = rows.integers(3, size=200), rows.normal(size=(200, 4)).astype(np.float32)
@@ -174,6 +175,7 @@ def test_examples_that_are_held_out_are_never_trained_on(on_device: bool) -> Non
     assert batches.not_finite(0) == int(seen[0])  # by its index in the whole set
 
 
+@pytest.mark.thorough
 def test_what_is_held_out_belongs_to_the_run(tmp_path: Path) -> None:
     """It is the same whether the run is evaluated or not, and can't change."""
     held_out = {"data.held_out": 60}

@@ -148,6 +148,7 @@ def trained(tmp_path_factory: Any) -> tuple[Path, Any]:
     return workdir, tiny.train_without_picture(tiny.config({**LEARNED, "train.steps": 10}), workdir)
 
 
+@pytest.mark.thorough
 def test_a_run_has_the_averaged_schedule_in_all_that_it_does(trained: tuple[Path, Any]) -> None:
     workdir, state = trained
     run = load(workdir)

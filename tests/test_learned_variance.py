@@ -107,6 +107,7 @@ def test_the_elbo_uses_the_learned_variance(x64: None) -> None:
     np.testing.assert_array_equal(learned.decoder, fixed.decoder)
 
 
+@pytest.mark.thorough
 def test_with_the_true_variance_any_number_of_steps_gives_the_distribution_of_the_data(x64: None) -> None:
     """Three ancestral steps: exact with the learned variance, too narrow with the small one."""
     times, n = (1.0, 0.5, 0.125, 0.0), 40_000

@@ -53,8 +53,8 @@ def test_the_exact_trace_gives_the_true_density(name, d):
     np.testing.assert_array_equal(found.standard_error, 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
-@pytest.mark.quick(probe=["rademacher"])
 def test_hutchinsons_estimate_is_within_three_standard_errors(probe):
     """And the standard error is that of the estimates: 32 squared deviations average to 1 within 4·√(2/32)."""
     schedule = SCHEDULES["flow"]
@@ -75,8 +75,8 @@ def test_a_condition_reaches_the_density():
     np.testing.assert_allclose(found.log_density, expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.thorough
 @every_schedule
-@pytest.mark.quick(name=["vp"])
 def test_encoding_and_decoding_are_inverse_and_exact_for_normal_data(name):
     schedule = SCHEDULES[name]
     mean, variance = np.array([0.4, -0.2]), np.array([0.3, 0.05])

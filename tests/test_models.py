@@ -203,6 +203,7 @@ def test_unet_has_the_parameters_of_ddpm():
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 10_188_081
 
 
+@pytest.mark.thorough
 def test_unet_gives_what_its_pytorch_twin_gives():
     golden, model = np.load(GOLDEN), UNet()
     x, t = golden["x"], golden["t"]
@@ -231,6 +232,7 @@ def test_unet_of_a_batch_is_unet_of_each_example(batch, fields):
     close(jax.jit(mapped(model, variables))(x, t), y, 1e-6)
 
 
+@pytest.mark.thorough
 def test_unet_in_bfloat16(batch):
     x, t = batch
     variables = formula_variables(UNet(**TINY), x, t)

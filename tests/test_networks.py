@@ -122,6 +122,7 @@ def test_a_network_is_given_only_where_the_run_names_none(tmp_path):
         jd.load(tmp_path, model=NETWORKS["linen"])
 
 
+@pytest.mark.thorough
 def test_another_network_than_in_training_is_told_so(tmp_path):
     config = points("given", {"train.steps": 10})
     tiny.train_without_picture(config, tmp_path, model=nets.LinenNet(shape=(2,), classes=8))
@@ -129,6 +130,7 @@ def test_another_network_than_in_training_is_told_so(tmp_path):
         jd.load(tmp_path, model=nets.LinenNet(shape=(2,), classes=8, width=8))
 
 
+@pytest.mark.thorough
 def test_muon_finds_the_kernels_of_an_nnx_network():
     config = points("given", {"optimizer.name": "muon", "optimizer.learning_rate": 0.1})
     experiment = make_experiment(config, POINTS, model=NETWORKS["nnx"])

@@ -60,6 +60,7 @@ def test_without_perturbations_every_sampler_is_the_gaussian_one(name: str) -> N
     assert programs[0] == programs[1]
 
 
+@pytest.mark.thorough
 def test_without_perturbations_every_loss_and_sample_is_the_gaussian_one() -> None:
     def loss(process: Any, key: Any, x0: Any, t: Any) -> Any:
         found = []

@@ -161,6 +161,7 @@ def test_a_config_with_a_process_that_cannot_work_is_refused(changes: Any, messa
         make_experiment(tiny.config(changes), DataSpec(shape=(2,), levels=None))
 
 
+@pytest.mark.thorough
 def test_a_config_makes_its_process_and_a_network_that_is_conditioned_on_its_parameters() -> None:
     """A hidden coordinate does not reach the network, but whether it is hidden does: the loss depends on that."""
     section = process_section(

@@ -53,6 +53,7 @@ def copy(stopped, tmp_path) -> Path:
     return shutil.copytree(stopped, tmp_path / "copy")
 
 
+@pytest.mark.thorough
 def test_a_run_needs_its_folder_alone_to_sample_and_its_process_is_made_from_the_data(stopped, monkeypatch):
     x = data.load("swissroll").x
     monkeypatch.setattr(data, "load", None)
@@ -68,6 +69,7 @@ def test_a_run_needs_its_folder_alone_to_sample_and_its_process_is_made_from_the
     assert np.isfinite(samples).all()
 
 
+@pytest.mark.thorough
 def test_varied_samples_start_under_the_parameters_that_they_are_drawn_with(stopped, monkeypatch):
     run, x0, t, key = jd.load(stopped), np.ones((3, 2), np.float32), 0.5, jax.random.key(0)
     drawn = []

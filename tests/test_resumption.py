@@ -99,6 +99,7 @@ def test_a_finished_run_is_left_as_it_is(run, caplog):
     assert (run / "config.json").read_text() == before
 
 
+@pytest.mark.thorough
 def test_the_learning_rate_changes_on_request_and_the_history_says_so(run):
     changes = {"optimizer.learning_rate": 0.002, "optimizer.decay": "constant", "train.steps": 20}
     allowed = ["optimizer.learning_rate", "optimizer.decay"]
@@ -187,6 +188,7 @@ def test_the_first_line_after_a_resumption_is_that_of_an_uninterrupted_run(tmp_p
         assert found[name] == expected[name]
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_without_its_window_is_resumed(tmp_path, monkeypatch):
     config = tiny.config({"train.steps": 20, "every.log": 20, "every.checkpoint": 20})
     stop_at(monkeypatch, 5)
@@ -198,6 +200,7 @@ def test_a_checkpoint_without_its_window_is_resumed(tmp_path, monkeypatch):
     assert int(loop.train(config, tmp_path).step) == 20
 
 
+@pytest.mark.thorough
 def test_a_picture_that_a_signal_prevented_is_drawn_on_resumption(tmp_path, monkeypatch, caplog):
     config = tiny.config({"train.steps": 10})
     with monkeypatch.context() as patch:

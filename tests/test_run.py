@@ -194,6 +194,7 @@ def test_the_config_decides_whether_samples_are_clipped(run):
     assert reach["none"] > 1 >= reach["dynamic"]
 
 
+@pytest.mark.thorough
 def test_a_sample_depends_on_its_key_alone_whatever_the_batch(points):
     key = jax.random.key(3)
     whole = points.sample(key, n=21)

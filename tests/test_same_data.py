@@ -60,6 +60,7 @@ def check(folder: Path, x: np.ndarray, labels: np.ndarray, **changes: Any) -> No
     tiny.assert_identical(weights("object", Pairs(x[..., None], labels), **changes), expected)
 
 
+@pytest.mark.thorough
 def test_pictures_idx_files_and_an_object_give_the_same_weights(tmp_path: Path) -> None:
     x = np.random.default_rng(0).integers(0, 256, (300, 28, 28), dtype=np.uint8)
     labels = np.sort(np.arange(300) % 10)

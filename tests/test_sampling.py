@@ -128,6 +128,7 @@ def test_the_progress_bar_counts_every_step_of_every_batch(monkeypatch: pytest.M
     assert max(bars[0].updates) <= 2
 
 
+@pytest.mark.thorough
 def test_a_solver_that_gives_up_in_a_batch_is_one_plain_error() -> None:
     sampling = Sampling(sampler=samplers.Adaptive(max_steps=2), steps=4)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])

@@ -168,6 +168,7 @@ def test_rounding_is_far_below_what_another_order_of_the_data_does(reference):
     assert tiny.difference(other.state.params, reference.state.params) > 100 * ROUNDING
 
 
+@pytest.mark.thorough
 def test_batches_fed_from_the_host_train_exactly_as_those_on_the_device(reference):
     other = train({"train.steps_per_dispatch": 1, "data.on_device": False})
     tiny.assert_identical(other.state, reference.state)

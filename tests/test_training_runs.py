@@ -65,6 +65,7 @@ def unbroken(tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.mark.thorough
 def test_each_log_has_the_loss_and_the_speed(unbroken):
     lines = metrics_of(unbroken)
     assert [line["step"] for line in lines] == list(range(20, 201, 20))

@@ -66,6 +66,7 @@ def start(experiment: Experiment, devices: int = 1, fsdp: int = 1) -> State:
     return jax.jit(lambda weights: init_state(experiment, weights), out_shardings=shardings)(taken.weights)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("eight_devices")
 @pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (8, 4)])
 def test_the_averaged_weights_of_the_newest_checkpoint_are_the_first_ones(source, devices, fsdp):
