@@ -85,7 +85,7 @@ def _explained(iterator: Iterator[Examples]) -> Iterator[Examples]:
         code = str(error).partition("exit code ")[2].partition(".")[0]
         raise InputError(
             f"a process that reads data ended with exit code {code}. If a script calls jaxdiff.train, the process "
-            f"{_GUARD}. Code -9 is for want of memory: take fewer data.workers"
+            f"{_GUARD}. Code -9 often means too little memory: take fewer data.workers"
         ) from None
 
 
@@ -106,7 +106,7 @@ def _end_with_parent(folder: str, index: int, count: int) -> None:
 class _Stored:
     """Elements by random access that each worker takes from a file.
 
-    A worker that ended before it had read a long message would let the process that sends it wait without end.
+    Sent through a pipe, as Python does, they would block the sender for ever if a worker ended before it had read them.
     """
 
     path: Path
@@ -120,8 +120,8 @@ class _Stored:
             path.write_bytes(cloudpickle.dumps(elements))
         except (TypeError, AttributeError, pickle.PicklingError) as error:
             raise InputError(
-                f"these data can't be sent to the processes that read them "
-                f"({error}); data.workers = 0 reads them in threads of this one"
+                f"these data can't be sent to the processes that read them ({error}); "
+                "data.workers = 0 reads them in threads of this one"
             ) from error
         return cls(path, len(elements))
 
