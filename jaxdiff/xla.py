@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 _OPTIONS: dict[str, Any] = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
@@ -57,15 +58,18 @@ def split_cpu(batch: int, multiple: int = 1) -> None:
 
 
 @functools.cache
-def compiler_options(level: int | None = None) -> dict[str, Any]:
+def compiler_options(level: int | None = None, mesh: Mesh | None = None) -> dict[str, Any]:
     """Return the options for `jax.jit(..., compiler_options=...)`, which accepts them in an outermost jit only.
 
     `level` is LLVM's optimization level on a CPU, from 0 to 3; None leaves XLA's, which is 3. At 0 the initialization
-    of a U-Net compiles in a quarter of the time; what runs once needs no more.
+    of a U-Net compiles in a quarter of the time; what runs once needs no more. `mesh` are the devices of the program,
+    by default all.
     """
-    if jax.default_backend() != "cpu":
+    devices = jax.devices() if mesh is None else mesh.devices.ravel().tolist()
+    if devices[0].platform != "cpu":
         return {}
-    every = _OPTIONS | (_ONE_THREAD if jax.local_device_count() >= cores() > 1 else {})
+    here = [device for device in devices if device.process_index == jax.process_index()]
+    every = _OPTIONS | (_ONE_THREAD if len(here) >= cores() > 1 else {})
     if level is not None:
         every |= {"xla_backend_optimization_level": level}
     known: dict[str, Any] = {}
@@ -74,6 +78,14 @@ def compiler_options(level: int | None = None) -> dict[str, Any]:
             jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
             known[name] = value
     return known
+
+
+def compute_dtype(device: Any) -> str:
+    """Return the dtype in which a network computes on a `jax.Device`: bfloat16 on accelerators that have it, else float32."""
+    if device.platform == "cpu":
+        return "float32"
+    older = float(getattr(device, "compute_capability", None) or 8) < 8  # NVIDIA GPUs before Ampere
+    return "float32" if older else "bfloat16"
 
 
 @functools.cache

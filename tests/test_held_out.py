@@ -168,8 +168,9 @@ def test_examples_that_are_held_out_are_never_trained_on(on_device: bool) -> Non
     batches = make_batches(rest, tiny.mesh_of(1), seed=0, batch_size=10, on_device=on_device)
     seen = []
     for dispatch in batches.stream(0, 6, 3):
-        whole = batches.resident.x[dispatch.batch] if on_device else dispatch.batch.x
-        seen += np.asarray(whole)[..., 0].ravel().tolist()
+        for chosen in range(dispatch.count):
+            whole = batches.resident.take(dispatch.batch[chosen]).x if on_device else dispatch.batch.x[chosen]
+            seen += np.asarray(whole)[:, 0].tolist()
     assert sorted(seen) == sorted(2 * list(values[0]))  # two epochs
     batches.dataset.x[int(seen[0])] = np.nan
     assert batches.not_finite(0) == int(seen[0])  # by its index in the whole set

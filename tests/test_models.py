@@ -2,7 +2,6 @@
 
 import math
 import re
-import types
 import zlib
 from pathlib import Path
 
@@ -98,7 +97,7 @@ def test_attention_under_two_vmaps_in_any_grouping(monkeypatch):
     q, k, v = qkv((3, 4, 5, 2, 3))
     expected = plain(q, k, v)
     for cache in (1, 4 * 5 * 5 * 2 * 3, 2**22):
-        monkeypatch.setattr(attention, "_CACHE_BYTES", cache)
+        monkeypatch.setattr(attention, "_CPU_BYTES", cache)
         close(jax.jit(lambda *x: jax.vmap(jax.vmap(attend))(*x))(q, k, v), expected)
 
 
@@ -126,30 +125,84 @@ def test_attention_in_bfloat16():
     close(out, numpy_attention(q, k, v), 2**-8)
 
 
-def test_attention_off_the_cpu(monkeypatch):
-    q, k, v = qkv((2, 16, 4, 8))
-    expected = plain(q, k, v)
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    close(attend(q, k, v), expected)
+def test_attention_has_derivatives_of_any_order():
+    """Forward mode, and each mode over the other, against the plain form."""
+    args, tangents = (tuple(qkv((2, 6, 2, 4), keys=5, scale=scale)) for scale in (1.0, 0.7))
+
+    def forward(f):
+        return lambda *x: jax.jvp(f, x, tangents)[1]
+
+    def reverse(f):
+        return jax.grad(lambda *x: jnp.sin(f(*x)).sum(), argnums=(0, 1, 2))
+
+    def some(f):  # one derivative of three: transposing meets arrays that are not linear
+        return jax.grad(lambda k: jnp.sin(f(args[0], k, args[2])).sum())
+
+    for modes in (forward, lambda f: forward(forward(f)), lambda f: reverse(forward(f)), lambda f: forward(reverse(f))):
+        close(jax.jit(modes(attend))(*args), jax.jit(modes(plain))(*args), 1e-5)
+    close(some(attend)(args[1]), some(plain)(args[1]), 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["forward", "jvp", "vjp"])
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda", "rocm"])
+def test_attention_is_lowered_for_every_platform_from_one_process(kind, platform):
+    """What runs elsewhere runs here: the forms of the other platforms are ordinary JAX, but for cuDNN."""
+    args = tuple(qkv((2, 128, 2, 4)))
+    functions = {
+        "forward": lambda f: f,
+        "jvp": lambda f: lambda *x: jax.jvp(f, x, x)[1],
+        "vjp": lambda f: jax.grad(lambda *x: (f(*x) ** 2).sum(), argnums=(0, 1, 2)),
+    }
+    function = functions[kind]
+    assert jax.export.export(jax.jit(function(attend)), platforms=[platform])(*args).mlir_module()
+    q, k, v = args
+    inputs = {"forward": args, "jvp": (*args, *args), "vjp": (*args, 2 * plain(*args))}[kind]
+    if kind != "forward":
+        out, log_total = attention._PLAIN.forward(q, k, v)
+        inputs = (*inputs[:3], out, log_total, *inputs[3:])
+    on = attention._PLATFORMS[None if platform == "rocm" else platform]
+    found = on(kind, 1, *inputs)
+    expected = function(plain)(*args)
+    close(found[0] if kind != "vjp" else tuple(found), expected, 1e-5)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_attention_loops_on_a_tpu_over_groups_that_fit(monkeypatch, sharded):
+    monkeypatch.setattr(attention, "_TPU_BYTES", 2 * 4 * 2 * 128 * 128)
+    q, k, v = qkv((8, 128, 2, 4))
+    (found, _), devices = attention._on_tpu("forward", 4 if sharded else 1, q, k, v), 4 if sharded else 1
+    close(found, plain(q, k, v))
+    program = jax.make_jaxpr(lambda *x: attention._on_tpu("forward", devices, *x))(q, k, v)
+    (loop,) = [equation for equation in program.eqns if equation.primitive.name == "scan"] or [None]
+    assert (loop is None) == sharded  # 2 examples fit: each of 4 devices has no more
+    assert loop is None or loop.params["length"] == 4
 
 
 @pytest.mark.parametrize(
-    ("fits", "shape", "dtype", "platform", "capability"),
+    ("fits", "shape", "keys", "dtype"),
     [
-        (True, (2, 784, 4, 16), jnp.bfloat16, "cuda 12090", "9.0"),
-        (False, (2, 784, 4, 16), jnp.float32, "cuda 12090", "9.0"),
-        (False, (2, 784, 4, 4), jnp.bfloat16, "cuda 12090", "9.0"),
-        (False, (2, 784, 4, 256), jnp.bfloat16, "cuda 12090", "9.0"),
-        (False, (2, 49, 4, 16), jnp.bfloat16, "cuda 12090", "9.0"),
-        (False, (2, 784, 4, 16), jnp.bfloat16, "cuda 12090", "7.5"),
-        (False, (2, 784, 4, 16), jnp.bfloat16, "rocm 60300", "gfx90a"),
+        (True, (2, 784, 4, 16), 784, jnp.bfloat16),
+        (True, (2, 784, 4, 4), 784, jnp.bfloat16),  # padded
+        (False, (2, 784, 4, 16), 784, jnp.float32),
+        (False, (2, 784, 4, 256), 784, jnp.bfloat16),
+        (False, (2, 49, 4, 16), 49, jnp.bfloat16),
+        (False, (2, 784, 4, 16), 49, jnp.bfloat16),
     ],
 )
-def test_which_queries_go_to_cudnn(monkeypatch, fits, shape, dtype, platform, capability):
-    client = types.SimpleNamespace(platform_version=platform)
-    device = types.SimpleNamespace(client=client, compute_capability=capability)
-    monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert attention._fits_cudnn(shape, dtype) == fits
+def test_which_queries_go_to_cudnn(monkeypatch, fits, shape, keys, dtype):
+    """They are padded to a head dimension that cuDNN takes, with the scale of the original one."""
+    asked = []
+
+    def kernel(q, k, v, *, scale, implementation):
+        asked.append((q.shape[-1] % 8, implementation))
+        scores = jnp.einsum("nthd,nshd->nhts", q, k, preferred_element_type=jnp.float32) * scale
+        return jnp.einsum("nhts,nshd->nthd", jax.nn.softmax(scores), v.astype(jnp.float32)).astype(q.dtype)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    q, k, v = (x.astype(dtype) for x in qkv(shape, keys=keys))
+    out, _ = attention._on_cuda("forward", 1, q, k, v)
+    assert asked == ([(0, "cudnn")] if fits else [])
+    close(out, numpy_attention(q, k, v), 1e-5 if dtype == jnp.float32 else 2**-6)
 
 
 def formula(path, shape):

@@ -198,7 +198,7 @@ def test_each_device_works_on_its_part_of_the_batch_and_the_state_is_donated():
     assert "all-gather" not in program
     step(state, *inputs)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)))
-    assert not batches.resident.x.is_deleted()
+    assert not batches.resident.rows.x.is_deleted()
 
 
 def test_the_average_follows_the_weights_with_a_warmed_up_decay():

@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from jaxdiff import xla
 
@@ -55,6 +58,19 @@ def test_operations_have_one_thread_only_if_every_core_has_a_device(monkeypatch)
         assert ("xla_cpu_multi_thread_eigen" in xla.compiler_options.__wrapped__()) == single
 
 
-def test_no_options_off_the_cpu(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert xla.compiler_options.__wrapped__() == {}
+def test_no_options_off_the_cpu():
+    mesh = Mock(spec=Mesh, devices=np.array([Mock(spec=jax.Device, platform="tpu")]))
+    assert xla.compiler_options.__wrapped__(mesh=mesh) == {}
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        ({"platform": "cpu"}, "float32"),
+        ({"platform": "tpu"}, "bfloat16"),
+        ({"platform": "gpu", "compute_capability": "7.5"}, "float32"),
+        ({"platform": "gpu", "compute_capability": "8.0"}, "bfloat16"),
+    ],
+)
+def test_networks_compute_in_bfloat16_where_the_device_has_it(device, dtype):
+    assert xla.compute_dtype(Mock(spec=["platform", *device], **device)) == dtype

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
-from jaxdiff import data, denoisers, losses, models, registry, samplers, schedules
+from jaxdiff import data, denoisers, losses, models, registry, samplers, schedules, xla
 from jaxdiff.data import Dataset, DataSpec, Examples
 from jaxdiff.denoisers.guidance import NetworkClassifier
 from jaxdiff.denoisers.network import by_value
@@ -176,9 +176,9 @@ class Experiment:
         """Return the experiment with a network that computes in float32."""
         return self._with_network("float32")
 
-    def _with_network(self, dtype: str) -> "Experiment":
+    def _with_network(self, dtype: str, device: jax.Device | None = None) -> "Experiment":
         if dtype == "auto":
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+            dtype = xla.compute_dtype(device or jax.devices()[0])
         if self.config.model["name"] == "given":
             return self
         shapes, name = self.conditioning.shapes, self.config.model["name"]
@@ -268,11 +268,16 @@ def _init(init: Callable[..., PyTree], key: RandomKey, x: Array, t: Array, cond:
 
 
 def make_experiment(
-    config: Config, spec: DataSpec, examples: Num[np.ndarray, "n *shape"] | None = None, model: Any = None
+    config: Config,
+    spec: DataSpec,
+    examples: Num[np.ndarray, "n *shape"] | None = None,
+    model: Any = None,
+    device: jax.Device | None = None,
 ) -> Experiment:
     """Return the objects of a config for data of this spec; some processes need raw `examples`, as in `Dataset.x`.
 
-    `model` is the network, if the config's is "given".
+    `model` is the network, if the config's is "given". `device` is like those that it will run on, which choose its
+    dtype; by default those of this process.
 
     Raises:
       InputError: if a conditional model lacks its conditions, an example has no values, the network can't take the
@@ -293,7 +298,7 @@ def make_experiment(
         first_process=config.make("process", schedule=schedule, examples=normalized),
         model=model,
         times=time_sampler(config.loss.times, schedule),
-    )._with_network(config.train.dtype)
+    )._with_network(config.train.dtype, device)
     _check_network(experiment)
     target: Any = config.loss.target or config.predicts
     weight = config.loss.built_weight

@@ -101,6 +101,7 @@ def sample_in_batches(
     sharding = NamedSharding(mesh, P(mesh.axis_names))
     check_sampler(sampler := make(sampling.sampler), times, denoiser.process)
     static: dict[str, Any] = {"sampler": sampler, "shape": shape, "sharding": sharding}
+    denoiser = _replicated(denoiser, NamedSharding(mesh, P()))
     begin_all, continue_all = xla.outermost(_begin, *static), xla.outermost(_continue, *static)
     with _bar(sampling.progress, -(-n // _size(n, sampling.batch, mesh)) * steps, unit="step") as bar:
 
@@ -220,6 +221,12 @@ def _bar(progress: bool, total: int, *, unit: str) -> Any:
 def _size(n: int, batch: int, mesh: Mesh) -> int:
     """Return the size of a batch: a power of 2 or `batch`, so that few are compiled, and a multiple of the devices."""
     return -(-min(1 << (n - 1).bit_length(), batch) // mesh.size) * mesh.size
+
+
+@partial(jax.jit, static_argnames="everywhere")
+def _replicated(denoiser: Denoiser, everywhere: NamedSharding) -> Denoiser:
+    """Copy sharded weights to every device once, so that the devices need not exchange anything at each step."""
+    return jax.lax.with_sharding_constraint(denoiser, everywhere)
 
 
 @partial(jax.jit, static_argnames="sharding")

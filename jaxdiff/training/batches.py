@@ -16,6 +16,7 @@ import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ from jaxdiff.typing import InputError
 from jaxdiff.xla import cores
 
 _ELEMENT, _MOST_STEPS = 2**22, 16  # bytes and steps of an element, as each that a worker sends takes a millisecond
+_LANES = 128  # elements of a row of a TPU's tiles
 _MOST_BYTES = 2**28  # of examples that are kept on the devices unless the config says otherwise
 
 
@@ -67,6 +69,41 @@ class Dispatch:
     waited: float  # seconds that the loop waited for it
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["shapes"])
+@dataclasses.dataclass(frozen=True)
+class Resident:
+    """A whole data set on every device, with examples of more than one axis as flat rows.
+
+    A TPU lays out the last two axes of an array in tiles of 128 elements, and would read 806 MB to gather 128 images
+    from 50,000 of (32, 32, 3). From rows of a multiple of 128 elements it reads 5.5 MB.
+    """
+
+    rows: Examples
+    shapes: tuple[tuple[int, ...], ...]  # of one example, for each leaf of rows
+
+    @classmethod
+    def of(cls, examples: Examples, mesh: Mesh) -> "Resident":
+        """Copy examples to every device of a mesh."""
+
+        def row(leaf: np.ndarray) -> Array:
+            if leaf.ndim > 2:
+                flat = leaf.reshape(len(leaf), -1)
+                leaf = np.pad(flat, ((0, 0), (0, -flat.shape[1] % _LANES)))
+            return place(leaf, mesh, PartitionSpec())
+
+        return cls(jax.tree.map(row, examples), tuple(leaf.shape[1:] for leaf in jax.tree.leaves(examples)))
+
+    def take(self, chosen: Int[Array, " n"]) -> Examples:
+        """Return the examples at these indices."""
+        leaves, structure = jax.tree.flatten(self.rows)
+        pairs = zip(leaves, self.shapes, strict=True)
+        found = [
+            leaf[chosen][..., : math.prod(shape)].reshape(len(chosen), *shape) if len(shape) > 1 else leaf[chosen]
+            for leaf, shape in pairs
+        ]
+        return jax.tree.unflatten(structure, found)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batches:
     """The stream of dispatches over a data set."""
@@ -79,7 +116,7 @@ class Batches:
     kinds: tuple[str, ...]  # the conditions that the network is given, "label" among them
     workers: int
     # The whole data set on every device; None if each process gathers on the host what its own devices need.
-    resident: Examples | None
+    resident: "Resident | None"
 
     def stream(self, start: int, stop: int, size: int) -> Iterator[Dispatch]:
         """Yield dispatches of steps `start` to `stop`, cut at multiples of `size`; each is made while another runs."""
@@ -220,7 +257,7 @@ def make_batches(
     if on_device or (on_device is None and not dataset.varies and size <= _MOST_BYTES):
         dataset = whole = in_memory(dataset)
         examples = only(Examples(whole.x, whole.labels, whole.cond), kinds)
-        resident = jax.tree.map(lambda array: place(array, mesh, PartitionSpec()), examples)
+        resident = Resident.of(examples, mesh)
     return Batches(
         dataset=dataset,
         among=among,

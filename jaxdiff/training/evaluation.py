@@ -117,7 +117,7 @@ def make_evaluation(experiment: Experiment, held_out: Source, mesh: Mesh, params
     evaluation = Evaluation(examples=examples, batch=batch, mesh=mesh, total=_total(experiment, t), on=on.hexdigest())
     whole: Any = {
         "out_shardings": NamedSharding(mesh, PartitionSpec()),
-        "compiler_options": xla.compiler_options(level=1),
+        "compiler_options": xla.compiler_options(level=1, mesh=mesh),
     }
     compiled = jax.jit(evaluation.total, **whole).lower(params, *evaluation.rows(0)).compile()
     return dataclasses.replace(evaluation, total=compiled)

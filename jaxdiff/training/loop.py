@@ -135,7 +135,7 @@ class _Run(NamedTuple):
         steps, verified, drawn = config.train.steps, False, False
         run_step = make_step(self.experiment, self.batches.mesh, self.abstract)
         # On CPU a loop around convolutions is slow (see `jaxdiff.training.step`), and a dispatch is cheap.
-        size = config.steps_per_dispatch(on_cpu=jax.default_backend() == "cpu")
+        size = config.steps_per_dispatch(on_cpu=self.batches.mesh.devices.flat[0].platform == "cpu")
         for dispatch in self.batches.stream(start, steps, size):
             state, metrics = run_step(state, self.batches.resident, dispatch.batch)
             done = dispatch.first + dispatch.count
@@ -323,7 +323,8 @@ def _first_state(experiment: Experiment, abstract: State, checkpoints: Checkpoin
         return State.from_items(found[1]), None
     taken = transfer.take(experiment.config, abstract.params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    options: Any = {"out_shardings": shardings, "compiler_options": xla.compiler_options(level=0)}
+    made_by = xla.compiler_options(level=0, mesh=jax.tree.leaves(shardings)[0].mesh)
+    options: Any = {"out_shardings": shardings, "compiler_options": made_by}
     state = jax.jit(partial(init_state, experiment), **options)(taken and taken.weights)
     return state, taken and taken.described
 

@@ -2,7 +2,14 @@
 
 A batch is split over both axes. Weights, their average and the optimizer's state are split over `fsdp` along their
 longest axis that it divides, if they are large enough for that to be worth a message; otherwise they are copied.
+
+Each device gathers the weights that it lacks, computes the gradient of its own part of the batch, and receives the sum
+of the gradients for the weights that it holds: one all-gather and one reduce-scatter for each split array and step
+(Rajbhandari et al. 2019, "ZeRO", arXiv:1910.02054). Gradients are summed in the dtype of the weights, float32, whatever
+the network computes in.
 """
+
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -10,31 +17,33 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.typing import InputError, PyTree
 
+AXES = ("data", "fsdp")
 _SMALL = 2**14  # elements: below this a copy is cheaper than a gather
 
 
-def make_mesh(fsdp: int, batch_size: int, accumulate: int = 1) -> Mesh:
-    """Return the mesh over all devices of all hosts, with `fsdp` devices to each copy of the weights.
+def make_mesh(fsdp: int, batch_size: int, accumulate: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Return the mesh over these devices, by default all of all hosts, with `fsdp` of them to each copy of the weights.
 
     Raises an InputError if `fsdp` does not divide the devices, or the devices don't divide a (micro-)batch.
     """
-    devices = jax.device_count()
-    if devices % fsdp:
-        raise InputError(f"train.fsdp = {fsdp} does not divide the {devices} devices; choose a divisor of {devices}")
-    if batch_size % (devices * accumulate):
-        parts = f"{devices} devices" + (f" x {accumulate} micro-batches" if accumulate > 1 else "")
-        unit = devices * accumulate
+    devices = jax.devices() if devices is None else devices
+    n = len(devices)
+    if n % fsdp:
+        raise InputError(f"train.fsdp = {fsdp} does not divide the {n} devices; choose a divisor of {n}")
+    if batch_size % (n * accumulate):
+        parts = f"{n} devices" + (f" x {accumulate} micro-batches" if accumulate > 1 else "")
+        unit = n * accumulate
         lower, upper = batch_size // unit * unit, (batch_size // unit + 1) * unit
         raise InputError(
             f"train.batch_size = {batch_size} is not divisible over {parts}; "
             f"use {' or '.join(str(size) for size in (lower, upper) if size)}"
         )
-    return jax.make_mesh((devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+    return jax.make_mesh((n // fsdp, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
 
 
 def batch_spec(leading: int = 0) -> PartitionSpec:
     """Return the layout of a batch whose example axis comes after `leading` others."""
-    return PartitionSpec(*[None] * leading, ("data", "fsdp"))
+    return PartitionSpec(*[None] * leading, AXES)
 
 
 def state_shardings(mesh: Mesh, abstract: PyTree) -> PyTree:
@@ -55,3 +64,30 @@ def place(value: np.ndarray, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
     """Lay out over the mesh a host array that every process holds."""
     sharding = NamedSharding(mesh, spec)
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def gather(shards: PyTree, specs: PyTree) -> PyTree:
+    """Return whole arrays from the parts that the devices of `fsdp` hold; call it inside `jax.shard_map`."""
+
+    def whole(shard: jax.Array, spec: PartitionSpec) -> jax.Array:
+        axis = _split_axis(spec)
+        return shard if axis is None else jax.lax.all_gather(shard, "fsdp", axis=axis, tiled=True)
+
+    return jax.tree.map(whole, shards, specs)
+
+
+def mean_over_devices(gradients: PyTree, specs: PyTree) -> PyTree:
+    """Return each device's part of the mean of all devices' gradients: what `gather` is to weights."""
+
+    def mean(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
+        axis = _split_axis(spec)
+        if axis is None:
+            return jax.lax.pmean(gradient, AXES)
+        part = jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=axis, tiled=True)
+        return jax.lax.pmean(part, "data") / jax.lax.axis_size("fsdp")
+
+    return jax.tree.map(mean, gradients, specs)
+
+
+def _split_axis(spec: PartitionSpec) -> int | None:
+    return spec.index("fsdp") if "fsdp" in spec else None

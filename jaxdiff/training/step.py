@@ -31,8 +31,8 @@ from jaxdiff.experiment.optimizers import all_but_schedule
 from jaxdiff.experiment.transfer import path_of
 from jaxdiff.losses.time_sampling import LossHistory, first_history
 from jaxdiff.training import learned_schedule
-from jaxdiff.training.batches import Examples
-from jaxdiff.training.sharding import batch_spec, state_shardings
+from jaxdiff.training.batches import Examples, Resident
+from jaxdiff.training.sharding import AXES, batch_spec, gather, mean_over_devices, state_shardings
 from jaxdiff.typing import PyTree, RandomKey, Scalar, key_of
 
 
@@ -70,7 +70,7 @@ class Metrics(NamedTuple):
 
 
 Batch = Examples | Int[Array, "steps batch"]
-StepFunction = Callable[[State, Examples | None, Batch], tuple[State, Metrics]]
+StepFunction = Callable[[State, Resident | None, Batch], tuple[State, Metrics]]
 
 
 def make_optimizer(experiment: Experiment) -> optax.GradientTransformationExtraArgs:
@@ -141,44 +141,59 @@ def make_step(experiment: Experiment, mesh: Mesh, abstract: State) -> StepFuncti
     `batch` holds examples or, if the data set is `resident` on the devices, their indices; its leaves have the leading
     axes (steps, examples). The state is donated.
     """
-    micro = experiment.config.train.accumulate
-    whole, split = NamedSharding(mesh, batch_spec()), NamedSharding(mesh, batch_spec(leading=1))
     everywhere = NamedSharding(mesh, PartitionSpec())
+    spread_gradient = _spread_gradient(experiment, mesh, abstract.params)
 
-    def one_step(resident: Examples | None, state: State, chosen: Any) -> tuple[State, Metrics]:
-        examples = chosen if resident is None else jax.tree.map(lambda leaf: leaf[chosen], resident)
+    def one_step(resident: Resident | None, state: State, chosen: Any) -> tuple[State, Metrics]:
+        examples = chosen if resident is None else resident.take(chosen)
         x0 = data.normalize(examples.x, experiment.levels)
         drawn = experiment.draw(jax.random.fold_in(state.key, state.step), len(x0), state.history)
-        batch = jax.lax.with_sharding_constraint((x0, experiment.condition(examples), *drawn), whole)
+        loss, grads, losses = spread_gradient(state.params, (x0, experiment.condition(examples), *drawn))
+        if state.history is None:
+            return update(experiment, state, loss, grads)
+        # Every device sees the whole batch: all draw from the same history.
+        seen = jax.lax.with_sharding_constraint((drawn[0], losses), everywhere)
+        return update(experiment, state._replace(history=state.history.update(*seen)), loss, grads)
 
-        def finish(loss: Array, grads: PyTree, losses: Array) -> tuple[State, Metrics]:
-            if state.history is None:
-                return update(experiment, state, loss, grads)
-            # Every device sees the whole batch: all draw from the same history.
-            seen = jax.lax.with_sharding_constraint((drawn[0], losses), everywhere)
-            return update(experiment, state._replace(history=state.history.update(*seen)), loss, grads)
-
-        if micro == 1:
-            return finish(*gradient(experiment, state.params, batch))
-
-        # Example i goes to micro-batch i mod `micro`, so that each device keeps the examples that it has.
-        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, micro, *leaf.shape[1:]).swapaxes(0, 1), batch)
-        parts = jax.lax.with_sharding_constraint(parts, split)
-
-        def add(total: PyTree, part: tuple[Any, ...]) -> tuple[PyTree, Array]:
-            *found, losses = gradient(experiment, state.params, part)
-            return jax.tree.map(jnp.add, total, tuple(found)), losses
-
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        total, losses = _scan(add, zero, parts, unroll=jax.default_backend() == "cpu")
-        loss, grads = jax.tree.map(lambda leaf: leaf / micro, total)
-        return finish(loss, grads, losses.T.reshape(-1))
-
-    def steps(state: State, resident: Examples | None, batch: Batch) -> tuple[State, Metrics]:
+    def steps(state: State, resident: Resident | None, batch: Batch) -> tuple[State, Metrics]:
         return _scan(partial(one_step, resident), state, batch, unroll=len(jax.tree.leaves(batch)[0]) == 1)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract), everywhere
-    return jax.jit(steps, donate_argnums=0, out_shardings=shardings, compiler_options=xla.compiler_options(level=1))
+    options = xla.compiler_options(level=1, mesh=mesh)
+    return jax.jit(steps, donate_argnums=0, out_shardings=shardings, compiler_options=options)
+
+
+def _spread_gradient(experiment: Experiment, mesh: Mesh, params: PyTree) -> Callable[..., Any]:
+    """Return `gradient` as a function of weights and a batch that are spread over the mesh, one micro-batch at a time.
+
+    Each device computes the gradient of its own examples, and they meet as `jaxdiff.training.sharding` says.
+    """
+    micro = experiment.config.train.accumulate
+    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
+    unroll = mesh.devices.flat[0].platform == "cpu"
+
+    def local(shards: PyTree, batch: tuple[Any, ...]) -> tuple[Scalar, PyTree, Float[Array, " n"]]:
+        whole = gather(shards, specs)
+        # Example i goes to micro-batch i mod `micro`.
+        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, micro, *leaf.shape[1:]).swapaxes(0, 1), batch)
+
+        def add(total: PyTree, part: tuple[Any, ...]) -> tuple[PyTree, Array]:
+            *found, losses = gradient(experiment, whole, part)
+            return jax.tree.map(jnp.add, total, tuple(found)), losses
+
+        if micro == 1:
+            loss, grads, losses = gradient(experiment, whole, batch)
+        else:
+            zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, whole))
+            total, losses = _scan(add, zero, parts, unroll=unroll)
+            loss, grads = jax.tree.map(lambda leaf: leaf / micro, total)
+            losses = losses.T.reshape(-1)
+        return jax.lax.pmean(loss, AXES), mean_over_devices(grads, specs), losses
+
+    spread = batch_spec()
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=(specs, spread), out_specs=(PartitionSpec(), specs, spread), check_vma=False
+    )
 
 
 def _scan(f: Callable[..., Any], carry: PyTree, xs: PyTree, *, unroll: bool) -> tuple[PyTree, PyTree]:
