@@ -81,7 +81,7 @@ def compiler_options(level: int | None = None, mesh: Mesh | None = None) -> dict
 
 
 def compute_dtype(device: Any) -> str:
-    """Return the dtype in which a network computes on a `jax.Device`: bfloat16 on accelerators that have it, else float32."""
+    """Return the dtype in which a network computes on a `jax.Device`: bfloat16 if it has it."""
     if device.platform == "cpu":
         return "float32"
     older = float(getattr(device, "compute_capability", None) or 8) < 8  # NVIDIA GPUs before Ampere
