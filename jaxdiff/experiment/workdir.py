@@ -277,17 +277,22 @@ def check_data(workdir: Path, name: str, fingerprint: str) -> None:
         )
 
 
+def examples_for(config: Config, dataset: Source) -> Num[np.ndarray, "n *shape"] | None:
+    """Return the raw examples that the process of a new run is built from, or None if it needs none."""
+    if not takes_examples(config.process):
+        return None
+    n = len(dataset)
+    some = np.random.default_rng(0).permutation(n)[:_MOST_EXAMPLES] if n > _MOST_EXAMPLES else np.arange(n)
+    return dataset.take(some).x
+
+
 def choose_examples(workdir: Path, config: Config, dataset: Source) -> Num[np.ndarray, "n *shape"] | None:
     """Return the raw examples of the data that the process is built from, or None if it needs none.
 
     Every run on the same data set gets the same examples. Raises an InputError if the folder holds a run with others.
     """
-    if not takes_examples(config.process):
-        return None
-    n, path = len(dataset), workdir / _EXAMPLES
-    some = np.random.default_rng(0).permutation(n)[:_MOST_EXAMPLES] if n > _MOST_EXAMPLES else np.arange(n)
-    found = dataset.take(some).x
-    if path.exists() and (workdir / "config.json").exists():
+    found, path = examples_for(config, dataset), workdir / _EXAMPLES
+    if found is not None and path.exists() and (workdir / "config.json").exists():
         old: Any = read_examples(workdir, config, dataset.spec)
         if not np.array_equal(old, found):
             raise InputError(
