@@ -9,6 +9,7 @@ samples/       images sampled during training, NNNNNNNN.png by step
 metrics.jsonl  one line per log, beside TensorBoard's event files
 loggers.json   the names of the run at Weights & Biases and trackio, if it logs there
 wandb/         the files of Weights & Biases
+plugins/       traces of the profiler, by step
 *.aside        what was in the way of a side file
 
 The folder may be a stranger's: none of these may be a link that leads out of it.
@@ -58,6 +59,7 @@ _WRITTEN = (
     "metrics.jsonl",
     "loggers.json",
     "wandb",
+    "plugins",
 )
 _MOST_BYTES = 2**22  # of a config.json
 _MOST_EXAMPLES = 2048  # enough for a covariance of images; they become a constant of the compiled step
