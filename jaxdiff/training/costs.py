@@ -99,9 +99,7 @@ class _Instruction(NamedTuple):
     attributes: str
 
 
-_ARRAY = re.compile(
-    r"\b(pred|bf16|[a-z]+?\d+[a-z0-9]*)\[([\d,]*)\](?:\{([\d,]*)(?::((?:[A-Z]\([^)]*\)|\([^)]*\)|[^{}])*))?\})?"
-)
+_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([\d,]*)(?::([^{}]*))?\})?")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|async_computation)=%?([\w.\-]+)")
@@ -190,8 +188,7 @@ class _Program:
             ends = [_in_main(shape) for shape in _arrays(instruction.type)[:2]]
             return size * sum(ends)
         if opcode == "fusion":
-            called = _CALLED.search(instruction.attributes)
-            return self._fused(self.computations[called[1]], operands, instruction.type) if called else 0
+            return self._fused(self._fusion(instruction)[1], operands, instruction.type)
         if opcode in _SLICES:
             return (
                 _main(instruction.type)
@@ -243,15 +240,14 @@ class _Program:
 
     def _collective(self, instruction: _Instruction, types: dict[str, str]) -> Collective | None:
         """The exchange that an instruction starts."""
-        if instruction.opcode == "fusion":  # on a TPU, where one exchange spans several fusions
-            called = _CALLED.search(instruction.attributes)
-            body = self.computations[called[1]] if called else []
-            starts = any('"AsyncCollectiveStart"' in inner.attributes for inner in body)
-            whole = not any('"AsyncCollective' in inner.attributes for inner in body)
-            whole &= not (called or ["", ""])[1].startswith("async_collective")
+        if instruction.opcode == "fusion":  # on a TPU one exchange may span several fusions, of which the first counts
+            name, body = self._fusion(instruction)
+            goes_on = name.startswith("async_collective") or any('"AsyncCollective' in one.attributes for one in body)
+            if goes_on and not any('"AsyncCollectiveStart"' in one.attributes for one in body):
+                return None
             inside = {inner.name: inner.type for inner in body}
-            found = [self._collective(inner, inside) for inner in body if inner.opcode != "fusion"]
-            return next(filter(None, found), None) if starts or whole else None
+            found = (self._collective(inner, inside) for inner in body if inner.opcode != "fusion")
+            return next(filter(None, found), None)
         kind = instruction.opcode.removesuffix("-start")
         if kind not in _COLLECTIVES:
             return None
@@ -265,6 +261,11 @@ class _Program:
         if group == 1:
             return None
         return Collective(kind, sum(map(_bare, arrays)), group, tuple(sorted({shape[0] for shape in arrays})))
+
+    def _fusion(self, instruction: _Instruction) -> tuple[str, list[_Instruction]]:
+        """The name and the body of the computation of a fusion."""
+        name = _CALLED.findall(instruction.attributes)[0]
+        return name, self.computations[name]
 
     def _group(self, attributes: str) -> int:
         if found := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
