@@ -183,11 +183,11 @@ def test_the_devices_of_a_torus_reduce_along_its_axes():
     """The parts that the devices of a grid of 2 x 3 x 1 TPUs end with are those of one reduce-scatter."""
 
     def device(*coords: int) -> Mock:
-        return Mock(coords=coords, core_on_chip=0, slice_index=0)
+        return Mock(platform="tpu", coords=coords, core_on_chip=0, slice_index=0)
 
     places = [device(x, y, 0) for x in range(2) for y in range(3)]
     random.Random(0).shuffle(places)
-    ordered = sorted(places, key=sharding._place)
+    ordered = sorted(places, key=chips.place)
     rings = sharding._rings(Mock(spec=Mesh, devices=np.array([ordered], dtype=object)))
     assert rings == [[[0, 3], [1, 4], [2, 5]], [[0, 1, 2], [3, 4, 5]]]
     mesh = tiny.mesh_of(6, 6)

@@ -129,7 +129,8 @@ def _cudnn(q: Array, k: Array, v: Array) -> Array:
 
 def _cudnn_forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     n, tokens, heads, _ = q.shape
-    return _cudnn(q, k, v), jnp.zeros((n, heads, tokens), _accurate(q))  # its l is not accurate enough to be used
+    out, _ = jax.vjp(_cudnn, q, k, v)  # the kernel that the gradient needs, too: XLA then computes it only once
+    return out, jnp.zeros((n, heads, tokens), _accurate(q))  # its l is not accurate enough to be used
 
 
 def _cudnn_vjp(q: Array, k: Array, v: Array, _: Array, __: Array, g: Array) -> tuple[Array, ...]:

@@ -69,8 +69,15 @@ _ENVIRONMENT = {
 def chip(devices: Sequence[Any]) -> Chip | None:
     """Return what each of these equal devices has; None for a CPU or an unknown accelerator."""
     found = _CHIPS.get(devices[0].device_kind)
-    places = collections.Counter(tuple(getattr(device, "coords", None) or (i,)) for i, device in enumerate(devices))
-    return found and found.part(max(places.values()))
+    here = collections.Counter(place(device)[:-1] or (i,) for i, device in enumerate(devices))
+    return found and found.part(max(here.values()))
+
+
+def place(device: Any) -> tuple[int, ...]:
+    """Return where a TPU is: its slice, its coordinates in the torus of the slice, and its core; () for others."""
+    if device.platform != "tpu":
+        return ()
+    return (getattr(device, "slice_index", 0) or 0, *device.coords, device.core_on_chip)
 
 
 def memory(device: Any) -> int | None:

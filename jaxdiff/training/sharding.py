@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxdiff.training import chips
 from jaxdiff.typing import InputError, PyTree
 
 AXES = ("data", "fsdp")
@@ -40,15 +41,8 @@ def make_mesh(fsdp: int, batch_size: int, accumulate: int = 1, devices: Sequence
             f"train.batch_size = {batch_size} is not divisible over {parts}; "
             f"use {' or '.join(str(size) for size in (lower, upper) if size)}"
         )
-    ordered = np.array(sorted(devices, key=_place), dtype=object)  # `fsdp` gets the neighbours
+    ordered = np.array(sorted(devices, key=chips.place), dtype=object)  # `fsdp` gets the neighbours
     return Mesh(ordered.reshape(n // fsdp, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto))
-
-
-def _place(device: Any) -> tuple[int, ...]:
-    """Where a TPU is: its slice, its coordinates in the torus of the slice, and its core. () for other devices."""
-    if not hasattr(device, "coords"):
-        return ()
-    return (getattr(device, "slice_index", 0) or 0, *device.coords, device.core_on_chip)
 
 
 def batch_spec(leading: int = 0) -> PartitionSpec:
@@ -111,7 +105,7 @@ def _rings(mesh: Mesh) -> list[list[list[int]] | None]:
     Where these devices are a torus of TPUs, each grouping has the rings along one of its axes. The compiler makes an
     all-reduce, which sends twice as much, of a reduce-scatter over several axes, and of some all-gathers.
     """
-    places = np.array([_place(device) for device in mesh.devices[0]])  # in increasing order
+    places = np.array([chips.place(device) for device in mesh.devices[0]])  # in increasing order
     sizes = [len({*along}) for along in places.T if len({*along}) > 1]
     if len(sizes) < 2 or math.prod(sizes) != len(places):  # no torus, or only a part of one
         return [None]
