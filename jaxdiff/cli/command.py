@@ -16,7 +16,7 @@ from absl import app, flags
 from jaxdiff import __version__
 from jaxdiff.cli import config_files, help
 from jaxdiff.experiment.workdir import last_step
-from jaxdiff.storage import make_folder, user_path
+from jaxdiff.storage import local_path, make_folder, user_path
 from jaxdiff.training.signals import Interrupted
 from jaxdiff.typing import InputError
 
@@ -42,6 +42,7 @@ def run(
     def guarded(arguments: list[str]) -> None:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every error that it raises, several times
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # as Orbax
         logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs the damage that an error tells
         _silence_threads()
         try:
@@ -176,13 +177,13 @@ def _choose_cache() -> None:
     chosen = jax.config.values["jax_compilation_cache_dir"]
     if chosen is None:
         try:
-            home = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", what="XDG_CACHE_HOME")
+            home = local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", what="XDG_CACHE_HOME")
             make_folder(home / "jaxdiff" / "xla", what="the compilation cache")
         except InputError:
             return
         jax.config.update("jax_compilation_cache_dir", str(home / "jaxdiff" / "xla"))
     elif chosen.startswith("~"):
-        folder = user_path(chosen, what="JAX_COMPILATION_CACHE_DIR")
+        folder = local_path(chosen, what="JAX_COMPILATION_CACHE_DIR")
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxdiff import registry
 from jaxdiff.data.pictures import Pictures, Reading, Stored, from_album
-from jaxdiff.storage import user_path
+from jaxdiff.storage import local_path
 from jaxdiff.typing import InputError, first_line
 
 
@@ -84,7 +84,7 @@ def _load(
 
 def _open(datasets: Any, name: str, where: str, split: str, config: str) -> Any:
     """One split of a data set, as the library reads it."""
-    folder = user_path(where, what="name")
+    folder = local_path(where, what="name")
     saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
     if not saved and (folder.is_dir() or folder.is_absolute() or where.startswith(".")):
         raise InputError(
