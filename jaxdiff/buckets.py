@@ -39,7 +39,7 @@ _UPLOAD = 30.0  # seconds between the beginnings of two uploads of a growing obj
 _RENEW, _STALE = 20.0, 180.0  # seconds until a lock is renewed, and until one that is not may be taken over
 
 # Texts of errors by which gcsfs, TensorStore and google-cloud-storage say that a bucket refuses or does not answer.
-_WEATHER = "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|HTTP response code|CURL error|Forbidden"
+_WEATHER = "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|http_response_code|CURL error|Forbidden"
 
 
 class BucketError(ConnectionError):
@@ -80,25 +80,16 @@ def path(text: str, *, what: str) -> epath.Path:
 
 @functools.cache  # of buckets that answer
 def _reach(bucket: str) -> None:
-    patience, _waiting.patience = _waiting.patience, min(_FIRST, PATIENCE)
+    global _patience
+    _patience = _FIRST
     try:
         _call("GET", "b/{}/o", bucket, maxResults=1)
     finally:
-        _waiting.patience = patience
+        _patience = None
 
 
-class _Waiting:
-    """Since when nothing has answered: after `PATIENCE` seconds, what is asked next is asked only once."""
-
-    since: float | None = None
-    patience: float | None = None  # instead of `PATIENCE`
-
-    def may_repeat(self) -> bool:
-        self.since = self.since or time.monotonic()
-        return time.monotonic() - self.since < (PATIENCE if self.patience is None else self.patience)
-
-
-_waiting = _Waiting()
+_patience: float | None = None  # instead of `PATIENCE`
+_silent_since: float | None = None  # from when on no bucket has answered
 
 
 @functools.cache
@@ -106,27 +97,32 @@ def _files() -> Any:
     """gcsfs's file system that etils, and so Orbax, uses, without its cache of listings and with our patience."""
     os.environ.setdefault("EPATH_USE_TF", "false")  # or etils would use TensorFlow for gs:// where it is installed
     from etils.epath import backend
+    from gcsfs.retry import is_retriable
 
     files: Any = backend.fsspec_backend.fs(SCHEME)
     files.dircache.use_listings_cache = False  # it misses what TensorStore and other processes write
-    from gcsfs.retry import is_retriable
-
     once = getattr(type(files)._request, "__wrapped__", type(files)._request)  # without gcsfs's own 6 attempts
 
     async def request(*arguments: Any, **options: Any) -> Any:
-        for attempt in range(10**6):
+        global _silent_since
+        began, pause = time.monotonic(), 0.25
+        while True:
             try:
                 found = await once(files, *arguments, **options)
             except Exception as error:
                 if not is_retriable(error) and not isinstance(error, TimeoutError):
                     raise
-                if not _waiting.may_repeat():
-                    raise BucketError(f"no answer for {PATIENCE:g} s, {_reason(error)}") from error
+                now, patience = time.monotonic(), PATIENCE if _patience is None else min(_patience, PATIENCE)
+                _silent_since = _silent_since or now
+                if (
+                    now - min(began, _silent_since) >= patience
+                ):  # when all is silent, only one attempt each from then on
+                    raise BucketError(f"no answer for {patience:g} s: {_reason(error)}") from error
             else:
-                _waiting.since = None
+                _silent_since = None
                 return found
-            await asyncio.sleep(min(2.0 ** min(attempt, 5) / 2, PATIENCE / 4) * (1 + random.random()))
-        raise AssertionError
+            pause = min(2 * pause, 16, patience / 4)
+            await asyncio.sleep(pause * (0.5 + random.random()))
 
     files._request = request
     return files
@@ -142,7 +138,13 @@ def _call(method: str, where: str, *arguments: str, **options: Any) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    return first_line(error) or type(error).__name__
+    return "there is no such bucket or object" if isinstance(error, FileNotFoundError) else first_line(error)
+
+
+def read(path: str | AnyPath) -> bytes:
+    """Return what an object holds; errors are gcsfs's, or a BucketError if the bucket does not answer."""
+    found: bytes = _files().cat_file(os.fspath(path))
+    return found
 
 
 def write(path: AnyPath, content: bytes) -> None:
@@ -182,30 +184,32 @@ def sizes(folder: AnyPath) -> dict[str, int]:
 class Growing:
     """An object that grows: kept here, and uploaded as a whole in the background, at most every 30 s.
 
-    `save` uploads it now, in the background too. An upload that fails raises a BucketError at the next call.
+    `save` uploads it now, in the background too. An upload that fails raises a BucketError at a later call.
     """
 
     def __init__(self, path: AnyPath, content: bytes = b"") -> None:
         self._path, self._content, self._began = path, bytearray(content), time.monotonic()
         self._stored = len(content)  # bytes that are known to be in the bucket
-        self._pool = ThreadPoolExecutor(1)
+        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
     def write(self, part: bytes) -> None:
         """Append bytes."""
         check_held(self._path)
         self._content += part
-        if time.monotonic() - self._began >= _UPLOAD and (self._pending is None or self._pending.done()):
+        if time.monotonic() - self._began >= _UPLOAD:
             self.save()
 
     def flush(self) -> None:
         """Do nothing: `save` uploads."""
 
     def save(self) -> None:
-        """Begin to upload what there is, after what is being uploaded."""
-        self._check()
-        self._began = time.monotonic()
-        self._pending = self._pool.submit(self._upload, bytes(self._content))
+        """Begin to upload what there is, unless an upload is under way."""
+        if self._pool is None or (self._pending is not None and not self._pending.done()):
+            return
+        if self._pending is not None:
+            self._pending.result()  # raises what it raised
+        self._began, self._pending = time.monotonic(), self._pool.submit(self._upload)
 
     def unstored(self) -> bytes:
         """Return what may not be in the bucket yet."""
@@ -213,19 +217,17 @@ class Growing:
 
     def close(self) -> None:
         """Upload the rest and wait for it."""
-        if self._stored < len(self._content):
-            self.save()
-        self._pool.shutdown()
-        self._check(wait=True)
+        if (pool := self._pool) is None:
+            return
+        self._pool, last = None, pool.submit(self._upload)
+        pool.shutdown()
+        last.result()
 
-    def _upload(self, content: bytes) -> None:
+    def _upload(self) -> None:
+        content = bytes(self._content)
         if len(content) > self._stored:
             write(self._path, content)
             self._stored = len(content)
-
-    def _check(self, *, wait: bool = False) -> None:
-        if self._pending is not None and (wait or self._pending.done()):
-            self._pending.result()
 
 
 _held: dict[str, "_Lock"] = {}

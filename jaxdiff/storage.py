@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from etils import epath
-
 from jaxdiff import buckets
 from jaxdiff.buckets import AnyPath, is_bucket
 from jaxdiff.typing import InputError
@@ -54,7 +52,7 @@ def size_of(path: AnyPath) -> int:
 def opened(path: str | AnyPath) -> Iterator[BinaryIO]:
     """Open a file to read; an object in a bucket is read at once."""
     if is_bucket(path):
-        yield io.BytesIO(epath.Path(path).read_bytes())
+        yield io.BytesIO(buckets.read(path))
         return
     with open(path, "rb") as file:
         yield file

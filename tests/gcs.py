@@ -74,7 +74,7 @@ class Bucket:
 def running() -> Iterator[Bucket]:
     """An emulator on a free port."""
     command = [sys.executable, "-W", "ignore", __file__]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None
             yield Bucket(process, int(process.stdout.readline()))

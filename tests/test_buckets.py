@@ -1,31 +1,16 @@
 """Runs and data in a bucket, against an emulator of Google Cloud Storage on this machine, in fine and bad weather."""
 
-import importlib.util
-import io
 import json
-import os
-import signal
-import socket
-import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gcs
-import jax
-import numpy as np
-import PIL.Image
 import pytest
 import tiny
-from etils import epath
 
 import jaxdiff as jd
-from jaxdiff import buckets, data, storage
-from jaxdiff.experiment import workdir as folder
-from jaxdiff.experiment.checkpoint import Checkpoints
-from jaxdiff.training import loop
-from jaxdiff.typing import InputError
+from jaxdiff import storage
 
 ROOT = f"gs://{gcs.BUCKET}"
 FEW = {"train.steps": 20, "every.checkpoint": 10, "every.log": 5}
@@ -73,3 +58,23 @@ def test_a_run_in_a_bucket_is_trained_resumed_and_loaded_as_one_on_this_machine(
         tiny.config({**FEW, "train.steps": 1, "train.init_from": workdir}), tmp_path / "b"
     )
     assert int(taken.step) == 1
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("pattern", ["uploadType=multipart", "ocdbt", "."], ids=["gcsfs", "TensorStore", "all"])
+def test_a_bucket_that_answers_503_for_a_while_is_survived(bucket, tmp_path, pattern, request):
+    name = f"runs/bad-{request.node.callspec.id}"
+    seen: list[int] = []
+
+    def rain(step: int, *_: Any) -> None:
+        seen.append(step)
+        if step == 5:
+            bucket.weather(503, seconds=4, pattern=pattern)
+
+    before, began = bucket.refused(), time.monotonic()
+    state = tiny.train_without_picture(tiny.config(FEW), f"{ROOT}/{name}", callbacks=[rain])
+    assert bucket.refused() > before + 1
+    assert time.monotonic() - began > 4
+    tiny.assert_identical(state, tiny.train_without_picture(tiny.config(FEW), tmp_path))
+    assert [line["step"] for line in metrics(bucket.read(f"{name}/metrics.jsonl"))] == [5, 10, 15, 20]
+    assert jd.load(f"{ROOT}/{name}").step == 20

@@ -41,8 +41,8 @@ def run(
 
     def guarded(arguments: list[str]) -> None:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every error that it raises, several times
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # as Orbax
+        for name in ("absl", "gcsfs", "fsspec"):  # Orbax and gcsfs log every error that they raise, several times
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs the damage that an error tells
         _silence_threads()
         try:

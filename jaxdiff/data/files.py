@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
-from etils import epath
 from jaxtyping import Float32, Float64, Shaped
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from jaxdiff.storage import AnyPath, is_bucket, opened, size_of, user_path
+from jaxdiff import buckets
+from jaxdiff.storage import AnyPath, is_bucket, opened, user_path
 from jaxdiff.typing import HostSamples, InputError, check_whole, first_line
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in Pillow's conversion to grey
@@ -90,7 +90,7 @@ def open_picture(
     """
     try:
         return _opened(content, channels, background)
-    except MemoryError:
+    except (MemoryError, buckets.BucketError):
         raise
     except Exception as error:
         raise _refusal(place, error, _SKIP) from error
@@ -151,9 +151,7 @@ def _content(content: str | bytes) -> bytes:
     if isinstance(content, bytes):
         return content
     if is_bucket(content):
-        if (size := size_of(epath.Path(content))) > _MOST_BYTES:
-            raise ValueError(f"it has {size} bytes, more than {_MOST_BYTES}")
-        return epath.Path(content).read_bytes()
+        return buckets.read(content)  # without asking for its size, as each request takes time and is billed
     with open(content, "rb", buffering=0) as file:
         if (size := os.fstat(file.fileno()).st_size) > _MOST_BYTES:
             raise ValueError(f"it has {size} bytes, more than {_MOST_BYTES}")
@@ -193,7 +191,7 @@ def _refusing(place: str | AnyPath, fix: str) -> Iterator[None]:
     """Turn whatever the damage of a file raises into an InputError of one line."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, buckets.BucketError):
         raise
     except Exception as error:  # neither Pillow nor NumPy promises a type
         raise _refusal(place, error, fix) from error

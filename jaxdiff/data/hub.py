@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from jaxdiff import registry
+from jaxdiff.buckets import SCHEME
 from jaxdiff.data.pictures import Pictures, Reading, Stored, from_album
 from jaxdiff.storage import local_path
 from jaxdiff.typing import InputError, first_line
@@ -49,6 +50,8 @@ def load(name: str, split: str, reading: Reading) -> Pictures:
       InputError: if the library is missing, the data set can't be read, has no such split or columns, or several
         columns to choose from.
     """
+    if name.startswith(f"hf:{SCHEME}"):
+        raise InputError(f"name = {name!r} is in a bucket, from which folder:DIR and npz:FILE are read; copy it first")
     where = name.removeprefix("hf:").partition(":")[0]
     return registry.make("name", name, {f"hf:{where}": _load}, where=where, split=split, reading=reading)
 
