@@ -171,7 +171,9 @@ def check_writable(folder: AnyPath, *, what: str) -> None:
 
 def move(path: AnyPath, to: AnyPath) -> None:
     """Copy the objects at or below a path to another, and then delete them; if it is ended halfway both are there."""
-    _files().mv(os.fspath(path), os.fspath(to), recursive=path.is_dir())
+    parts = [path / name for name in sizes(path)] if path.is_dir() else [path]
+    _files().copy([os.fspath(part) for part in parts], [os.fspath(to / part.relative_to(path)) for part in parts])
+    _files().rm([os.fspath(part) for part in parts])
 
 
 def sizes(folder: AnyPath) -> dict[str, int]:

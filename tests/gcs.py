@@ -109,7 +109,8 @@ def _serve() -> None:
                 return
         if length := self.headers.get("Content-Length"):
             self.rfile.read(int(length))
-        content = str(weather["count"]).encode()
+        error = {"error": {"code": status, "message": "bad weather"}}
+        content = (str(weather["count"]) if status == HTTPStatus.OK else json.dumps(error)).encode()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))

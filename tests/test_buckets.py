@@ -380,7 +380,7 @@ def test_workers_read_pictures_from_a_bucket(bucket, tmp_path):
 
 
 def test_examples_of_the_data_are_kept_in_the_bucket(bucket):
-    changes = {**FEW, "train.steps": 2, "process": {"name": "perturbed", "transform": "overlap"}}
+    changes = {**FEW, "train.steps": 2, "predicts": "x0", "process": {"name": "perturbed", "transform": ["overlap"]}}
     config = tiny.config(changes, base=tiny.IMAGES)
     workdir = f"{ROOT}/runs/examples"
     tiny.train_without_picture(config, workdir)

@@ -102,8 +102,9 @@ class Checkpoints:
             self._evaluated[step] = evaluated
         if self._kept is not None:
             self._kept.best = next(iter(self._by_loss([*self.steps(), step])), None)
+        self.wait()  # as Orbax would
         self._manager.save(step, args=ocp.args.Composite(**saved))
-        self.stored, self._begun = self._begun, step  # Orbax waits for one before it begins the next
+        self._begun = step
 
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints, the newest first."""
@@ -214,8 +215,9 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until everything saved is on disk."""
-        self._manager.wait_until_finished()
-        self.stored = self._begun
+        begun, self._begun = self._begun, self.stored
+        self._manager.wait_until_finished()  # it raises an error only once
+        self.stored = self._begun = begun
 
     def close(self) -> None:
         """Wait, then release the folder."""
