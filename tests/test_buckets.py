@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -441,3 +442,64 @@ def test_a_run_killed_in_a_bucket_ends_as_an_unbroken_one_on_this_machine(bucket
     assert bucket.read("out/s.png") == (tmp_path / "s.png").read_bytes()
     command("sample.py", f"--workdir={ROOT}/runs/killed", "--n=4", f"--out={ROOT}/out/s.png", cache=cache)  # its own
     assert bucket.read("runs/killed/samples/00000300.png") == (tmp_path / "local/samples/00000300.png").read_bytes()
+
+
+@pytest.mark.thorough
+def test_the_commands_of_the_page_work(bucket, tmp_path):
+    page = (tiny.REPOSITORY / "docs" / "pods.md").read_text()
+    section = page.partition("## A run in a bucket")[2].partition("\n## ")[0].replace("\\\n", " ")
+    commands = [shlex.split(line) for line in section.splitlines() if line.startswith("    ")]
+    points = tiny.write_config(tmp_path, {"train.steps": 2})
+    (tmp_path / "pictures").mkdir()
+    pictures = tiny.write_config(tmp_path / "pictures", {"model.groups": 1}, base=tiny.IMAGES)
+    for i in range(4):
+        file = io.BytesIO()
+        PIL.Image.new("L", (8, 8), 20 * i).save(file, "PNG")
+        put(f"{ROOT}/photos/{i}.png", file.getvalue())
+    done = 0
+    for words in commands:
+        if words[0] != "python":
+            assert words[0] in ("pip", "gcloud")
+            continue
+        flags = [word.replace("gs://my-bucket", ROOT).replace("configs/digits.py", str(points)) for word in words[2:]]
+        flags = [flag.replace("configs/images.py", str(pictures)) for flag in flags]
+        flags = [flag.replace("--workdir=runs", f"--workdir={tmp_path}/runs") for flag in flags]
+        flags = [flag.replace("--out=digits", f"--out={tmp_path}/digits") for flag in flags]
+        command(words[1], *flags, cache=tmp_path / "cache")
+        done += 1
+    assert done == 5
+    assert bucket.read("samples/digits.png")[1:4] == b"PNG"
+    assert (tmp_path / "digits.png").is_file()
+    assert jd.load(tmp_path / "runs/more").step == jd.load(f"{ROOT}/runs/photos").step == 2
+
+
+@pytest.mark.thorough
+def test_two_processes_train_in_a_bucket_and_go_on(bucket, tmp_path):
+    changes = {**FEW, "every.sample": 10**6}
+    config, name = tiny.write_config(tmp_path, changes), "runs/two"
+
+    def run(steps: int) -> list[str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        flags = (f"--config={config}", f"--workdir={ROOT}/{name}", f"--config.train.steps={steps}", "--distributed")
+        meeting = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
+        processes = [
+            tiny.start("train.py", *flags, *meeting, f"--process_id={i}", cache=tmp_path / str(i)) for i in range(2)
+        ]
+        try:
+            ended = [tiny.finish(process) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        assert [code for code, *_ in ended] == [0, 0], ended
+        return [err for *_, err in ended]
+
+    run(10)
+    assert "(resumed)" in run(20)[0]
+    names = bucket.names(name)
+    assert any("ocdbt.process_1" in found for found in names)  # each wrote its part of the arrays
+    assert sum("tfevents" in found for found in names) == 2  # and only process 0 the rest
+    assert [line["step"] for line in metrics(bucket.read(f"{name}/metrics.jsonl"))] == [5, 10, 15, 20]
+    alone = tiny.train_without_picture(tiny.config(changes), tmp_path / "alone")
+    assert tiny.difference(jd.load(f"{ROOT}/{name}").params, alone.ema) < 1e-5
