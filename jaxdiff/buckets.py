@@ -7,6 +7,7 @@ TensorStore, which write the arrays of checkpoints, repeat their own requests fo
 
 import asyncio
 import contextlib
+import errno
 import functools
 import importlib.util
 import json
@@ -26,7 +27,7 @@ from urllib.parse import quote
 
 from etils import epath
 
-from jaxdiff.typing import InputError, first_line
+from jaxdiff.typing import InputError, causes, first_line
 
 _log = logging.getLogger(__name__)
 
@@ -68,8 +69,10 @@ def path(text: str, *, what: str) -> epath.Path:
         raise InputError(f"{what} = {text!r} is not a path in a bucket; give one as in gs://bucket/folder/name")
     if importlib.util.find_spec("gcsfs") is None:
         raise InputError(f'{what} = {text!r} needs gcsfs: pip install "jaxdiff[gcs]"')
+    global _silent_since
+    _silent_since = None  # whatever was before: somebody asks anew
     try:
-        _reach(bucket)
+        _reach(bucket, "/".join(parts))
     except FileNotFoundError:
         raise InputError(f"{what} = {text}: there is no bucket {bucket!r}; create it, or correct the name") from None
     except Exception as error:  # gcsfs promises no type
@@ -78,12 +81,12 @@ def path(text: str, *, what: str) -> epath.Path:
     return epath.Path(f"{SCHEME}{'/'.join([bucket, *parts])}")
 
 
-@functools.cache  # of buckets that answer
-def _reach(bucket: str) -> None:
+@functools.cache  # of what can be read
+def _reach(bucket: str, name: str) -> None:
     global _patience
     _patience = _FIRST
     try:
-        _call("GET", "b/{}/o", bucket, maxResults=1)
+        _call("GET", "b/{}/o", bucket, prefix=name, maxResults=1)
     finally:
         _patience = None
 
@@ -112,11 +115,10 @@ def _files() -> Any:
             except Exception as error:
                 if not is_retriable(error) and not isinstance(error, TimeoutError):
                     raise
-                now, patience = time.monotonic(), PATIENCE if _patience is None else min(_patience, PATIENCE)
-                _silent_since = _silent_since or now
-                if (
-                    now - min(began, _silent_since) >= patience
-                ):  # when all is silent, only one attempt each from then on
+                patience = PATIENCE if _patience is None else min(_patience, PATIENCE)
+                _silent_since = _silent_since or time.monotonic()
+                # Once all has been silent for so long, what is asked next is asked only once.
+                if time.monotonic() - min(began, _silent_since) >= patience:
                     raise BucketError(f"no answer for {patience:g} s: {_reason(error)}") from error
             else:
                 _silent_since = None
@@ -143,8 +145,11 @@ def _reason(error: BaseException) -> str:
 
 def read(path: str | AnyPath) -> bytes:
     """Return what an object holds; errors are gcsfs's, or a BucketError if the bucket does not answer."""
-    found: bytes = _files().cat_file(os.fspath(path))
-    return found
+    try:
+        found: bytes = _files().cat_file(os.fspath(path))
+        return found
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, "No such object", os.fspath(path)) from None
 
 
 def write(path: AnyPath, content: bytes) -> None:
@@ -316,14 +321,12 @@ class _Lock:
             _call("DELETE", "b/{}/o/{}", self._bucket, self._name, ifGenerationMatch=self._generation)
 
     def _read(self) -> tuple[str, dict[str, Any]]:
-        try:
+        generation = "0"
+        with contextlib.suppress(FileNotFoundError, ValueError):
             generation = _call("GET", "b/{}/o/{}", self._bucket, self._name)["generation"]
-            found = json.loads((self._folder / "lock").read_bytes())
+            found = json.loads(read(self._folder / "lock"))
             return generation, found if isinstance(found, dict) else {}
-        except FileNotFoundError:
-            return "0", {}
-        except ValueError:
-            return generation, {}
+        return generation, {}
 
     def _write(self, generation: str) -> None:
         content = json.dumps({**self._mine, "time": time.time()}).encode()
@@ -356,18 +359,11 @@ def _alive(found: dict[str, Any]) -> bool:
 
 def is_weather(error: BaseException) -> bool:
     """Return whether an error comes from a bucket that refuses or does not answer."""
-    chain, waiting = [], [error]
-    while waiting:
-        found = waiting.pop()
-        if found not in chain:
-            chain.append(found)
-            inner = found.exceptions if isinstance(found, BaseExceptionGroup) else ()
-            waiting += [other for other in (*inner, found.__cause__, found.__context__) if other is not None]
     return any(
         isinstance(found, BucketError)
         or type(found).__module__.partition(".")[0] in ("gcsfs", "aiohttp", "google", "requests")
         or re.search(_WEATHER, str(found)) is not None
-        for found in chain
+        for found in causes(error)
     )
 
 

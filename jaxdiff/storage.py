@@ -22,15 +22,17 @@ def user_path(path: str | os.PathLike[str], *, what: str) -> AnyPath:
     """
     text = os.fspath(path)
     return (
-        buckets.path(text, what=what) if is_bucket(text) else local_path(text, what=what, known="or gs://BUCKET/NAME")
+        buckets.path(text, what=what) if is_bucket(text) else local_path(text, what=what, other=", or gs://BUCKET/NAME")
     )
 
 
-def local_path(path: str | os.PathLike[str], *, what: str, known: str = "and no bucket") -> Path:
+def local_path(path: str | os.PathLike[str], *, what: str, other: str = "") -> Path:
     """Return a path on this machine with ~ expanded; raise an InputError as `user_path` if it can't name a file."""
     text = os.fspath(path)
     if not text or "\0" in text or "://" in text:
-        raise InputError(f"{what} = {text!r} is not a path; give the name of a file or folder on this machine, {known}")
+        kind = f" ({text.partition(':')[0]}:// is not read)" if "://" in text else ""
+        fix = f"give the name of a file or folder on this machine{other}"
+        raise InputError(f"{what} = {text!r} is not a path{kind}; {fix}")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

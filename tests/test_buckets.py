@@ -163,7 +163,9 @@ def test_bad_paths_are_refused_before_slow_work(bucket, tmp_path, monkeypatch):
         return err
 
     for scheme in ("ftp", "http", "s3", "GS"):
-        assert "gs://BUCKET/NAME" in refusal(f"{scheme}://{gcs.BUCKET}/runs")
+        err = refusal(f"{scheme}://{gcs.BUCKET}/runs")
+        assert f"{scheme}:// is not read" in err
+        assert "gs://BUCKET/NAME" in err
     for workdir in ("gs://", "gs:///runs", f"{ROOT}/a//b", f"{ROOT}/../b", f"{ROOT}/a[1]", "gs://No!/a"):
         assert workdir in refusal(workdir)
     assert "no bucket 'no-such-bucket'" in refusal("gs://no-such-bucket/runs")
@@ -187,6 +189,10 @@ def test_a_bucket_that_does_not_answer_is_refused_before_slow_work(bucket, impat
     with pytest.raises(InputError, match="no answer for 2 s"):
         jd.load(f"{ROOT}/runs/first")
     assert time.monotonic() - began < 10
+    # Whoever asks anew is not refused at once because nothing answered before.
+    bucket.weather(503, seconds=0.5)
+    with pytest.raises(InputError, match=r"no config\.json"):
+        jd.load(f"{ROOT}/runs/nothing")
 
 
 # Locks.
@@ -378,6 +384,16 @@ def test_workers_read_pictures_from_a_bucket(bucket, tmp_path):
         for place, workers in ((tmp_path, 0), (f"{ROOT}/for-workers", 1))
     ]
     tiny.assert_identical(*states)
+
+
+def test_pictures_are_read_from_a_bucket(bucket):
+    file = io.BytesIO()
+    PIL.Image.new("L", (4, 4), 255).save(file, "PNG")
+    put(f"{ROOT}/public/white.png", file.getvalue())
+    assert data.read_picture(f"{ROOT}/public/white.png").min() == 1
+    assert data.read_files([f"{ROOT}/public/white.png"], n=1).min() == 1
+    with pytest.raises(InputError, match="No such object"):
+        data.read_picture(f"{ROOT}/public/black.png")
 
 
 def test_examples_of_the_data_are_kept_in_the_bucket(bucket):

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from jaxdiff.experiment import plots
 from jaxdiff.likelihood import Elbo
 from jaxdiff.loading import load
 from jaxdiff.run import Run, Weights
-from jaxdiff.storage import AnyPath, opened, user_path
+from jaxdiff.storage import AnyPath, is_bucket, opened, user_path
 from jaxdiff.training import summary
 from jaxdiff.typing import Count, HostSamples, InputError, Shape, check_whole, checked, first_line, key_of
 
@@ -284,7 +285,8 @@ def _image_files() -> list[AnyPath]:
     if text in ("test", "samples"):
         return []
     whole = user_path(text, what="--images")  # a file's own name may hold a comma
-    return [whole] if whole.is_file() else [user_path(name, what="--images") for name in text.split(",")]
+    exists = whole.is_file() if is_bucket(whole) else os.path.isfile(whole)
+    return [whole] if exists else [user_path(name, what="--images") for name in text.split(",")]
 
 
 def _reconstruct(run: Run) -> Output:
