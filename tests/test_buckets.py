@@ -153,6 +153,39 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, caplog):
     assert jd.load(f"{ROOT}/{name}").step == 20
 
 
+def test_a_checkpoint_that_was_being_written_when_the_run_was_killed_is_written_again(bucket, tmp_path):
+    name = "runs/cut-off"
+    tiny.train_without_picture(tiny.config(FEW), f"{ROOT}/{name}")
+    bucket.ask(
+        "DELETE", f"/storage/v1/b/{gcs.BUCKET}/o/{name.replace('/', '%2F')}%2Fcheckpoints%2F20%2Fcommit_success.txt"
+    )
+    path = storage.user_path(f"{ROOT}/{name}", what="workdir")
+    assert folder.checkpoint_steps(path) == [10]
+    assert jd.load(path).step == 10
+    state = tiny.train_without_picture(tiny.config(FEW), path)
+    assert folder.checkpoint_steps(path) == [20, 10]
+    tiny.assert_identical(state, tiny.train_without_picture(tiny.config(FEW), tmp_path))
+    assert [line["step"] for line in metrics(bucket.read(f"{name}/metrics.jsonl"))] == [5, 10, 15, 20]
+
+
+@pytest.mark.thorough
+def test_lines_that_did_not_reach_the_bucket_are_in_the_checkpoint(bucket, impatient, tmp_path):
+    name, forever = "runs/unsent", {**FEW, "train.steps": 10**6, "train.steps_per_dispatch": 1, "every.keep": 10**6}
+
+    def lose(step: int, *_: Any) -> None:  # of all that is uploaded only the lines are, as are small objects of ours
+        if step == 5:
+            bucket.weather(503, pattern="uploadType=multipart", methods="POST")
+
+    with pytest.raises(buckets.BucketError):
+        tiny.train_without_picture(tiny.config(forever), f"{ROOT}/{name}", callbacks=[lose])
+    bucket.weather(200)
+    assert f"{name}/metrics.jsonl" not in bucket.names(name)
+    last = folder.checkpoint_steps(storage.user_path(f"{ROOT}/{name}", what="workdir"))[0] + 10
+    tiny.train_without_picture(tiny.config({**forever, "train.steps": last}), f"{ROOT}/{name}")
+    tiny.train_without_picture(tiny.config({**forever, "train.steps": last}), tmp_path)
+    assert metrics(bucket.read(f"{name}/metrics.jsonl")) == metrics((tmp_path / "metrics.jsonl").read_text())
+
+
 def test_bad_paths_are_refused_before_slow_work(bucket, tmp_path, monkeypatch):
     config = tiny.write_config(tmp_path, FEW)
 
@@ -420,27 +453,34 @@ def command(script: str, *arguments: str, cache: Path) -> tuple[str, str]:
 
 @pytest.mark.thorough
 def test_a_run_killed_in_a_bucket_ends_as_an_unbroken_one_on_this_machine(bucket, tmp_path):
-    changes = {"train.steps": 300, "train.steps_per_dispatch": 1, "every.checkpoint": 20, "every.log": 5}
+    changes = {"train.steps": 400, "train.steps_per_dispatch": 1, "every.checkpoint": 20, "every.log": 5}
     config, cache = tiny.write_config(tmp_path, changes), tmp_path / "cache"
     flags = (f"--config={config}", f"--workdir={ROOT}/runs/killed")
 
-    def committed(step: int) -> bool:
-        found = bucket.names("runs/killed/checkpoints")
-        return any(name.endswith("commit_success.txt") and int(name.split("/")[3]) >= step for name in found)
+    def last() -> int:
+        found = [name.split("/")[3:] for name in bucket.names("runs/killed/checkpoints")]
+        return max((int(step) for step, *rest in found if rest == ["commit_success.txt"]), default=0)
 
-    for step in (20, 60):
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        begin, end = last(), time.monotonic() + 100
         process = tiny.start("train.py", *flags, cache=cache)
-        end = time.monotonic() + 100
-        while not committed(step):
+        while last() <= begin:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < end
             time.sleep(0.01)
-        if step == 20:
-            code, _, err = tiny.finish(tiny.start("train.py", *flags, cache=cache))
+        if number == signal.SIGKILL:
+            code, _, err = tiny.refused("train.py", *flags)
             assert code == 2
             assert f"in use by process {process.pid} on {socket.gethostname()}" in err
-        process.kill()
-        assert tiny.finish(process)[0] == -signal.SIGKILL
+        process.send_signal(number)
+        code, _, err = tiny.finish(process)
+        if number == signal.SIGKILL:
+            assert code == -number
+        else:
+            assert code == 128 + number
+            assert f"step {last()} is saved" in err
+            assert "runs/killed/lock" not in bucket.names("runs/killed")
+    assert 0 < last() < changes["train.steps"]
     _, err = command("train.py", *flags, cache=cache)
     assert "(resumed)" in err
     command("train.py", f"--config={config}", f"--workdir={tmp_path / 'local'}", cache=cache)
@@ -449,7 +489,7 @@ def test_a_run_killed_in_a_bucket_ends_as_an_unbroken_one_on_this_machine(bucket
         checkpoints = Checkpoints(path / "checkpoints", keep=3)
         states.append(tiny.restored(checkpoints, tiny.abstract_of(tiny.config(changes), tiny.mesh_of(1))))
         checkpoints.close()
-    assert int(states[0].step) == 300
+    assert int(states[0].step) == 400
     tiny.assert_identical(*states)
     assert metrics(bucket.read("runs/killed/metrics.jsonl")) == metrics((tmp_path / "local/metrics.jsonl").read_text())
     out, _ = command("sample.py", f"--workdir={ROOT}/runs/killed", "--n=4", f"--out={ROOT}/out/s.png", cache=cache)
@@ -457,7 +497,7 @@ def test_a_run_killed_in_a_bucket_ends_as_an_unbroken_one_on_this_machine(bucket
     command("sample.py", f"--workdir={tmp_path / 'local'}", "--n=4", f"--out={tmp_path / 's.png'}", cache=cache)
     assert bucket.read("out/s.png") == (tmp_path / "s.png").read_bytes()
     command("sample.py", f"--workdir={ROOT}/runs/killed", "--n=4", f"--out={ROOT}/out/s.png", cache=cache)  # its own
-    assert bucket.read("runs/killed/samples/00000300.png") == (tmp_path / "local/samples/00000300.png").read_bytes()
+    assert bucket.read("runs/killed/samples/00000400.png") == (tmp_path / "local/samples/00000400.png").read_bytes()
 
 
 @pytest.mark.thorough
