@@ -39,8 +39,8 @@ _FIRST = 30.0  # seconds of patience before a run
 _UPLOAD = 30.0  # seconds between the beginnings of two uploads of a growing object
 _RENEW, _STALE = 20.0, 180.0  # seconds until a lock is renewed, and until one that is not may be taken over
 
-# Texts of errors by which gcsfs, TensorStore and google-cloud-storage say that a bucket refuses or does not answer.
-_WEATHER = "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|http_response_code|CURL error|Forbidden"
+# By which TensorStore says that a bucket refuses or does not answer; a damaged checkpoint gives DATA_LOSS and others.
+_WEATHER = "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|http_response_code|attempts failed"
 
 
 class BucketError(ConnectionError):
@@ -242,7 +242,7 @@ _held: dict[str, "_Lock"] = {}
 
 def check_held(path: AnyPath) -> None:
     """Raise a BucketError if another run has taken over the lock of a folder above this path."""
-    for folder, held in _held.items():
+    for folder, held in list(_held.items()):
         if held.lost and os.fspath(path).startswith(f"{folder}/"):
             raise BucketError(held.lost)
 
@@ -361,8 +361,9 @@ def is_weather(error: BaseException) -> bool:
     """Return whether an error comes from a bucket that refuses or does not answer."""
     return any(
         isinstance(found, BucketError)
-        or type(found).__module__.partition(".")[0] in ("gcsfs", "aiohttp", "google", "requests")
-        or re.search(_WEATHER, str(found)) is not None
+        or type(found).__module__.partition(".")[0] in ("gcsfs", "aiohttp", "google")
+        or str(found).startswith("Forbidden: ")  # gcsfs
+        or (SCHEME in str(found) and re.search(_WEATHER, str(found)) is not None)
         for found in causes(error)
     )
 

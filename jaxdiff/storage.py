@@ -44,6 +44,11 @@ def absolute(path: AnyPath) -> AnyPath:
     return path if is_bucket(path) else path.resolve()
 
 
+def exists(path: AnyPath) -> bool:
+    """Return whether anything is at a path, be it a link to nowhere."""
+    return path.exists() if is_bucket(path) else os.path.lexists(path)
+
+
 def size_of(path: AnyPath) -> int:
     """Return the size of a file in bytes."""
     found: Any = path.stat()

@@ -107,12 +107,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("status", [403, 404, 503])
-def test_a_run_whose_bucket_is_lost_stops_and_names_the_last_checkpoint(bucket, impatient, status, capfd):
-    name, forever = f"runs/lost-{status}", {**FEW, "train.steps": 10**6, "train.steps_per_dispatch": 1}
+@pytest.mark.parametrize("pattern", [".", "ocdbt"], ids=["all", "TensorStore"])
+def test_a_run_whose_bucket_is_lost_stops_and_names_the_last_checkpoint(bucket, impatient, status, pattern, capfd):
+    name, forever = f"runs/lost-{status}-{len(pattern)}", {**FEW, "train.steps": 10**6, "train.steps_per_dispatch": 1}
 
     def lose(step: int, *_: Any) -> None:
         if f"{name}/checkpoints/20/commit_success.txt" in bucket.names(f"{name}/checkpoints/20/commit"):
-            bucket.weather(status)
+            bucket.weather(status, pattern=pattern)
 
     began = time.monotonic()
     with pytest.raises(buckets.BucketError) as stopped:

@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxdiff.experiment import plots
-from jaxdiff.experiment.workdir import exists
-from jaxdiff.storage import AnyPath, is_bucket, make_folder, opened, replacing
+from jaxdiff.storage import AnyPath, exists, is_bucket, make_folder, opened, replacing
 from jaxdiff.typing import InputError
 
 _MARK = "jaxdiff sample.py"

@@ -30,8 +30,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 
 from jaxdiff import buckets
-from jaxdiff.experiment.workdir import exists, side_folder
-from jaxdiff.storage import AnyPath, absolute, move, size_of
+from jaxdiff.experiment.workdir import side_folder
+from jaxdiff.storage import AnyPath, absolute, exists, move, size_of
 from jaxdiff.typing import InputError, PyTree, first_line
 
 _log = logging.getLogger(__name__)

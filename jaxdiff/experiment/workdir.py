@@ -39,7 +39,7 @@ from jaxdiff.experiment import resumption
 from jaxdiff.experiment.components import takes_examples
 from jaxdiff.experiment.config import Config
 from jaxdiff.registry import differences
-from jaxdiff.storage import AnyPath, is_bucket, make_folder, move, opened, replacing, size_of
+from jaxdiff.storage import AnyPath, exists, is_bucket, make_folder, move, opened, replacing, size_of
 from jaxdiff.typing import InputError
 
 try:
@@ -129,11 +129,6 @@ def set_aside(path: AnyPath, why: object) -> None:
     free = next(name for name in names if not exists(name))
     move(path, free)
     _log.warning("%s can't be used (%s); it is now %s, and the run goes on without it", path, why, free.name)
-
-
-def exists(path: AnyPath) -> bool:
-    """Return whether anything is at a path, be it a link to nowhere."""
-    return path.exists() if is_bucket(path) else os.path.lexists(path)
 
 
 def side_folder(path: AnyPath) -> AnyPath:

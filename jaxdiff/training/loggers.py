@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 
 from jaxdiff import registry
 from jaxdiff.buckets import Growing
-from jaxdiff.storage import AnyPath, absolute, is_bucket, replacing
+from jaxdiff.storage import AnyPath, is_bucket, replacing
 from jaxdiff.typing import InputError, first_line, shown
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class TensorBoard:
         # A name that nobody can foresee, as the writer follows links; an absolute path, as it takes gs:x for a bucket;
         # no limit (max_queue=0), as a full queue whose thread has ended by an error would block this one.
         self._board = SummaryWriter(
-            str(workdir if is_bucket(workdir) else workdir.absolute()),
+            str(_place(workdir)),
             purge_step=start + 1,
             max_queue=0,
             filename_suffix=f".{secrets.token_hex(8)}",
@@ -110,7 +110,7 @@ class WandB:
         mode: Literal["online", "offline", "disabled"] | None = None,
     ) -> None:
         self._wandb = importlib.import_module("wandb")
-        options = {"project": project, "name": run_name or absolute(workdir).name, "entity": entity, "group": group}
+        options = {"project": project, "name": run_name or _place(workdir).name, "entity": entity, "group": group}
         folder = tempfile.gettempdir() if is_bucket(workdir) else str(workdir)
         self._run = self._wandb.init(
             **options, mode=mode, id=_kept_id(workdir, "wandb"), resume="allow", dir=folder, config={**config}
@@ -145,7 +145,7 @@ class Trackio:
         space_id: str | None = None,
     ) -> None:
         self._trackio = importlib.import_module("trackio")
-        name = f"{absolute(workdir).name}-{_kept_id(workdir, 'trackio')}"
+        name = f"{_place(workdir).name}-{_kept_id(workdir, 'trackio')}"
         options = {"project": project, "name": name, "group": group, "space_id": space_id, "config": {**config}}
         self._run = self._trackio.init(**options, resume="allow", embed=False)
 
@@ -228,6 +228,10 @@ class Loggers:
             reason = first_line(error, 500)
             fault = f"{type(error).__name__}: {reason}"
             _log.warning("the logger %s failed and is left out from now on, the run goes on: %s", name, fault)
+
+
+def _place(workdir: AnyPath) -> AnyPath:
+    return workdir if is_bucket(workdir) else workdir.absolute()
 
 
 def _kept_id(workdir: AnyPath, kind: str) -> str:

@@ -26,9 +26,9 @@ from jaxtyping import UInt8
 
 from jaxdiff.buckets import BucketError, Growing
 from jaxdiff.experiment import plots
-from jaxdiff.experiment.workdir import exists, set_aside, side_folder
+from jaxdiff.experiment.workdir import set_aside, side_folder
 from jaxdiff.progress import tqdm
-from jaxdiff.storage import AnyPath, is_bucket, replacing
+from jaxdiff.storage import AnyPath, exists, is_bucket, replacing
 from jaxdiff.training.batches import Batches, Dispatch
 from jaxdiff.training.loggers import Loggers
 from jaxdiff.training.step import Metrics
@@ -64,13 +64,9 @@ class Recorder:
         if self._writes:
             path = workdir / "metrics.jsonl"
             kept = _drop_after(path, start)
-            self._file: Any = None
+            self._file: Any = Growing(path, kept) if is_bucket(path) else path.open("ab")
             if is_bucket(path):
-                missing = _missing(kept, (notes or {}).get("lines"))
-                self._file = Growing(path, kept)
-                self._file.write(missing)
-            else:
-                self._file = path.open("ab")
+                self._file.write(_missing(kept, (notes or {}).get("lines")))
             # disable=None: a bar on a terminal or in a notebook; else `_report` writes lines.
             self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
 
