@@ -350,7 +350,7 @@ def _alive(found: dict[str, Any]) -> bool:
         here = (found["host"], found["machine"]) == (socket.gethostname(), _machine())
         if here:
             os.kill(pid, 0)
-    except (KeyError, TypeError, ValueError, ProcessLookupError):
+    except (KeyError, TypeError, ValueError, OverflowError, ProcessLookupError):
         return False
     except PermissionError:  # of another user
         pass
