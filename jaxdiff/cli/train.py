@@ -13,7 +13,8 @@ from jaxdiff.cli import command, config_files
 from jaxdiff.data import names_place
 from jaxdiff.experiment import Config
 from jaxdiff.storage import user_path
-from jaxdiff.training import loop
+from jaxdiff.training import chips, loop
+from jaxdiff.training.dry_run import dry_run
 from jaxdiff.training.recorder import DivergenceError
 from jaxdiff.typing import InputError
 
@@ -33,6 +34,12 @@ def main() -> None:
     flags.DEFINE_list(
         "allow_change", [], "Settings that may differ from those of the run, as in optimizer.learning_rate,train.steps."
     )
+    flags.DEFINE_string(
+        "dry_run",
+        None,
+        "MACHINE: compile the run for it and print what it needs, and train nothing. A slice of TPUs, as v5e:16x16, or "
+        "the devices of this machine: here, or cpu.",
+    )
     flags.DEFINE_bool("distributed", False, "Whether to train on several hosts: starts jax.distributed first.")
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if the cluster does not announce it.")
     flags.DEFINE_integer("num_processes", None, "Number of processes, if the cluster does not announce it.")
@@ -41,13 +48,15 @@ def main() -> None:
         _train,
         usage=f"{command.called('train')} --config=CONFIG --workdir=FOLDER [--config.SECTION.FIELD=VALUE ...]",
         module=__name__,
-        required=("config", "workdir"),
+        required=lambda: ("config",) if FLAGS.dry_run is not None else ("config", "workdir"),
         failures=(ConnectionError, DivergenceError),
     )
 
 
 def _train() -> None:
-    workdir = user_path(FLAGS.workdir, what="--workdir")
+    if FLAGS.dry_run is not None:
+        chips.check_name(FLAGS.dry_run, what="--dry_run")
+    workdir = None if FLAGS.dry_run is not None else user_path(FLAGS.workdir, what="--workdir")
     config = Config.from_mapping(FLAGS.config)
     cluster = {name: FLAGS[name].value for name in ("coordinator", "num_processes", "process_id")}
     if FLAGS.distributed:
@@ -62,8 +71,15 @@ def _train() -> None:
             raise InputError(f"--distributed can't start with {given}: {error}") from error
     elif unused := [name for name, value in cluster.items() if value is not None]:
         raise InputError(f"--{unused[0]} needs --distributed; give that too, or leave it out")
-    else:
+    elif FLAGS.dry_run in (None, "cpu", chips.HERE):
         xla.split_cpu(config.train.batch_size // config.train.accumulate, config.train.fsdp)
+    if workdir is None:
+        if FLAGS.dry_run != chips.HERE:
+            jax.config.update("jax_platforms", "cpu")  # this machine may lack those devices
+            jax.config.update("jax_enable_compilation_cache", False)  # their programs can't be read from it
+        print(f"compiling the training step and the sampler for {FLAGS.dry_run} ...", file=sys.stderr)
+        print(dry_run(config, FLAGS.dry_run, what="--dry_run"))
+        return
     loop.train(config, workdir, allow_change=FLAGS.allow_change)
     if jax.process_index() == 0:
         sampling = f"{command.called('sample')} --workdir={shlex.quote(str(workdir))}"
