@@ -26,8 +26,8 @@ from jaxdiff.samplers import pieces
 from jaxdiff.samplers.batching import sample_in_batches
 from jaxdiff.storage import user_path
 from jaxdiff.training import callbacks as callbacks_
+from jaxdiff.training import hosts, summary
 from jaxdiff.training import loggers as loggers_
-from jaxdiff.training import summary
 from jaxdiff.training.batches import Batches, make_batches
 from jaxdiff.training.callbacks import Callback
 from jaxdiff.training.evaluation import Evaluation, make_evaluation, split
@@ -93,6 +93,7 @@ def train(
         experiment = prepared.experiment
         abstract = abstract_state(experiment, mesh)
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", keep=config.every.keep)))
+        stack.enter_context(hosts.failing())
         state, taken = _first_state(experiment, abstract, checkpoints)
         start = int(state.step)
         undrawn = _is_undrawn(config, workdir, start)
@@ -261,7 +262,9 @@ def _set_up(config: Config, workdir: Path, allow_change: Collection[str], given:
             dataset = section.load()
         else:
             dataset = section.with_conditions(datasets.from_object(section.name, given.data))
-        folder.check_data(workdir, section.name, fingerprint := dataset.fingerprint())
+        fingerprint = dataset.fingerprint()
+        hosts.agree({"the fingerprint of the data": fingerprint})
+        folder.check_data(workdir, section.name, fingerprint)
         dataset, held_out = split(config, dataset, fingerprint, named=given.data is None)
         examples = folder.choose_examples(workdir, config, dataset)
         experiment = make_experiment(config, dataset.spec, examples, given.model)
