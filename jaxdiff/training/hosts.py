@@ -122,8 +122,8 @@ def _failing() -> Iterator[None]:
         if _link is not None and not _link.over and not _link.failing:
             _link.failing = True
             time.sleep(_GRACE)
-            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-            _link.line.send(failed=f"{kind}{first_line(error)}")
+            kind, text = type(error).__name__, first_line(error)
+            _link.line.send(failed=text if isinstance(error, InputError) or text == kind else f"{kind}: {text}")
         raise
 
 

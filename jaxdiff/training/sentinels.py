@@ -7,7 +7,6 @@ hub compute nothing, so they report while their process is stuck in a compilatio
 A process that is gone is noticed when the system closes its connections; a host that is gone, by TCP's keepalive.
 """
 
-import collections
 import dataclasses
 import json
 import multiprocessing.connection
@@ -271,16 +270,17 @@ def _agree(members: Sequence[_Member], expected: Collection[int] | None = None) 
 
 
 def _miscounted(members: Sequence[_Member], expected: Collection[int]) -> str | None:
-    names = collections.defaultdict(list)
+    missing, extra = {*expected}, []
     for member in members:
-        names[member.index].append(member.name)
-    for index, found in names.items():
-        if len(found) > 1:
-            return f"--process_id={index} was given to {' and to '.join(found)}; give each process its own"
-    if absent := sorted({*expected} - {*names}):
-        listed = ", ".join(map(str, absent[:10]))
-        return f"--num_processes={len(expected)}, but no process {listed} came in {START} seconds; start all of them"
-    return None
+        if member.index in missing:
+            missing.remove(member.index)
+        else:
+            extra.append(member.name)
+    if not missing and not extra:
+        return None
+    listed = [f"no process {index} came" for index in sorted(missing)[:5]] + [f"{name} is too many" for name in extra]
+    rule = f"--num_processes={len(expected)} needs each --process_id from 0 to {len(expected) - 1} once"
+    return f"{rule}, but {', '.join(listed[:8])}; start them so, within {START} seconds"
 
 
 def _difference(members: Sequence[_Member]) -> str | None:
