@@ -86,7 +86,8 @@ def lock(workdir: Path) -> Iterator[None]:
     """Make the folder, and hold its lock, so that no second run writes to it.
 
     The operating system holds the lock: it is free once this process has ended in any way, whatever children of it live
-    on. Where a file system has no locks, this only warns. Raises an InputError if another process holds the lock, or the folder can't be written.
+    on. Where a file system has no locks, this only warns. Raises an InputError if another process holds the lock, or
+    the folder can't be written.
     """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     with contextlib.ExitStack() as stack:
@@ -120,7 +121,8 @@ def _release() -> None:
         file.close()
 
 
-os.register_at_fork(after_in_child=_release)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_release)
 
 
 def _holder(workdir: Path) -> str:
