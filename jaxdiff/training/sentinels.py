@@ -64,6 +64,9 @@ class Line:
             raise EOFError
         return messages
 
+    def close(self) -> None:
+        self._socket.close()
+
 
 def _ready(*files: Any, seconds: float = 0.5) -> list[Any]:
     """Return those from which something can be received."""
@@ -200,6 +203,8 @@ def lead(listener: socket.socket) -> None:
     while members and time.monotonic() < until:
         with suppress(_Ended):
             _hear(members)
+    for member in members:
+        member.line.close()
 
 
 def _meet(listener: socket.socket, members: list[_Member]) -> None:
@@ -214,7 +219,9 @@ def _meet(listener: socket.socket, members: list[_Member]) -> None:
         if len(counts) > 1:  # they are refused; those that are still to come shall hear why
             until = min(until, time.monotonic() + _END)
     listener.close()
-    members[:] = [member for member in members if member.name]
+    for stranger in [member for member in members if not member.name]:
+        members.remove(stranger)
+        stranger.line.close()
     _agree(met, {*range(min(counts))} if len(counts) == 1 else None)
 
 
@@ -226,6 +233,7 @@ def _hear(members: list[_Member], others: Sequence[socket.socket] = ()) -> list[
             messages = member.line.receive()
         except EOFError:
             members.remove(member)
+            member.line.close()
             if member.name and not member.left:
                 raise _Ended({"end": f"{member.name} is lost"}) from None
             continue

@@ -1,0 +1,176 @@
+"""Processes that train as one are refused if they differ, and end together when one is lost."""
+
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import tiny
+
+from jaxdiff.training import sentinels
+
+NAMES = ("process 0 (pid 70 on a)", "process 1 (pid 71 on b)", "process 2 (pid 72 on c)")
+
+
+class Fake:
+    """A process and its sentinel, as the hub sees them."""
+
+    def __init__(self, address: tuple[str, int], index: int, facts: dict[str, Any]) -> None:
+        self.line = sentinels.Line(socket.create_connection(address))
+        self.line.send(index=index, name=NAMES[index])
+        self.line.send(facts={"--num_processes": 3, **facts})
+
+    def hear(self) -> dict[str, Any]:
+        """The next message; an error if none comes in 5 seconds."""
+        (message,) = self.line.receive()
+        return message
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+    """The address of a hub, which must end soon after the processes have."""
+    monkeypatch.setattr(sentinels, "START", 2)
+    listener = socket.create_server(("127.0.0.1", 0))
+    hub = threading.Thread(target=sentinels.lead, args=(listener,))
+    hub.start()
+    yield listener.getsockname()
+    hub.join(5)
+    assert not hub.is_alive()
+
+
+def meet(address: tuple[str, int], *facts: dict[str, Any]) -> list[Fake]:
+    return [Fake(address, i, values) for i, values in enumerate(facts)]
+
+
+def close(fakes: list[Fake]) -> None:
+    for fake in fakes:
+        fake.line.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "here", "there"),
+    [
+        ("train.steps", {"train": {"steps": 5, "seed": 0}}, {"train": {"steps": 6, "seed": 0}}),
+        ("jax", {"jax": 5}, {"jax": 6}),
+        ("data.dir", {"data": {"dir": 5}}, {"data": {"dir": 6}}),
+        ("--num_processes", {"--num_processes": 5}, {"--num_processes": 6}),
+    ],
+)
+def test_all_processes_hear_what_differs_and_where(address, monkeypatch, name, here, there):
+    monkeypatch.setattr(sentinels, "_END", 0.5)
+    fakes = meet(address, here, here, there)
+    for fake in fakes:
+        refused = fake.hear()["refused"]
+        assert all(part in refused for part in (name, "5", "6", NAMES[0], NAMES[2]))
+        assert NAMES[1] not in refused
+        assert "seed" not in refused
+        assert "\n" not in refused
+    close(fakes)
+
+
+def test_what_is_found_later_is_compared_too(address):
+    fakes = meet(address, {}, {}, {})
+    assert [fake.hear() for fake in fakes] == [{"leader": NAMES[0]}] * 3
+    for i, fake in enumerate(fakes):
+        fake.line.send(facts={"fingerprint": "other" if i == 1 else "same"})
+    for refused in [fake.hear()["refused"] for fake in fakes]:
+        assert all(part in refused for part in ("fingerprint", "'other'", "'same'", NAMES[1]))
+    close(fakes)
+
+
+@pytest.mark.parametrize("indices", [(0, 1), (0, 1, 1)])
+def test_a_process_that_is_missing_or_one_too_many_refuses_all(address, indices):
+    fakes = [Fake(address, index, {}) for index in indices]
+    for fake in fakes:
+        assert re.search(r"--num_processes=3 .* no process 2 ", fake.hear()["refused"])
+    close(fakes)
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+def test_all_others_hear_of_a_lost_process(address, lost):
+    fakes = meet(address, {}, {}, {})
+    stranger = socket.create_connection(address)
+    for fake in fakes:
+        fake.hear()
+    stranger.close()
+    fakes.pop(lost).line.close()
+    assert all(fake.hear()["end"] == f"{NAMES[lost]} is lost" for fake in fakes)
+    close(fakes)
+
+
+def test_a_process_that_leaves_is_not_lost_and_one_that_fails_is_quoted(address):
+    fakes = meet(address, {}, {}, {})
+    for fake in fakes:
+        fake.hear()
+    leaving = fakes.pop(1).line
+    leaving.send(bye=True)
+    leaving.close()
+    time.sleep(0.2)
+    fakes[1].line.send(failed="ValueError: 3")
+    assert fakes[0].hear() == {"end": f"{NAMES[2]} failed: ValueError: 3", "failed": True}
+    close(fakes)
+
+
+def test_strangers_are_ignored(address):
+    stranger = socket.create_connection(address)
+    stranger.send(b"GET / HTTP/1.1\r\n\r\n")
+    fakes = meet(address, {}, {}, {})
+    assert all("end" not in fake.hear() for fake in fakes)
+    for fake in fakes:
+        fake.line.send(bye=True)
+    close(fakes)
+    stranger.close()
+
+
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+SCRIPT = """
+import os, re, signal, sys, time
+from jaxdiff.training import hosts
+address, index, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+with hosts.exit_at_once(), hosts.joined((address, 3, index), {}, lambda: "step 7 is saved"):
+    print("joined", flush=True)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "raise":
+        raise ValueError("bad data")
+    elif how == "stop":
+        time.sleep(60)
+    elif how == "stuck":
+        re.match("(a+)+$", "a" * 60 + "b")  # it keeps Python's lock for longer than anyone lives
+"""
+
+
+@pytest.mark.parametrize(
+    "hows", ["kill stop stuck", "stop stop kill", "raise stop stop", "stop raise stop", "end end end"], ids=str
+)
+def test_processes_end_together(tmp_path, hows):
+    script, address = tmp_path / "script.py", free_address()
+    script.write_text(SCRIPT)
+    processes = [
+        tiny.Forked(str(script), address, str(i), how, cache=tmp_path / "cache") for i, how in enumerate(hows.split())
+    ]
+    ended = [tiny.finish(process, seconds=30) for process in processes]
+    first = next((i for i, how in enumerate(hows.split()) if how in ("kill", "raise")), None)
+    for i, (how, (code, out, err)) in enumerate(zip(hows.split(), ended, strict=True)):
+        assert out == "joined\n"
+        if how == "end":
+            assert (code, err) == (0, "")
+        elif how == "raise":
+            assert code == 1
+            assert err.splitlines()[-1] == "ValueError: bad data"
+        elif how == "stop":
+            assert code == 1
+            what = "is lost" if "kill" in hows else "failed: ValueError: bad data"
+            said = rf"error: process {first} \(pid {processes[first].pid} on \S+\) {what}; step 7 is saved\n"
+            assert re.fullmatch(said, err), (i, err)
+        else:
+            assert code == -signal.SIGKILL
