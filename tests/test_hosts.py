@@ -1,17 +1,20 @@
 """Processes that train as one are refused if they differ, and end together when one is lost."""
 
+import json
 import re
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 
-from jaxdiff.training import sentinels
+from jaxdiff.loading import load
+from jaxdiff.training import loop, sentinels
 
 NAMES = ("process 0 (pid 70 on a)", "process 1 (pid 71 on b)", "process 2 (pid 72 on c)")
 
@@ -174,3 +177,107 @@ def test_processes_end_together(tmp_path, hows):
             assert re.fullmatch(said, err), (i, err)
         else:
             assert code == -signal.SIGKILL
+
+
+CHANGES = {
+    "model.width": 64,
+    "train.steps": 100_000,
+    "train.batch_size": 32,
+    "every.log": 5,
+    "every.checkpoint": 20,
+    "every.sample": 100_000,
+}
+
+
+def start(n: int, *arguments: str, cache: Path) -> list[tiny.Forked]:
+    """A run on n processes with a device each."""
+    meeting = ("--distributed", f"--coordinator={free_address()}", f"--num_processes={n}")
+    return [
+        tiny.Forked("train.py", *arguments, *meeting, f"--process_id={i}", cache=cache / f"{i} of {n}")
+        for i in range(n)
+    ]
+
+
+def finish(processes: list[tiny.Forked], *, seconds: float = 200) -> list[tuple[int, str]]:
+    """The exit codes and standard errors."""
+    try:
+        return [tiny.finish(process, seconds=seconds)[::2] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def wait_for(happened: Callable[[], object], processes: list[tiny.Forked]) -> None:
+    end = time.monotonic() + 200
+    while not happened():
+        assert all(process.poll() is None for process in processes), finish(processes)
+        assert time.monotonic() < end, finish(processes, seconds=0)
+        time.sleep(0.01)
+
+
+def saved(workdir: Path) -> list[int]:
+    folder = workdir / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines}
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_four_processes_that_lose_some_go_on_as_if_they_had_not(tmp_path):
+    config, workdir = tiny.write_config(tmp_path, CHANGES), tmp_path / "run"
+    command = f"--config={config}", f"--workdir={workdir}"
+    # One while the others set up and compile, process 0 between checkpoints, then a preemption.
+    for lost, number, since in ((3, signal.SIGKILL, None), (0, signal.SIGKILL, 20), (2, signal.SIGTERM, 60)):
+        processes = start(4, *command, cache=tmp_path)
+        if since is None:
+            wait_for((workdir / "metrics.jsonl").exists, processes)
+        else:
+            wait_for(lambda since=since: max(saved(workdir), default=0) >= since, processes)
+        processes[lost].send_signal(number)
+        begin, ended = time.monotonic(), finish(processes, seconds=60)
+        step = max(saved(workdir), default=0)
+        if number == signal.SIGTERM:
+            for code, err in ended:
+                assert code == 128 + number, err
+                assert (
+                    err.splitlines()[-1] == f"stopped by SIGTERM; step {step} is saved, run the same command to go on"
+                )
+            continue
+        assert time.monotonic() - begin < 20
+        code, _ = ended.pop(lost)
+        assert code == -number
+        for code, err in ended:
+            assert code == 1, err
+            name = rf"process {lost} \(pid {processes[lost].pid} on \S+\)"
+            way_on = f"step {step} is saved, run the same command to go on" if step else "no step is saved yet, .*"
+            assert re.fullmatch(f"error: {name} is lost; {way_on}", err.splitlines()[-1])
+            assert "Traceback" not in err
+            assert "***" not in err  # a stack of C++
+    last = f"--config.train.steps={max(saved(workdir)) + 10}"
+    for code, err in finish(start(4, *command, last, cache=tmp_path)):
+        assert code == 0, err
+    unbroken = tmp_path / "unbroken"
+    for code, err in finish(start(4, command[0], f"--workdir={unbroken}", last, cache=tmp_path)):
+        assert code == 0, err
+    assert load(workdir).step == load(unbroken).step > 60
+    tiny.assert_identical(load(workdir).params, load(unbroken).params)
+    assert losses(workdir) == losses(unbroken)
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_a_run_goes_on_with_fewer_processes_and_devices(tmp_path):
+    config, workdir = tiny.write_config(tmp_path, CHANGES), tmp_path / "run"
+    for n, last in ((4, 10), (2, 20), (1, 30), (4, 40)):
+        command = f"--config={config}", f"--workdir={workdir}", f"--config.train.steps={last}"
+        for code, err in finish(start(n, *command, cache=tmp_path)):
+            assert code == 0, err
+    loop.train(tiny.config({**CHANGES, "train.steps": 40}), tmp_path / "alone")
+    found, expected = losses(workdir), losses(tmp_path / "alone")
+    assert list(found) == list(expected) == list(range(5, 41, 5))
+    for step, loss in found.items():
+        assert loss == pytest.approx(expected[step], rel=1e-6)
