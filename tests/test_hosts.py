@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tiny
@@ -22,8 +22,13 @@ NAMES = ("process 0 (pid 70 on a)", "process 1 (pid 71 on b)", "process 2 (pid 7
 class Fake:
     """A process and its sentinel, as the hub sees them."""
 
+    lines: ClassVar[list[sentinels.Line]] = []  # to close
+
     def __init__(self, address: tuple[str, int], index: int, facts: dict[str, Any]) -> None:
-        self.line = sentinels.Line(socket.create_connection(address))
+        connected = socket.create_connection(address)
+        self.line = sentinels.Line(connected)
+        connected.settimeout(5)
+        self.lines.append(self.line)
         self.line.send(index=index, name=NAMES[index])
         self.line.send(facts={"--num_processes": 3, **facts})
 
@@ -31,6 +36,10 @@ class Fake:
         """The next message; an error if none comes in 5 seconds."""
         (message,) = self.line.receive()
         return message
+
+    def poll(self) -> list[dict[str, Any]]:
+        """The messages that come within a moment."""
+        return self.line.receive() if sentinels._ready(self.line, seconds=0.1) else []
 
 
 @pytest.fixture
@@ -41,17 +50,14 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
     hub = threading.Thread(target=sentinels.lead, args=(listener,))
     hub.start()
     yield listener.getsockname()
+    for line in Fake.lines:
+        line.close()
     hub.join(5)
     assert not hub.is_alive()
 
 
 def meet(address: tuple[str, int], *facts: dict[str, Any]) -> list[Fake]:
     return [Fake(address, i, values) for i, values in enumerate(facts)]
-
-
-def close(fakes: list[Fake]) -> None:
-    for fake in fakes:
-        fake.line.close()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +78,6 @@ def test_all_processes_hear_what_differs_and_where(address, monkeypatch, name, h
         assert NAMES[1] not in refused
         assert "seed" not in refused
         assert "\n" not in refused
-    close(fakes)
 
 
 def test_what_is_found_later_is_compared_too(address):
@@ -82,7 +87,6 @@ def test_what_is_found_later_is_compared_too(address):
         fake.line.send(facts={"fingerprint": "other" if i == 1 else "same"})
     for refused in [fake.hear()["refused"] for fake in fakes]:
         assert all(part in refused for part in ("fingerprint", "'other'", "'same'", NAMES[1]))
-    close(fakes)
 
 
 @pytest.mark.parametrize("indices", [(0, 1), (0, 1, 1)])
@@ -90,7 +94,6 @@ def test_a_process_that_is_missing_or_one_too_many_refuses_all(address, indices)
     fakes = [Fake(address, index, {}) for index in indices]
     for fake in fakes:
         assert re.search(r"--num_processes=3 .* no process 2 ", fake.hear()["refused"])
-    close(fakes)
 
 
 @pytest.mark.parametrize("lost", [0, 2])
@@ -102,7 +105,6 @@ def test_all_others_hear_of_a_lost_process(address, lost):
     stranger.close()
     fakes.pop(lost).line.close()
     assert all(fake.hear()["end"] == f"{NAMES[lost]} is lost" for fake in fakes)
-    close(fakes)
 
 
 def test_a_process_that_leaves_is_not_lost_and_one_that_fails_is_quoted(address):
@@ -115,7 +117,27 @@ def test_a_process_that_leaves_is_not_lost_and_one_that_fails_is_quoted(address)
     time.sleep(0.2)
     fakes[1].line.send(failed="ValueError: 3")
     assert fakes[0].hear() == {"end": f"{NAMES[2]} failed: ValueError: 3", "failed": True}
-    close(fakes)
+
+
+def test_processes_leave_when_all_do(address):
+    fakes = meet(address, {}, {}, {})
+    for fake in fakes:
+        fake.hear()
+    for fake in fakes:
+        assert not sentinels._ready(fakes[0].line, seconds=0.2)
+        fake.line.send(bye=True)
+    assert [fake.hear() for fake in fakes] == [{"over": True}] * 3
+
+
+def test_a_silent_host_is_lost(address, monkeypatch):
+    monkeypatch.setattr(sentinels, "_BEAT", 0.1)
+    monkeypatch.setattr(sentinels, "_SILENCE", 1.0)
+    fakes = meet(address, {}, {}, {})
+    end = time.monotonic() + 2
+    while time.monotonic() < end and not (told := [m for fake in fakes[:2] for m in fake.poll() if "end" in m]):
+        for fake in fakes[:2]:
+            fake.line.beat()
+    assert told[0]["end"].startswith(NAMES[2])
 
 
 def test_strangers_are_ignored(address):
@@ -125,7 +147,6 @@ def test_strangers_are_ignored(address):
     assert all("end" not in fake.hear() for fake in fakes)
     for fake in fakes:
         fake.line.send(bye=True)
-    close(fakes)
     stranger.close()
 
 
@@ -137,7 +158,8 @@ def free_address() -> str:
 
 SCRIPT = """
 import os, re, signal, sys, time
-from jaxdiff.training import hosts
+from jaxdiff.training import hosts, sentinels
+sentinels._BEAT, sentinels._SILENCE, sentinels._END = 0.5, 3.0, 2.0
 address, index, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 with hosts.exit_at_once(), hosts.joined((address, 3, index), {}, lambda: "step 7 is saved"):
     print("joined", flush=True)
@@ -147,13 +169,17 @@ with hosts.exit_at_once(), hosts.joined((address, 3, index), {}, lambda: "step 7
         raise ValueError("bad data")
     elif how == "stop":
         time.sleep(60)
+    elif how == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif how == "stuck":
         re.match("(a+)+$", "a" * 60 + "b")  # it keeps Python's lock for longer than anyone lives
 """
 
 
 @pytest.mark.parametrize(
-    "hows", ["kill stop stuck", "stop stop kill", "raise stop stop", "stop raise stop", "end end end"], ids=str
+    "hows",
+    ["kill stop stuck", "stop stop kill", "raise stop stop", "stop raise stop", "stop stop stopped", "end end end"],
+    ids=str,
 )
 def test_processes_end_together(tmp_path, hows):
     script, address = tmp_path / "script.py", free_address()
@@ -162,7 +188,7 @@ def test_processes_end_together(tmp_path, hows):
         tiny.Forked(str(script), address, str(i), how, cache=tmp_path / "cache") for i, how in enumerate(hows.split())
     ]
     ended = [tiny.finish(process, seconds=30) for process in processes]
-    first = next((i for i, how in enumerate(hows.split()) if how in ("kill", "raise")), None)
+    first = next((i for i, how in enumerate(hows.split()) if how in ("kill", "raise", "stopped")), None)
     for i, (how, (code, out, err)) in enumerate(zip(hows.split(), ended, strict=True)):
         assert out == "joined\n"
         if how == "end":
@@ -172,7 +198,7 @@ def test_processes_end_together(tmp_path, hows):
             assert err.splitlines()[-1] == "ValueError: bad data"
         elif how == "stop":
             assert code == 1
-            what = "is lost" if "kill" in hows else "failed: ValueError: bad data"
+            what = "is lost" if "kill" in hows else "failed: (ValueError: bad data|it has been stopped, .*)"
             said = rf"error: process {first} \(pid {processes[first].pid} on \S+\) {what}; step 7 is saved\n"
             assert re.fullmatch(said, err), (i, err)
         else:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -26,7 +27,6 @@ from jaxdiff.training import sentinels
 from jaxdiff.training.signals import Interrupted
 from jaxdiff.typing import InputError, first_line
 
-_HEARTBEAT = 60  # seconds, JAX's own; only a process that is stopped, as by SIGSTOP, is noticed by it first
 _GRACE = 2.0  # seconds in which an error can turn out to be the consequence of a lost process
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
@@ -69,7 +69,7 @@ def joined(
         with _failing():
             agree({"--num_processes": count, **facts})
             with mock.patch.object(distributed._jax, "get_distributed_runtime_service", _link.service):
-                jax.distributed.initialize(address, count, index, local, heartbeat_timeout_seconds=_HEARTBEAT)
+                jax.distributed.initialize(address, count, index, local)
     except InputError:
         raise
     except (ValueError, RuntimeError, OSError) as error:
@@ -143,17 +143,18 @@ class _Link:
             raise InputError(refused)
 
     def service(self, *arguments: Any, **options: Any) -> Any:
-        """Start JAX's coordination service in the sentinel."""
+        """Start JAX's coordination service in the hub, in place of this process."""
         self.line.send(service=arguments, options=options)
         if (error := self._answers.get()["started"]) is not None:
             raise RuntimeError(error)
-        return mock.Mock(shutdown=lambda: None)  # the sentinel ends it
+        return types.SimpleNamespace(shutdown=lambda: None)  # the hub ends it
 
     def leave(self) -> None:
-        """Leave the others, which leave too."""
+        """Leave together with the others, so that none takes another for lost."""
         jax.distributed.shutdown()
         self.over = True
         self.line.send(bye=True)
+        self._answers.get()
 
     def _listen(self) -> None:
         while True:
@@ -161,6 +162,7 @@ class _Link:
                 messages = self.line.receive()
             except EOFError:
                 if self.over or self.failing:
+                    self._answers.put({})
                     return
                 messages = [{"end": "the process that watches over this one is lost"}]
             for message in messages:

@@ -4,7 +4,8 @@ Each process that trains has a sentinel, its child. All sentinels are connected 
 over TCP. The hub passes on what a process tells (its facts, its failure, its end) and that one is gone. Sentinels and
 hub compute nothing, so they report while their process is stuck in a compilation or a collective, or dead.
 
-A process that is gone is noticed when the system closes its connections; a host that is gone, by TCP's keepalive.
+A process that is gone is noticed when the system closes its connections. A host that is gone is noticed by its
+silence, as sentinels and hub tell each other every few seconds that they are there.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from jax._src import distributed  # JAX does not make it public
@@ -25,7 +27,8 @@ from jax._src import distributed  # JAX does not make it public
 from jaxdiff.typing import first_line
 
 START = 300  # seconds in which all processes must have started
-_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a host is lost after 25 seconds of silence
+_BEAT = 3.0  # seconds between signs of life
+_SILENCE = 30.0  # seconds after which a host is lost
 _END = 5.0  # seconds for a process to end when it is told to
 _MOST_BYTES = 2**24  # of a message
 
@@ -35,12 +38,8 @@ class Line:
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket, self._rest = connected, b""
+        self._told = self._heard = time.monotonic()
         connected.settimeout(_END)
-        if connected.family != socket.AF_UNIX:
-            connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, value in _ALIVE.items():
-                if hasattr(socket, name):
-                    connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -62,7 +61,17 @@ class Line:
             raise EOFError from error
         if not found or len(self._rest) > _MOST_BYTES:
             raise EOFError
-        return messages
+        self._heard = time.monotonic()
+        return [message for message in messages if message]
+
+    def beat(self) -> None:
+        """Give a sign of life if one is due; raise an EOFError if the other end has given none for long."""
+        now = time.monotonic()
+        if now > self._told + _BEAT:
+            self._told = now
+            self.send()
+        if now > self._heard + _SILENCE:
+            raise EOFError(f"has been silent for {_SILENCE:.0f} seconds")
 
     def close(self) -> None:
         self._socket.close()
@@ -120,14 +129,23 @@ class Sentinel:
                     return
                 time.sleep(0.1)
         hub.send(index=self._index, name=self._name)
-        leader, left = "process 0", False
+        leader, left, running = "process 0", False, time.monotonic()
         while True:
-            for line in _ready(self._own, hub) or [self._own]:
+            if not self._is_stopped():
+                running = time.monotonic()
+            elif time.monotonic() > running + _SILENCE and not left:
+                left = True
+                hub.send(failed=f"it has been stopped, as by SIGSTOP, for {_SILENCE:.0f} seconds")
+            ready = _ready(self._own, hub)
+            for line in (hub, self._own):
                 try:
-                    messages = self._receive() if line is self._own else hub.receive()
-                except EOFError:
+                    hub.beat()
+                    messages = self._receive() if line is self._own else hub.receive() if hub in ready else []
+                except EOFError as error:
+                    if line is self._own and _ready(hub, seconds=0.2):  # it may say why this process is gone
+                        continue
                     if not left:
-                        self._tell(f"{self._name if line is self._own else leader} is lost")
+                        self._tell(f"{self._name if line is self._own else leader} {str(error) or 'is lost'}")
                     return
                 for message in messages:
                     if line is self._own:
@@ -144,6 +162,11 @@ class Sentinel:
 
     def _is_gone(self) -> bool:
         return os.getppid() != self._parent
+
+    def _is_stopped(self) -> bool:
+        with suppress(OSError):
+            return Path(f"/proc/{self._parent}/stat").read_text().rpartition(") ")[2].startswith("T")
+        return False
 
     def _receive(self) -> list[dict[str, Any]]:
         """As `Line.receive`, from the process; also if that is gone while its socket lives on in a fork of it."""
@@ -191,13 +214,15 @@ def lead(listener: socket.socket) -> None:
     members: list[_Member] = []
     try:
         _meet(listener, members)
-        while members:
+        while not all(member.left for member in members):
             _hear(members)
             if members and all(member.facts for member in members):
                 _agree(members)
+        message = {"over": True}
     except _Ended as ended:
-        for member in members:
-            member.line.send(**ended.args[0])
+        message = ended.args[0]
+    for member in members:
+        member.line.send(**message)
     # JAX's coordination service, which is in this process, stays until the others have ended.
     until = time.monotonic() + 2 * _END
     while members and time.monotonic() < until:
@@ -228,14 +253,15 @@ def _meet(listener: socket.socket, members: list[_Member]) -> None:
 def _hear(members: list[_Member], others: Sequence[socket.socket] = ()) -> list[Any]:
     """Take what the members say; return which of the others are ready. Raises _Ended if a member is lost or fails."""
     ready = _ready(*members, *others)
-    for member in [member for member in members if member in ready]:
+    for member in list(members):
         try:
-            messages = member.line.receive()
-        except EOFError:
+            messages = member.line.receive() if member in ready else []
+            member.line.beat()
+        except EOFError as error:
             members.remove(member)
             member.line.close()
             if member.name and not member.left:
-                raise _Ended({"end": f"{member.name} is lost"}) from None
+                raise _Ended({"end": f"{member.name} {str(error) or 'is lost'}"}) from None
             continue
         for message in messages:
             if "name" in message:
