@@ -89,6 +89,6 @@ def compute_dtype(device: Any) -> str:
 
 
 @functools.cache
-def outermost(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
-    """Return `jax.jit` of a module's function with these options; call the result outside any other jit."""
-    return jax.jit(function, static_argnames=static, compiler_options=compiler_options())
+def outermost(function: Callable[..., Any], *static: str, mesh: Mesh | None = None) -> Any:
+    """Return `jax.jit` of a module's function with the options for a mesh; call the result outside any other jit."""
+    return jax.jit(function, static_argnames=static, compiler_options=compiler_options(mesh=mesh))

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import tiny
 
 import jaxdiff as jd
 from jaxdiff.experiment import workdir as folder
-from jaxdiff.training import loggers, loop
+from jaxdiff.training import loggers, loop, recorder
 
 PIXELS = np.zeros((2, 2, 3), np.uint8)
 
@@ -200,5 +201,47 @@ def test_each_logger_gets_metrics_of_its_own(tmp_path: Path, make: Callable[...,
             metrics.clear()
 
     good = Listed()
-    several(tmp_path, objects=[Spoils(), good]).log(1, make({"loss": 1.0}))
+    kept, metrics = several(tmp_path, objects=[Spoils(), good]), make({"loss": 1.0})
+    kept.log(1, metrics)
+    kept.wait()
     assert good.calls[-1] == ("log", 1, {"loss": 1.0})
+
+
+def test_the_steps_do_not_wait_for_a_slow_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first line is not taken before the last step is done."""
+    monkeypatch.setattr(loop, "_picture", lambda *_: PIXELS)
+    last = threading.Event()
+    in_time: list[bool] = []
+
+    class Slow(Listed):
+        def log(self, step: int, metrics: Any) -> None:
+            in_time.append(last.wait(timeout=60))
+            super().log(step, metrics)
+
+    def watch(step: int, *_: Any) -> None:
+        if step == 30:
+            last.set()
+
+    slow = Slow()
+    jd.train(tiny.config({"every.checkpoint": 30}), tmp_path, loggers=[slow], callbacks=[watch])
+    assert in_time == [True, True, True]
+    assert slow.methods == ["init", "log", "log", "log", "picture", "close"]
+
+
+def test_a_logger_that_never_comes_back_does_not_stop_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_picture", lambda *_: PIXELS)
+    monkeypatch.setattr(recorder, "_MOMENT", 0.01)
+    saved, kept = threading.Event(), []
+
+    class Stuck(Listed):
+        def log(self, step: int, metrics: Any) -> None:
+            kept.append(saved.wait(timeout=60))
+
+    def watch(step: int, *_: Any) -> None:
+        if (tmp_path / "checkpoints" / "10").exists() and step == 30:
+            saved.set()
+
+    jd.train(tiny.config(), tmp_path, loggers=[Stuck()], callbacks=[watch])
+    assert kept == [True, True, True]

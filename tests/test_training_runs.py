@@ -70,7 +70,8 @@ def test_each_log_has_the_loss_and_the_speed(unbroken):
     lines = metrics_of(unbroken)
     assert [line["step"] for line in lines] == list(range(20, 201, 20))
     for line in lines:
-        assert set(line) == {"step", "loss", "grad_norm", "learning_rate", "images_per_second", "data_wait"}
+        names = {"step", "loss", "grad_norm", "learning_rate", "images_per_second", "data_wait", "flops_per_second"}
+        assert set(line) == names  # the peak rate of a CPU is not known
         assert line["images_per_second"] > 0
         assert 0 <= line["data_wait"] <= 1
         np.testing.assert_allclose(line["learning_rate"], 0.01, rtol=1e-6)

@@ -30,10 +30,10 @@ def run(
     *,
     usage: str,
     module: str,
-    required: tuple[str, ...],
+    required: Callable[[], tuple[str, ...]],
     failures: tuple[type[Exception], ...] = (ConnectionError,),
 ) -> None:
-    """Parse the command line, check that the `required` flags are given, and call `main`.
+    """Parse the command line, check that the `required` flags are given (those of the parsed flags), and call `main`.
 
     `usage` and the flags that `module` defines are what --help prints. `failures` are errors of which the message is
     enough for the user.
@@ -47,7 +47,7 @@ def run(
         try:
             if arguments[1:]:
                 raise InputError(f"{arguments[1]!r} is not a flag; every setting is written --NAME=VALUE")
-            for name in required:
+            for name in required():
                 if FLAGS[name].value is None:
                     raise InputError(f"--{name} is missing. {FLAGS[name].help}")
             _choose_cache()

@@ -83,7 +83,7 @@ def main() -> None:
     flags.DEFINE_string("out", "samples.png", "The image to write; the arrays are saved beside it as .npz.")
     flags.DEFINE_bool("overwrite", False, "Whether --out may replace files that this command did not write.")
     usage = f"{command.called('sample')} --workdir=FOLDER [--n=64] [--out=samples.png] [--FLAG=VALUE ...]"
-    command.run(_sample, usage=usage, module=__name__, required=("workdir",))
+    command.run(_sample, usage=usage, module=__name__, required=lambda: ("workdir",))
 
 
 def _sample() -> None:

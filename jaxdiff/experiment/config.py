@@ -163,10 +163,11 @@ class Every:
     keep: int = 3  # checkpoints kept, the newest ones; the best one by `evaluate` is kept too
     # The loss of the averaged weights on held-out examples, `eval_loss`; None: never. A multiple of `log`.
     evaluate: int | None = None
+    profile: int | None = None  # a trace of what the devices do in a few steps, for XProf or TensorBoard; None: never
 
     def __post_init__(self) -> None:
         registry.check_types(self)
-        registry.at_least(self, 1, "log", "checkpoint", "sample", "keep", "evaluate")
+        registry.at_least(self, 1, "log", "checkpoint", "sample", "keep", "evaluate", "profile")
         if self.evaluate is not None and self.evaluate % self.log:
             raise InputError(f"evaluate = {self.evaluate} is not a multiple of log = {self.log}; make it one")
 
@@ -206,8 +207,8 @@ class Config:
         # JAX must compute nothing in these checks: it would choose its devices before `jaxdiff.xla.split_cpu` can.
         self._check_components()
         dispatch = self.train.steps_per_dispatch or 1
-        for name in ("log", "checkpoint", "sample"):
-            if (steps := getattr(self.every, name)) % dispatch:
+        for name in ("log", "checkpoint", "sample", "profile"):
+            if (steps := getattr(self.every, name) or 0) % dispatch:
                 raise InputError(
                     f"every.{name} = {steps} is not a multiple of train.steps_per_dispatch = {dispatch}; "
                     "make it one, or set train.steps_per_dispatch"
@@ -284,7 +285,7 @@ class Config:
 
     def steps_per_dispatch(self, *, on_cpu: bool) -> int:
         """Return the number of optimizer steps in one compiled call: by default 1 on a CPU, else at most 10."""
-        every = (self.every.log, self.every.checkpoint, self.every.sample)
+        every = (self.every.log, self.every.checkpoint, self.every.sample, self.every.profile or 0)
         return self.train.steps_per_dispatch or (1 if on_cpu else math.gcd(10, *every))
 
     @property

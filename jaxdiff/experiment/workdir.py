@@ -9,6 +9,7 @@ samples/       images sampled during training, NNNNNNNN.png by step
 metrics.jsonl  one line per log, beside TensorBoard's event files
 loggers.json   the names of the run at Weights & Biases and trackio, if it logs there
 wandb/         the files of Weights & Biases
+plugins/       traces of the profiler, by step
 *.aside        what was in the way of a side file
 
 The folder may be a stranger's: none of these may be a link that leads out of it.
@@ -58,6 +59,7 @@ _WRITTEN = (
     "metrics.jsonl",
     "loggers.json",
     "wandb",
+    "plugins",
 )
 _MOST_BYTES = 2**22  # of a config.json
 _MOST_EXAMPLES = 2048  # enough for a covariance of images; they become a constant of the compiled step
@@ -293,17 +295,22 @@ def check_data(workdir: Path, name: str, fingerprint: str) -> None:
         )
 
 
+def examples_for(config: Config, dataset: Source) -> Num[np.ndarray, "n *shape"] | None:
+    """Return the raw examples that the process of a new run is built from, or None if it needs none."""
+    if not takes_examples(config.process):
+        return None
+    n = len(dataset)
+    some = np.random.default_rng(0).permutation(n)[:_MOST_EXAMPLES] if n > _MOST_EXAMPLES else np.arange(n)
+    return dataset.take(some).x
+
+
 def choose_examples(workdir: Path, config: Config, dataset: Source) -> Num[np.ndarray, "n *shape"] | None:
     """Return the raw examples of the data that the process is built from, or None if it needs none.
 
     Every run on the same data set gets the same examples. Raises an InputError if the folder holds a run with others.
     """
-    if not takes_examples(config.process):
-        return None
-    n, path = len(dataset), workdir / _EXAMPLES
-    some = np.random.default_rng(0).permutation(n)[:_MOST_EXAMPLES] if n > _MOST_EXAMPLES else np.arange(n)
-    found = dataset.take(some).x
-    if path.exists() and (workdir / "config.json").exists():
+    found, path = examples_for(config, dataset), workdir / _EXAMPLES
+    if found is not None and path.exists() and (workdir / "config.json").exists():
         old: Any = read_examples(workdir, config, dataset.spec)
         if not np.array_equal(old, found):
             raise InputError(

@@ -42,6 +42,9 @@ from jaxtyping import Array, Float
 # than the plain form.
 _CPU_BYTES, _TPU_BYTES, _GPU_BYTES, _TPU_TOKENS = 2**22, 2**25, 2**28, 100
 
+# The matrix products of each primitive, which `jaxdiff.training.costs` counts.
+PRODUCTS = {"attention_forward": 2, "attention_jvp": 6, "attention_vjp": 5}
+
 Function = Callable[..., Sequence[Array]]
 
 
@@ -111,7 +114,8 @@ def _plain_jvp(q: Array, k: Array, v: Array, _: Array, __: Array, *tangents: Arr
 
 
 def _plain_vjp(q: Array, k: Array, v: Array, out: Array, log_total: Array, g: Array) -> tuple[Array, ...]:
-    q, k, v, out, g = (x.transpose(0, 2, 3, 1) for x in (q, k, v, out, g))
+    # XLA must not take the scores of the forward pass, which it would have to keep until now.
+    q, k, v, out, g = lax.optimization_barrier(tuple(x.transpose(0, 2, 3, 1) for x in (q, k, v, out, g)))
     dq, dk, dv = jax.vmap(_one_vjp)(q, k, v, out, log_total, g)
     return dq.swapaxes(1, 2), dk.transpose(0, 3, 1, 2), dv.transpose(0, 3, 1, 2)
 
@@ -125,7 +129,8 @@ def _cudnn(q: Array, k: Array, v: Array) -> Array:
 
 def _cudnn_forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     n, tokens, heads, _ = q.shape
-    return _cudnn(q, k, v), jnp.zeros((n, heads, tokens), _accurate(q))  # its l is not accurate enough to be used
+    out, _ = jax.vjp(_cudnn, q, k, v)  # the kernel that the gradient needs, too: XLA then computes it only once
+    return out, jnp.zeros((n, heads, tokens), _accurate(q))  # its l is not accurate enough to be used
 
 
 def _cudnn_vjp(q: Array, k: Array, v: Array, _: Array, __: Array, g: Array) -> tuple[Array, ...]:

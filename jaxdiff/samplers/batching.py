@@ -34,6 +34,7 @@ from jaxdiff.typing import (
     check_key,
     check_whole,
     checks_fields,
+    key_of,
 )
 
 Clip = Literal["static", "dynamic", "none"]
@@ -102,7 +103,7 @@ def sample_in_batches(
     check_sampler(sampler := make(sampling.sampler), times, denoiser.process)
     static: dict[str, Any] = {"sampler": sampler, "shape": shape, "sharding": sharding}
     denoiser = _replicated(denoiser, NamedSharding(mesh, P()))
-    begin_all, continue_all = xla.outermost(_begin, *static), xla.outermost(_continue, *static)
+    begin_all, continue_all = (xla.outermost(f, *static, mesh=mesh) for f in (_begin, _continue))
     with _bar(sampling.progress, -(-n // _size(n, sampling.batch, mesh)) * steps, unit="step") as bar:
 
         def draw(indices: Integer[Array, " size"], rows: tuple[PyTree, Any]) -> Samples:
@@ -116,6 +117,34 @@ def sample_in_batches(
             return carry[0]
 
         return in_batches(draw, n, rows=(cond, start), batch=sampling.batch, mesh=mesh)
+
+
+def batch_of(sampling: Sampling, mesh: Mesh) -> int:
+    """Return how many samples `sample_in_batches` draws at a time."""
+    return _size(sampling.n, sampling.batch, mesh)
+
+
+def trace_steps(
+    denoiser: Denoiser, sampling: Sampling, *, shape: Shape, cond: PyTree, steps: int, mesh: Mesh
+) -> jax.stages.Traced:
+    """Return the program that `sample_in_batches` runs for a whole batch of this many steps.
+
+    The arrays of the denoiser and of `cond`, with the leading axis of a batch, need only be shapes. The devices of the
+    mesh may be elsewhere.
+    """
+    n, sharding = batch_of(sampling, mesh), NamedSharding(mesh, P(mesh.axis_names))
+    everywhere = NamedSharding(mesh, P())
+    static: dict[str, Any] = {"sampler": make(sampling.sampler), "shape": shape, "sharding": sharding}
+
+    def at(where: NamedSharding, tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree)
+
+    keys = at(sharding, jax.eval_shape(lambda: jax.random.split(key_of(0), n)))
+    visited = at(everywhere, jax.ShapeDtypeStruct((steps + 1,), jnp.result_type(float)))
+    denoiser, rows = at(everywhere, denoiser), at(sharding, cond)
+    carry = at(sharding, jax.eval_shape(partial(_begin, **static), keys, denoiser, None))
+    span = at(everywhere, jax.eval_shape(lambda: (0, 1)))
+    return xla.outermost(_continue, *static, mesh=mesh).trace((keys, rows), denoiser, visited, carry, span, **static)
 
 
 def sample_at(

@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from jaxdiff.data import Dataset, DataSpec, Examples, Part, Source, in_memory
+from jaxdiff.training import chips
 from jaxdiff.training.sharding import batch_spec, place
 from jaxdiff.training.workers import read_ahead
 from jaxdiff.typing import InputError
@@ -92,6 +93,18 @@ class Resident:
             return place(leaf, mesh, PartitionSpec())
 
         return cls(jax.tree.map(row, examples), tuple(leaf.shape[1:] for leaf in jax.tree.leaves(examples)))
+
+    @classmethod
+    def abstract(cls, example: Examples, n: int, mesh: Mesh) -> "Resident":
+        """Return the shapes, dtypes and shardings of `of` for n examples like this one."""
+        everywhere = NamedSharding(mesh, PartitionSpec())
+
+        def row(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
+            wide = leaf.ndim > 2
+            shape = (-(-leaf[0].size // _LANES) * _LANES,) if wide else leaf.shape[1:]
+            return jax.ShapeDtypeStruct((n, *shape), leaf.dtype, sharding=everywhere)
+
+        return cls(jax.tree.map(row, example), tuple(leaf.shape[1:] for leaf in jax.tree.leaves(example)))
 
     def take(self, chosen: Int[Array, " n"]) -> Examples:
         """Return the examples at these indices."""
@@ -228,6 +241,12 @@ def _bytes_of_example(spec: DataSpec, kinds: Collection[str]) -> int:
     return own + sum(4 * math.prod(spec.conditions[kind]) for kind in kinds if kind != "label")
 
 
+def is_resident(dataset: Source, kinds: Collection[str], on_device: bool | None) -> bool:
+    """Return whether a data set is kept on the devices, by the rule of `make_batches`."""
+    size = len(dataset) * _bytes_of_example(dataset.spec, kinds)
+    return bool(on_device) or (on_device is None and not dataset.varies and size <= _MOST_BYTES)
+
+
 def make_batches(
     dataset: Source,
     mesh: Mesh,
@@ -245,16 +264,21 @@ def make_batches(
     are not in memory; 0 reads them in threads of this one, None is one a core.
 
     Raises:
-      InputError: if `on_device` is True and the data vary, as by random crops.
+      InputError: if `on_device` is True and the data vary, as by random crops, or do not fit a device.
     """
     among = None
     if isinstance(dataset, Part):  # by indices in the whole set, which messages name
         among, dataset = dataset.rows.astype(np.int32), dataset.source
     if on_device and dataset.varies:
         raise InputError("data.on_device = True, but data.crop or data.flip make the examples vary; leave one out")
-    size = len(dataset) * _bytes_of_example(dataset.spec, kinds)
+    size, most = len(dataset) * _bytes_of_example(dataset.spec, kinds), chips.memory(mesh.local_devices[0])
+    if on_device and most is not None and size > most:
+        raise InputError(
+            f"data.on_device = True, but the {len(dataset):,} examples have {size / 2**30:.1f} GiB and each device has "
+            f"{most / 2**30:.1f}; leave it out, so that batches are sent from the host"
+        )
     resident = None
-    if on_device or (on_device is None and not dataset.varies and size <= _MOST_BYTES):
+    if is_resident(dataset, kinds, on_device):
         dataset = whole = in_memory(dataset)
         examples = only(Examples(whole.x, whole.labels, whole.cond), kinds)
         resident = Resident.of(examples, mesh)

@@ -1,19 +1,21 @@
 """Where the metrics and pictures of a run go beside its files: TensorBoard, Weights & Biases, trackio, or yours.
 
 A logger is an object with the methods of `Logger`. A config names the classes in `loggers`, and `jaxdiff.train` takes
-objects. Only process 0 of a run has loggers. One that raises an error is named in a warning and left out from then on:
-the run goes on.
+objects. Only process 0 of a run has loggers. They are called in a thread of their own, so that the steps need not wait
+for them. One that raises an error is named in a warning and left out from then on: the run goes on.
 
 A run that was killed repeats its steps from the last checkpoint on, with the same metrics but for times. TensorBoard
 drops what it had of these steps, Weights & Biases what comes again, and trackio keeps both.
 """
 
+import collections
 import importlib
 import json
 import logging
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -148,6 +150,7 @@ class Trackio:
 LOGGERS: registry.Names = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
 _PACKAGES = ("wandb", "trackio")  # which are extras of jaxdiff, by the names of their loggers
 _GIVEN = ("workdir", "start", "config")  # by code
+_MOST_WAITING = 1000  # lines and pictures that slow loggers have not taken yet
 
 
 def check(names: Sequence[str], objects: Sequence[Any]) -> None:
@@ -167,7 +170,10 @@ def check(names: Sequence[str], objects: Sequence[Any]) -> None:
 
 
 class Loggers:
-    """Several loggers as one. One that raises an error is named in a warning and left out from then on."""
+    """Several loggers as one, called in a thread in the order of the calls.
+
+    One that raises an error is named in a warning and left out from then on.
+    """
 
     def __init__(
         self, names: Sequence[str], objects: Sequence[Logger], *, workdir: Path, start: int, config: Mapping[str, Any]
@@ -178,18 +184,31 @@ class Loggers:
             with self._guarded(text):
                 self._kept.append((text, registry.make("loggers", text, LOGGERS, **given)))
         self._kept += [(type(found).__name__, found) for found in objects]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loggers")
+        self._waiting: collections.deque[Future[None]] = collections.deque()
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Pass on the metrics of a line."""
-        self._each(lambda logger: logger.log(step, {**metrics}))
+        taken = {**metrics}  # now: the caller may change its own
+        self._soon(lambda logger: logger.log(step, {**taken}))
 
     def picture(self, step: int, pixels: Pixels) -> None:
         """Pass on a picture."""
-        self._each(lambda logger: logger.picture(step, pixels))
+        self._soon(lambda logger: logger.picture(step, pixels))
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until the loggers have taken what was passed on, for so many seconds at most."""
+        wait(self._waiting, timeout=seconds)
 
     def close(self) -> None:
-        """Close all that are left."""
-        self._each(lambda logger: logger.close())
+        """Close all that are left, after they have taken the rest."""
+        self._soon(lambda logger: logger.close())
+        self._thread.shutdown()
+
+    def _soon(self, call: Callable[[Logger], None]) -> None:
+        while self._waiting and (self._waiting[0].done() or len(self._waiting) >= _MOST_WAITING):
+            self._waiting.popleft().result()
+        self._waiting.append(self._thread.submit(self._each, call))
 
     def _each(self, call: Callable[[Logger], None]) -> None:
         for entry in list(self._kept):

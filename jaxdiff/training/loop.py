@@ -26,12 +26,13 @@ from jaxdiff.samplers import pieces
 from jaxdiff.samplers.batching import sample_in_batches
 from jaxdiff.storage import user_path
 from jaxdiff.training import callbacks as callbacks_
-from jaxdiff.training import hosts, summary
+from jaxdiff.training import costs, hosts, summary
 from jaxdiff.training import loggers as loggers_
 from jaxdiff.training.batches import Batches, make_batches
 from jaxdiff.training.callbacks import Callback
 from jaxdiff.training.evaluation import Evaluation, make_evaluation, split
 from jaxdiff.training.loggers import Logger, Loggers
+from jaxdiff.training.profile import Profile
 from jaxdiff.training.recorder import DivergenceError, Recorder, picture_path
 from jaxdiff.training.sharding import make_mesh
 from jaxdiff.training.signals import Interrupted, stop_requests
@@ -127,6 +128,7 @@ class _Run(NamedTuple):
     evaluation: Evaluation | None
     checkpoints: Checkpoints
     recorder: Recorder
+    profile: Profile
     asked: Callable[[], int | None]  # see `stop_requests`
     callbacks: Sequence[Callback]
 
@@ -134,12 +136,19 @@ class _Run(NamedTuple):
         """Take the steps from `start` on; save, draw and stop when it is time to."""
         config = self.experiment.config
         steps, verified, drawn = config.train.steps, False, False
-        run_step = make_step(self.experiment, self.batches.mesh, self.abstract)
+        run_step: Any = make_step(self.experiment, self.batches.mesh, self.abstract)
         # On CPU a loop around convolutions is slow (see `jaxdiff.training.step`), and a dispatch is cheap.
         size = config.steps_per_dispatch(on_cpu=self.batches.mesh.devices.flat[0].platform == "cpu")
         for dispatch in self.batches.stream(start, steps, size):
+            if self.recorder.flops is None:  # the call below uses this trace
+                traced = run_step.trace(state, self.batches.resident, dispatch.batch)
+                self.recorder.flops = costs.flops(traced.jaxpr) // dispatch.count
+            if dispatch.first > start:  # the first call compiles
+                self.profile.begin(dispatch.first)
             state, metrics = run_step(state, self.batches.resident, dispatch.batch)
             done = dispatch.first + dispatch.count
+            if traces := self.profile.end(done, metrics):
+                self.recorder.say(f"step {done}: {traces}")
             evaluated = self.evaluate(done, state)
             self.recorder.push(dispatch, metrics, {} if evaluated is None else {"eval_loss": evaluated.eval_loss})
             ended = self.call(done, state, evaluated)
@@ -189,6 +198,7 @@ class _Run(NamedTuple):
     def save(self, step: int, state: State, evaluated: Evaluated | None = None) -> None:
         """Start saving a state, once it is known to be finite."""
         self.recorder.drain()
+        self.recorder.settle()
         if not _finite(state):  # a finite loss does not imply it
             raise DivergenceError(f"after step {step} the weights are no longer finite; lower optimizer.learning_rate")
         self.checkpoints.save(step, state.items(), self.recorder.window(), evaluated)
@@ -299,13 +309,25 @@ def _begin(
         loggers = Loggers(config.loggers, given.loggers, workdir=workdir, start=start, config=values)
     lengths: Any = {"start": start, "steps": config.train.steps, "every": config.every.log}
     recorder = Recorder(workdir, batches, **lengths, window=checkpoints.notes_of(start), loggers=loggers)
-    with closing(recorder), stop_requests() as asked:
+    profile = Profile(workdir, config.every.profile)
+    with closing(recorder), closing(profile), stop_requests() as asked:
         recorder.say(summary.describe(experiment, dataset, mesh, abstract.params, workdir=workdir, start=start))
         evaluation = None
         if held_out is not None and start < config.train.steps:
             recorder.say("reading held-out examples and compiling their evaluation, once ...")
             evaluation = make_evaluation(experiment, held_out, mesh, abstract.ema)
-        parts = experiment, dataset, batches, abstract, evaluation, checkpoints, recorder, asked, given.callbacks
+        parts = (
+            experiment,
+            dataset,
+            batches,
+            abstract,
+            evaluation,
+            checkpoints,
+            recorder,
+            profile,
+            asked,
+            given.callbacks,
+        )
         yield _Run(*parts)
 
 

@@ -4,10 +4,12 @@ The recorder reads the metrics of a dispatch only once they are ready, or in `dr
 a log line.
 
 A line of `metrics.jsonl` covers the steps since the line before: the means of `loss` and `grad_norm`, the last
-`learning_rate`, `images_per_second` over all the time that passed (with compilation, evaluation, saving and pictures),
-and `data_wait`, the fraction of that time in which the loop waited for data. A checkpoint keeps what the next line
-already covers, so that a resumed run writes the same line. A line of a step that is evaluated has `eval_loss`, too: see
-`jaxdiff.training.evaluation`.
+`learning_rate`, and over all the time that passed (with compilation, evaluation, saving and pictures)
+`images_per_second`, `flops_per_second` of all devices, and `data_wait`, the fraction in which the loop waited for data.
+On chips whose peak rate is known (`jaxdiff.training.chips`), `share_of_peak` is the fraction of it in bfloat16. The
+operations are those of `jaxdiff.training.costs`: what is computed again in the backward pass counts again. A checkpoint
+keeps what the next line already covers, so that a resumed run writes the same line. A line of a step that is evaluated
+has `eval_loss`, too: see `jaxdiff.training.evaluation`.
 """
 
 import collections
@@ -30,11 +32,13 @@ from jaxdiff.experiment import plots
 from jaxdiff.experiment.workdir import set_aside, side_folder
 from jaxdiff.progress import tqdm
 from jaxdiff.storage import replacing
+from jaxdiff.training import chips
 from jaxdiff.training.batches import Batches, Dispatch
 from jaxdiff.training.loggers import Loggers
 from jaxdiff.training.step import Metrics
 
 _IN_FLIGHT = 2  # dispatches that may run ahead of the host
+_MOMENT = 5.0  # seconds
 
 
 class DivergenceError(RuntimeError):
@@ -58,6 +62,9 @@ class Recorder:
         self._workdir, self._every, self._batches, self._steps = workdir, every, batches, steps
         self._loggers = loggers
         self.latest: dict[str, float] = {}  # the metrics of the last line
+        self.flops: int | None = None  # of a step, on all devices; None if it is not known
+        chip = chips.chip(batches.mesh.devices.ravel().tolist())
+        self._peak = None if chip is None else chip.flops * batches.mesh.size
         self._writes = jax.process_index() == 0
         self._queue: collections.deque[tuple[Dispatch, Metrics, Mapping[str, float]]] = collections.deque()
         self._window, self._waited, seconds = _restored(window)
@@ -85,6 +92,11 @@ class Recorder:
         """Wait for every dispatch so far and check that its steps were finite."""
         while self._queue:
             self._absorb()
+
+    def settle(self) -> None:
+        """Give the loggers a moment to take what they were given, before its steps are saved and not taken again."""
+        if self._loggers is not None:
+            self._loggers.wait(_MOMENT)
 
     def picture(self, step: int, pixels: UInt8[np.ndarray, "height width 3"] | None) -> None:
         """Save a picture of the samples at this step, and show it in TensorBoard; None says that there is none."""
@@ -153,8 +165,12 @@ class Recorder:
             "learning_rate": float(window.learning_rate[-1]),
             "images_per_second": len(window.loss) * self._batches.batch_size / elapsed,
             "data_wait": min(self._waited / elapsed, 1.0),
-            **extra,
         }
+        if self.flops is not None:
+            record["flops_per_second"] = len(window.loss) * self.flops / elapsed
+            if self._peak is not None:
+                record["share_of_peak"] = record["flops_per_second"] / self._peak
+        record |= extra
         self._window, self._waited, self._since = [], 0.0, now
         self.latest = record
         if not self._writes:

@@ -9,12 +9,15 @@ of the gradients for the weights that it holds: one all-gather and one reduce-sc
 the network computes in.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxdiff.training import chips
 from jaxdiff.typing import InputError, PyTree
 
 AXES = ("data", "fsdp")
@@ -38,7 +41,8 @@ def make_mesh(fsdp: int, batch_size: int, accumulate: int = 1, devices: Sequence
             f"train.batch_size = {batch_size} is not divisible over {parts}; "
             f"use {' or '.join(str(size) for size in (lower, upper) if size)}"
         )
-    return jax.make_mesh((n // fsdp, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+    ordered = np.array(sorted(devices, key=chips.place), dtype=object)  # `fsdp` gets the neighbours
+    return Mesh(ordered.reshape(n // fsdp, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def batch_spec(leading: int = 0) -> PartitionSpec:
@@ -66,27 +70,47 @@ def place(value: np.ndarray, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
-def gather(shards: PyTree, specs: PyTree) -> PyTree:
+def gather(shards: PyTree, specs: PyTree, mesh: Mesh) -> PyTree:
     """Return whole arrays from the parts that the devices of `fsdp` hold; call it inside `jax.shard_map`."""
+    rings = _rings(mesh)
 
     def whole(shard: jax.Array, spec: PartitionSpec) -> jax.Array:
         axis = _split_axis(spec)
-        return shard if axis is None else jax.lax.all_gather(shard, "fsdp", axis=axis, tiled=True)
+        for groups in [] if axis is None else reversed(rings):
+            shard = jax.lax.all_gather(shard, "fsdp", axis=axis, axis_index_groups=groups, tiled=True)
+        return shard
 
     return jax.tree.map(whole, shards, specs)
 
 
-def mean_over_devices(gradients: PyTree, specs: PyTree) -> PyTree:
+def mean_over_devices(gradients: PyTree, specs: PyTree, mesh: Mesh) -> PyTree:
     """Return each device's part of the mean of all devices' gradients: what `gather` is to weights."""
+    rings = _rings(mesh)
 
     def mean(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
         axis = _split_axis(spec)
         if axis is None:
             return jax.lax.pmean(gradient, AXES)
-        part = jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=axis, tiled=True)
-        return jax.lax.pmean(part, "data") / jax.lax.axis_size("fsdp")
+        for groups in rings:
+            options: Any = {"scatter_dimension": axis, "axis_index_groups": groups, "tiled": True}
+            gradient = jax.lax.psum_scatter(gradient, "fsdp", **options)
+        return jax.lax.pmean(gradient, "data") / jax.lax.axis_size("fsdp")
 
     return jax.tree.map(mean, gradients, specs)
+
+
+def _rings(mesh: Mesh) -> list[list[list[int]] | None]:
+    """Return groups along `fsdp` in which to exchange, one grouping after the other; None groups all.
+
+    Where these devices are a torus of TPUs, each grouping has the rings along one of its axes. The compiler makes an
+    all-reduce, which sends twice as much, of a reduce-scatter over several axes, and of some all-gathers.
+    """
+    places = np.array([chips.place(device) for device in mesh.devices[0]])  # in increasing order
+    sizes = [len({*along}) for along in places.T if len({*along}) > 1]
+    if len(sizes) < 2 or math.prod(sizes) != len(places):  # no torus, or only a part of one
+        return [None]
+    order = np.arange(len(places)).reshape(sizes)
+    return [np.moveaxis(order, i, -1).reshape(-1, size).tolist() for i, size in enumerate(sizes)]
 
 
 def _split_axis(spec: PartitionSpec) -> int | None:

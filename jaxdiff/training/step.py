@@ -173,7 +173,7 @@ def _spread_gradient(experiment: Experiment, mesh: Mesh, params: PyTree) -> Call
     unroll = mesh.devices.flat[0].platform == "cpu"
 
     def local(shards: PyTree, batch: tuple[Any, ...]) -> tuple[Scalar, PyTree, Float[Array, " n"]]:
-        whole = gather(shards, specs)
+        whole = gather(shards, specs, mesh)
         # Example i goes to micro-batch i mod `micro`.
         parts = jax.tree.map(lambda leaf: leaf.reshape(-1, micro, *leaf.shape[1:]).swapaxes(0, 1), batch)
 
@@ -188,7 +188,7 @@ def _spread_gradient(experiment: Experiment, mesh: Mesh, params: PyTree) -> Call
             total, losses = _scan(add, zero, parts, unroll=unroll)
             loss, grads = jax.tree.map(lambda leaf: leaf / micro, total)
             losses = losses.T.reshape(-1)
-        return jax.lax.pmean(loss, AXES), mean_over_devices(grads, specs), losses
+        return jax.lax.pmean(loss, AXES), mean_over_devices(grads, specs, mesh), losses
 
     spread = batch_spec()
     return jax.shard_map(
