@@ -88,11 +88,10 @@ import os, sys, time
 from pathlib import Path
 from jaxdiff.experiment import workdir
 with workdir.lock(Path(sys.argv[1])):
-    if not (child := os.fork()):
-        time.sleep(60)
-        os._exit(0)
-    print(child, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)
     time.sleep(60)
+    os._exit(0)
 """
 
 
