@@ -1,11 +1,14 @@
 """The folder of a run: its lock, its path, and side files that are in the way."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from jaxdiff.experiment import workdir
 from jaxdiff.experiment.checkpoint import Checkpoints, NoCheckpointError
@@ -78,6 +82,73 @@ def test_a_second_start_is_refused_untouched_until_the_first_is_dead(run):
     assert json.loads((run / "lock").read_text()) == {"host": socket.gethostname(), "pid": os.getpid()}
     with workdir.lock(run):  # free again
         assert load(run).step == 20  # and not needed to read
+
+
+FORKING = """
+import os, sys, time
+from pathlib import Path
+from jaxdiff.experiment import workdir
+with workdir.lock(Path(sys.argv[1])):
+    if not os.fork():
+        print(os.getpid(), flush=True)
+    time.sleep(60)
+    os._exit(0)
+"""
+
+
+def test_a_fork_that_outlives_the_holder_does_not_hold_the_lock(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(FORKING)
+    run = tmp_path / "run"
+    holder = tiny.start(str(script), str(run), cache=tmp_path / "cache")
+    child = int(holder.stdout.readline())
+    try:
+        with pytest.raises(InputError, match=f"process {holder.pid} "), workdir.lock(run):
+            pass
+        holder.kill()
+        holder.wait()
+        with workdir.lock(run):
+            os.kill(child, 0)  # it lives
+    finally:
+        os.kill(child, signal.SIGKILL)
+        holder.kill()
+        holder.communicate()
+
+
+@pytest.mark.thorough
+def test_workers_that_outlive_their_run_do_not_hold_the_lock(tmp_path):
+    for i in range(32):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
+    changes = {"data.name": f"folder:{tmp_path / 'pictures'}", "data.on_device": False, "data.workers": 1}
+    config = tiny.write_config(tmp_path, {**changes, "train.steps": 100_000}, base=tiny.IMAGES)
+    run = tmp_path / "run"
+    command = f"--config={config}", f"--workdir={run}"
+    first = tiny.Forked("train.py", *command, cache=tmp_path / "cache")
+    end = time.monotonic() + 100
+    while not (run / "checkpoints" / "10").exists():
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    workers = []
+    for task in Path(f"/proc/{first.pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+            workers += map(int, (task / "children").read_text().split())
+    assert workers
+    try:
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)  # or they would soon end
+        first.kill()
+        assert tiny.finish(first)[0] == -signal.SIGKILL
+        code, _, err = tiny.finish(
+            tiny.Forked("train.py", *command, "--config.train.steps=20", cache=tmp_path / "cache")
+        )
+        assert code == 0, err
+        for pid in workers:
+            os.kill(pid, 0)  # they live
+    finally:
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(run, monkeypatch, caplog):

@@ -3,6 +3,7 @@
 import faulthandler
 import shlex
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 import jax
 from absl import flags
@@ -12,14 +13,14 @@ from jaxdiff import registry, xla
 from jaxdiff.cli import command, config_files
 from jaxdiff.data import names_place
 from jaxdiff.experiment import Config
-from jaxdiff.storage import user_path
-from jaxdiff.training import chips, loop
+from jaxdiff.experiment.workdir import last_step
+from jaxdiff.storage import AnyPath, absolute, user_path
+from jaxdiff.training import chips, hosts, loop
 from jaxdiff.training.dry_run import dry_run
 from jaxdiff.training.recorder import DivergenceError
 from jaxdiff.typing import InputError
 
 FLAGS = flags.FLAGS
-_HEARTBEAT = 40  # seconds
 
 
 def main() -> None:
@@ -44,13 +45,14 @@ def main() -> None:
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if the cluster does not announce it.")
     flags.DEFINE_integer("num_processes", None, "Number of processes, if the cluster does not announce it.")
     flags.DEFINE_integer("process_id", None, "Index of this process, if the cluster does not announce it.")
-    command.run(
-        _train,
-        usage=f"{command.called('train')} --config=CONFIG --workdir=FOLDER [--config.SECTION.FIELD=VALUE ...]",
-        module=__name__,
-        required=lambda: ("config",) if FLAGS.dry_run is not None else ("config", "workdir"),
-        failures=(ConnectionError, DivergenceError),
-    )
+    with hosts.exit_at_once():
+        command.run(
+            _train,
+            usage=f"{command.called('train')} --config=CONFIG --workdir=FOLDER [--config.SECTION.FIELD=VALUE ...]",
+            module=__name__,
+            required=lambda: ("config",) if FLAGS.dry_run is not None else ("config", "workdir"),
+            failures=(ConnectionError, DivergenceError),
+        )
 
 
 def _train() -> None:
@@ -58,29 +60,11 @@ def _train() -> None:
         chips.check_name(FLAGS.dry_run, what="--dry_run")
     workdir = None if FLAGS.dry_run is not None else user_path(FLAGS.workdir, what="--workdir")
     config = Config.from_mapping(FLAGS.config)
-    cluster = {name: FLAGS[name].value for name in ("coordinator", "num_processes", "process_id")}
-    if FLAGS.distributed:
-        faulthandler.disable()  # absl's, which would print the stack of every thread then
-        try:
-            # If a host dies, JAX aborts the others when they have missed it for so long; no Python code can see that.
-            jax.distributed.initialize(
-                FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, heartbeat_timeout_seconds=_HEARTBEAT
-            )
-        except (ValueError, RuntimeError) as error:
-            given = ", ".join(f"--{name}={value}" for name, value in cluster.items())
-            raise InputError(f"--distributed can't start with {given}: {error}") from error
-    elif unused := [name for name, value in cluster.items() if value is not None]:
-        raise InputError(f"--{unused[0]} needs --distributed; give that too, or leave it out")
-    elif FLAGS.dry_run in (None, "cpu", chips.HERE):
-        xla.split_cpu(config.train.batch_size // config.train.accumulate, config.train.fsdp)
-    if workdir is None:
-        if FLAGS.dry_run != chips.HERE:
-            jax.config.update("jax_platforms", "cpu")  # this machine may lack those devices
-            jax.config.update("jax_enable_compilation_cache", False)  # their programs can't be read from it
-        print(f"compiling the training step and the sampler for {FLAGS.dry_run} ...", file=sys.stderr)
-        print(dry_run(config, FLAGS.dry_run, what="--dry_run"))
-        return
-    loop.train(config, workdir, allow_change=FLAGS.allow_change)
+    with _together(config, workdir):
+        if workdir is None:
+            _dry_run(config)
+            return
+        loop.train(config, workdir, allow_change=FLAGS.allow_change)
     if jax.process_index() == 0:
         sampling = f"{command.called('sample')} --workdir={shlex.quote(str(workdir))}"
         values = config.to_mapping()
@@ -94,3 +78,37 @@ def _train() -> None:
         elif config.cond.label is not None:
             sampling += " --label=all"
         print(f"done: {workdir}\nto sample: {sampling} --out=samples.png", file=sys.stderr)
+
+
+def _together(config: Config, workdir: AnyPath | None) -> AbstractContextManager[None]:
+    """Return the context in which this process trains: with others, or alone on several devices of a CPU."""
+    if FLAGS.distributed:
+        faulthandler.disable()  # absl's, which would print the stack of every thread when a process is lost
+        facts = {
+            **hosts.versions(),
+            "--workdir": str(workdir and absolute(workdir)),
+            "--allow_change": sorted(FLAGS.allow_change),
+            "JAX_ENABLE_X64": bool(jax.config.values["jax_enable_x64"]),
+            **config.to_mapping(),
+        }
+        cluster = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
+        return hosts.joined(cluster, facts, lambda: _way_on(workdir))
+    if unused := [name for name in ("coordinator", "num_processes", "process_id") if FLAGS[name].value is not None]:
+        raise InputError(f"--{unused[0]} needs --distributed; give that too, or leave it out")
+    if FLAGS.dry_run in (None, "cpu", chips.HERE):
+        xla.split_cpu(config.train.batch_size // config.train.accumulate, config.train.fsdp)
+    return nullcontext()
+
+
+def _dry_run(config: Config) -> None:
+    if FLAGS.dry_run != chips.HERE:
+        jax.config.update("jax_platforms", "cpu")  # this machine may lack those devices
+        jax.config.update("jax_enable_compilation_cache", False)  # their programs can't be read from it
+    print(f"compiling the training step and the sampler for {FLAGS.dry_run} ...", file=sys.stderr)
+    print(dry_run(config, FLAGS.dry_run, what="--dry_run"))
+
+
+def _way_on(workdir: AnyPath | None) -> str:
+    """Return which step is saved, and how to go on from it."""
+    step = last_step(workdir) if workdir else 0
+    return f"step {step} is saved, run the same command to go on" if step else "no step is saved yet, run it again"

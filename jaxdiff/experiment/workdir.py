@@ -28,7 +28,7 @@ import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -89,8 +89,9 @@ def check_path(workdir: AnyPath, *, what: str = "workdir") -> None:
 def lock(workdir: AnyPath) -> Iterator[None]:
     """Make the folder, and hold its lock, so that no second run writes to it.
 
-    The operating system holds the lock: it is free once this process has ended in any way. Where a file system has no
-    locks, this only warns. Raises an InputError if another process holds the lock, or the folder can't be written.
+    The operating system holds the lock: it is free once this process has ended in any way, whatever children of it live
+    on. Where a file system has no locks, this only warns. Raises an InputError if another process holds the lock, or
+    the folder can't be written.
     """
     if is_bucket(workdir):
         with buckets.lock(workdir):
@@ -104,6 +105,8 @@ def lock(workdir: AnyPath) -> Iterator[None]:
             if fcntl is None:
                 raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _held.append(file)
+            stack.callback(_held.remove, file)
             file.truncate()
             json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
             file.flush()
@@ -115,6 +118,19 @@ def lock(workdir: AnyPath) -> Iterator[None]:
         except OSError as error:
             _log.warning("%s can't be locked (%s): start no second run in it", workdir, error.strerror)
         yield
+
+
+_held: list[IO[str]] = []
+
+
+def _release() -> None:
+    """Close the files of locks in a fork, which would hold them after the end of its parent, too."""
+    for file in _held:
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_release)
 
 
 def _holder(workdir: AnyPath) -> str:

@@ -25,7 +25,7 @@ from jaxdiff.samplers import pieces
 from jaxdiff.samplers.batching import sample_in_batches
 from jaxdiff.storage import AnyPath, user_path
 from jaxdiff.training import callbacks as callbacks_
-from jaxdiff.training import costs, summary
+from jaxdiff.training import costs, hosts, summary
 from jaxdiff.training import loggers as loggers_
 from jaxdiff.training.batches import Batches, make_batches
 from jaxdiff.training.callbacks import Callback
@@ -94,6 +94,7 @@ def train(
         experiment = prepared.experiment
         abstract = abstract_state(experiment, mesh)
         checkpoints = stack.enter_context(checkpoint.opened(workdir / "checkpoints", keep=config.every.keep))
+        stack.enter_context(hosts.failing())
         state, taken = _first_state(experiment, abstract, checkpoints)
         start = int(state.step)
         undrawn = _is_undrawn(config, workdir, start)
@@ -271,7 +272,9 @@ def _set_up(config: Config, workdir: AnyPath, allow_change: Collection[str], giv
             dataset = section.load()
         else:
             dataset = section.with_conditions(datasets.from_object(section.name, given.data))
-        folder.check_data(workdir, section.name, fingerprint := dataset.fingerprint())
+        fingerprint = dataset.fingerprint()
+        hosts.agree({"the fingerprint of the data": fingerprint})
+        folder.check_data(workdir, section.name, fingerprint)
         dataset, held_out = split(config, dataset, fingerprint, named=given.data is None)
         examples = folder.choose_examples(workdir, config, dataset)
         experiment = make_experiment(config, dataset.spec, examples, given.model)
