@@ -82,7 +82,7 @@ def test_all_processes_hear_what_differs_and_where(address, monkeypatch, name, h
 
 def test_what_is_found_later_is_compared_too(address):
     fakes = meet(address, {}, {}, {})
-    assert [fake.hear() for fake in fakes] == [{"leader": NAMES[0]}] * 3
+    assert [fake.hear() for fake in fakes] == [{"hub": NAMES[0]}] * 3
     for i, fake in enumerate(fakes):
         fake.line.send(facts={"fingerprint": "other" if i == 1 else "same"})
     for refused in [fake.hear()["refused"] for fake in fakes]:

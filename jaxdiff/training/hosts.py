@@ -66,7 +66,7 @@ def joined(
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise ValueError(f"{address!r} is not HOST:PORT")
         _link = _Link(_watched(host.strip("[]"), int(port), index, way_on), way_on)
-        with _failing():
+        with failing():
             agree({"--num_processes": count, **facts})
             with mock.patch.object(distributed._jax, "get_distributed_runtime_service", _link.service):
                 jax.distributed.initialize(address, count, index, local)
@@ -74,7 +74,7 @@ def joined(
         raise
     except (ValueError, RuntimeError, OSError) as error:
         raise InputError(f"--distributed can't start with {given}: {first_line(error)}") from error
-    with _failing():
+    with failing():
         try:
             yield
         except Interrupted:
@@ -85,13 +85,24 @@ def joined(
 
 def agree(facts: Mapping[str, Any]) -> None:
     """Raise an InputError on every process if these values, by name, are not the same on all; do nothing on one."""
-    if _link is not None:
+    if _link is not None and not _link.over:
         _link.agree(facts)
 
 
-def failing() -> Any:
-    """Return a context in which an error ends the other processes before this one cleans up, which may need them."""
-    return _failing()
+@contextmanager
+def failing() -> Iterator[None]:
+    """End the other processes if the block raises, before this one cleans up, which may need them."""
+    try:
+        yield
+    except Interrupted:  # all processes agreed to stop
+        raise
+    except BaseException as error:
+        if _link is not None and not _link.over and not _link.failing:
+            _link.failing = True
+            time.sleep(_GRACE)
+            kind, text = type(error).__name__, first_line(error)
+            _link.line.send(failed=text if isinstance(error, InputError) or text == kind else f"{kind}: {text}")
+        raise
 
 
 @contextmanager
@@ -110,21 +121,6 @@ def exit_at_once() -> Iterator[None]:
 
 
 _link: "_Link | None" = None  # of this process to its sentinel
-
-
-@contextmanager
-def _failing() -> Iterator[None]:
-    try:
-        yield
-    except Interrupted:  # all processes agreed to stop
-        raise
-    except BaseException as error:
-        if _link is not None and not _link.over and not _link.failing:
-            _link.failing = True
-            time.sleep(_GRACE)
-            kind, text = type(error).__name__, first_line(error)
-            _link.line.send(failed=text if isinstance(error, InputError) or text == kind else f"{kind}: {text}")
-        raise
 
 
 class _Link:

@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ START = 300  # seconds in which all processes must have started
 _BEAT = 3.0  # seconds between signs of life
 _SILENCE = 30.0  # seconds after which a host is lost
 _END = 5.0  # seconds for a process to end when it is told to
+_NOTICE = 20.0  # seconds after which the processes that are missing are named
 _MOST_BYTES = 2**24  # of a message
 
 
@@ -85,7 +86,11 @@ def _ready(*files: Any, seconds: float = 0.5) -> list[Any]:
 def say(text: str, way_on: Callable[[], str]) -> None:
     """Print one line, also while another thread is printing."""
     newline = "\n" if os.isatty(2) else ""  # below a bar
-    os.write(2, f"{newline}error: {text}; {way_on()}\n".encode())
+    try:
+        text = f"{text}; {way_on()}"
+    except OSError:  # the folder can't be read
+        text = f"{text}; run the same command to go on"
+    os.write(2, f"{newline}error: {text}\n".encode())
 
 
 def fork(run: Callable[[Line], None]) -> Line:
@@ -114,51 +119,62 @@ class Sentinel:
     def __init__(self, own: Line, index: int, way_on: Callable[[], str]) -> None:
         self._own, self._index, self._way_on, self._parent = own, index, way_on, os.getppid()
         self._name = f"process {index} (pid {self._parent} on {socket.gethostname()})"
-        self._explained = False  # whether the process has told why it ends
+        self._hub = "process 0"  # its name, once it is known
+        self._running = time.monotonic()  # when the process was last seen not to be stopped
+        self._left = self._explained = False  # whether the process ends with all others; has told why it ends alone
 
     def run(self, host: str, port: int) -> None:
         """Pass messages on between the process and the hub, until one of them is gone."""
-        end, hub = time.monotonic() + START, None
-        while hub is None:
+        if (hub := self._connect(host, port)) is not None:
+            hub.send(index=self._index, name=self._name)
+            while self._pass_on(hub):
+                pass
+
+    def _connect(self, host: str, port: int) -> Line | None:
+        end = time.monotonic() + START
+        while True:
             try:
-                hub = Line(socket.create_connection((host, port), timeout=_END))
+                return Line(socket.create_connection((host, port), timeout=_END))
             except OSError as error:
                 if time.monotonic() > end or self._is_gone():
                     text = f"process 0 can't be reached at {host}:{port} ({error}); start it, or correct --coordinator"
                     self._own.send(refused=text)
-                    return
+                    return None
                 time.sleep(0.1)
-        hub.send(index=self._index, name=self._name)
-        leader, left, running = "process 0", False, time.monotonic()
-        while True:
-            if not self._is_stopped():
-                running = time.monotonic()
-            elif time.monotonic() > running + _SILENCE and not left:
-                left = True
-                hub.send(failed=f"it has been stopped, as by SIGSTOP, for {_SILENCE:.0f} seconds")
-            ready = _ready(self._own, hub)
-            for line in (hub, self._own):
-                try:
-                    hub.beat()
-                    messages = self._receive() if line is self._own else hub.receive() if hub in ready else []
-                except EOFError as error:
-                    if line is self._own and _ready(hub, seconds=0.2):  # it may say why this process is gone
-                        continue
-                    if not left:
-                        self._tell(f"{self._name if line is self._own else leader} {str(error) or 'is lost'}")
-                    return
-                for message in messages:
-                    if line is self._own:
-                        self._explained |= "failed" in message
-                        left |= "failed" in message or "bye" in message
-                        hub.send(**message)
-                    elif "end" in message:
-                        self._tell(**message)
-                        return
-                    else:
-                        leader = message.get("leader", leader)
-                        self._own.send(**message)
-                        left |= message.get("refused") is not None
+
+    def _pass_on(self, hub: Line) -> bool:
+        """Pass on what has come; return whether to go on."""
+        ready = _ready(self._own, hub)
+        try:
+            hub.beat()
+            for message in hub.receive() if hub in ready else []:
+                if "end" in message:
+                    self._tell(**message)
+                    return False
+                self._hub = message.get("hub", self._hub)
+                self._left |= "refused" in message
+                self._own.send(**message)
+        except EOFError as error:
+            if not self._left:
+                self._tell(f"{self._hub} {str(error) or 'is lost'}")
+            return False
+        try:
+            for message in self._receive():
+                self._explained |= "failed" in message
+                self._left |= "failed" in message or "bye" in message
+                hub.send(**message)
+        except EOFError as error:
+            if _ready(hub, seconds=0.2):  # it may say why this process is gone
+                return True
+            if not self._left:
+                self._tell(f"{self._name} {str(error) or 'is lost'}")
+            return False
+        if not self._is_stopped():
+            self._running = time.monotonic()
+        elif time.monotonic() > self._running + _SILENCE and not self._left:
+            self._left = True
+            hub.send(failed=f"it has been stopped, as by SIGSTOP, for {_SILENCE:.0f} seconds")
+        return True
 
     def _is_gone(self) -> bool:
         return os.getppid() != self._parent
@@ -235,7 +251,7 @@ def lead(listener: socket.socket) -> None:
 def _meet(listener: socket.socket, members: list[_Member]) -> None:
     """Wait for all processes, and let them agree that they are all and the same."""
     met: list[_Member] = []
-    until, counts = time.monotonic() + START, {1}
+    until, notice, counts = time.monotonic() + START, time.monotonic() + _NOTICE, {1}
     while len(met) < max(counts) and time.monotonic() < until:
         if _hear(members, [listener]):
             members.append(_Member(Line(listener.accept()[0])))
@@ -243,11 +259,14 @@ def _meet(listener: socket.socket, members: list[_Member]) -> None:
         counts = {member.facts["--num_processes"] for member in met if member.facts} or {1}
         if len(counts) > 1:  # they are refused; those that are still to come shall hear why
             until = min(until, time.monotonic() + _END)
+        if time.monotonic() > notice and (absent := _absent(met, max(counts))):
+            notice = until
+            os.write(2, f"waiting for process {', '.join(map(str, absent[:10]))} of {max(counts)} ...\n".encode())
     listener.close()
     for stranger in [member for member in members if not member.name]:
         members.remove(stranger)
         stranger.line.close()
-    _agree(met, {*range(min(counts))} if len(counts) == 1 else None)
+    _agree(met, min(counts) if len(counts) == 1 else None)
 
 
 def _hear(members: list[_Member], others: Sequence[socket.socket] = ()) -> list[Any]:
@@ -291,30 +310,30 @@ def _start_service(*arguments: Any, **options: Any) -> str | None:
 _service: Any = None  # kept until this process ends
 
 
-def _agree(members: Sequence[_Member], expected: Collection[int] | None = None) -> None:
-    """Tell the members that they agree, or raise _Ended with the difference. They should have the expected indices."""
+def _agree(members: Sequence[_Member], count: int | None = None) -> None:
+    """Tell the members that they agree, or raise _Ended with the difference. They should be `count` processes."""
     members = sorted(members, key=lambda member: member.index)
-    refused = None if expected is None else _miscounted(members, expected)
+    refused = None if count is None else _miscounted(members, count)
     refused = refused or _difference(members)
     if refused is not None:
         raise _Ended({"refused": refused})
     for member in members:
         member.facts = None
-        member.line.send(leader=members[0].name)
+        member.line.send(hub=members[0].name)
 
 
-def _miscounted(members: Sequence[_Member], expected: Collection[int]) -> str | None:
-    missing, extra = {*expected}, []
-    for member in members:
-        if member.index in missing:
-            missing.remove(member.index)
-        else:
-            extra.append(member.name)
-    if not missing and not extra:
-        return None
-    listed = [f"no process {index} came" for index in sorted(missing)[:5]] + [f"{name} is too many" for name in extra]
-    rule = f"--num_processes={len(expected)} needs each --process_id from 0 to {len(expected) - 1} once"
-    return f"{rule}, but {', '.join(listed[:8])}; start them so, within {START} seconds"
+def _absent(members: Sequence[_Member], count: int) -> list[int]:
+    return sorted({*range(count)} - {member.index for member in members})
+
+
+def _miscounted(members: Sequence[_Member], count: int) -> str | None:
+    wrong = [f"no process {index} came" for index in _absent(members, count)[:5]]
+    indices = [member.index for member in members]
+    for i, member in enumerate(members):
+        if member.index in indices[:i] or not 0 <= member.index < count:
+            wrong.append(f"{member.name} is one too many")
+    rule = f"--num_processes={count} needs each --process_id from 0 to {count - 1} once"
+    return f"{rule}, but {', '.join(wrong[:8])}; start them so, within {START} seconds" if wrong else None
 
 
 def _difference(members: Sequence[_Member]) -> str | None:
