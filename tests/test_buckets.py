@@ -353,15 +353,15 @@ def test_data_are_read_from_a_bucket(bucket, tmp_path):
         for i in range(3):
             picture = PIL.Image.fromarray(rng.integers(0, 255, (4, 4, 3), np.uint8))
             picture.save(tmp_path / label / f"{i}.png")
-            put(f"{ROOT}/photos/{label}/{i}.png", (tmp_path / label / f"{i}.png").read_bytes())
-    put(f"{ROOT}/photos/notes.txt", b"no picture")
-    put(f"{ROOT}/photos/.hidden/x.png", b"no picture")
-    here, there = (data.load(f"folder:{place}") for place in (tmp_path, f"{ROOT}/photos"))
+            put(f"{ROOT}/pets/{label}/{i}.png", (tmp_path / label / f"{i}.png").read_bytes())
+    put(f"{ROOT}/pets/notes.txt", b"no picture")
+    put(f"{ROOT}/pets/.hidden/x.png", b"no picture")
+    here, there = (data.load(f"folder:{place}") for place in (tmp_path, f"{ROOT}/pets"))
     assert there.spec == here.spec
     assert there.fingerprint() == here.fingerprint()
     tiny.assert_identical(there.take(np.arange(6)), here.take(np.arange(6)))
     np.testing.assert_array_equal(
-        data.read_picture(f"{ROOT}/photos/cat/0.png"), data.read_picture(tmp_path / "cat" / "0.png")
+        data.read_picture(f"{ROOT}/pets/cat/0.png"), data.read_picture(tmp_path / "cat" / "0.png")
     )
     np.savez(tmp_path / "a.npz", x=rng.random((5, 2), np.float32))
     put(f"{ROOT}/a.npz", (tmp_path / "a.npz").read_bytes())
