@@ -36,6 +36,7 @@ def emulator() -> Iterator[gcs.Bucket]:
         for name, value in bucket.environment.items():
             patch.setenv(name, value)
         yield bucket
+    buckets.PATIENCE = 0.0  # what libraries still ask at the exit of this process
 
 
 @pytest.fixture
