@@ -98,9 +98,11 @@ def test_a_bucket_that_answers_503_for_a_while_is_survived(bucket, tmp_path, pat
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up a bucket after two seconds; TensorStore has its own number of attempts."""
+    from orbax.checkpoint._src.multihost import multihost
     from orbax.checkpoint._src.serialization import tensorstore_utils
 
     monkeypatch.setattr(buckets, "PATIENCE", 2.0)
+    monkeypatch.setattr(multihost, "coordination_timeout", lambda: 10)  # of threads that are left behind
     retries = {"max_retries": 2, "initial_delay": "500ms", "max_delay": "1s"}
     for context in (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT):
         monkeypatch.setitem(context, "gcs_request_retries", retries)
