@@ -214,9 +214,10 @@ class Growing:
         """Begin to upload what there is, unless an upload is under way."""
         if self._pool is None or (self._pending is not None and not self._pending.done()):
             return
+        pool, self._pool = self._pool, None  # after a failure nothing more is uploaded
         if self._pending is not None:
             self._pending.result()  # raises what it raised
-        self._began, self._pending = time.monotonic(), self._pool.submit(self._upload)
+        self._pool, self._began, self._pending = pool, time.monotonic(), pool.submit(self._upload)
 
     def unstored(self) -> bytes:
         """Return what may not be in the bucket yet."""

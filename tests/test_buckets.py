@@ -36,6 +36,7 @@ def emulator() -> Iterator[gcs.Bucket]:
         for name, value in bucket.environment.items():
             patch.setenv(name, value)
         yield bucket
+    buckets.PATIENCE = 0.0  # what libraries still ask at the exit of this process
 
 
 @pytest.fixture
@@ -97,9 +98,11 @@ def test_a_bucket_that_answers_503_for_a_while_is_survived(bucket, tmp_path, pat
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up a bucket after two seconds; TensorStore has its own number of attempts."""
+    from orbax.checkpoint._src.multihost import multihost
     from orbax.checkpoint._src.serialization import tensorstore_utils
 
     monkeypatch.setattr(buckets, "PATIENCE", 2.0)
+    monkeypatch.setattr(multihost, "coordination_timeout", lambda: 10)  # of threads that are left behind
     retries = {"max_retries": 2, "initial_delay": "500ms", "max_delay": "1s"}
     for context in (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT):
         monkeypatch.setitem(context, "gcs_request_retries", retries)
@@ -353,15 +356,15 @@ def test_data_are_read_from_a_bucket(bucket, tmp_path):
         for i in range(3):
             picture = PIL.Image.fromarray(rng.integers(0, 255, (4, 4, 3), np.uint8))
             picture.save(tmp_path / label / f"{i}.png")
-            put(f"{ROOT}/photos/{label}/{i}.png", (tmp_path / label / f"{i}.png").read_bytes())
-    put(f"{ROOT}/photos/notes.txt", b"no picture")
-    put(f"{ROOT}/photos/.hidden/x.png", b"no picture")
-    here, there = (data.load(f"folder:{place}") for place in (tmp_path, f"{ROOT}/photos"))
+            put(f"{ROOT}/pets/{label}/{i}.png", (tmp_path / label / f"{i}.png").read_bytes())
+    put(f"{ROOT}/pets/notes.txt", b"no picture")
+    put(f"{ROOT}/pets/.hidden/x.png", b"no picture")
+    here, there = (data.load(f"folder:{place}") for place in (tmp_path, f"{ROOT}/pets"))
     assert there.spec == here.spec
     assert there.fingerprint() == here.fingerprint()
     tiny.assert_identical(there.take(np.arange(6)), here.take(np.arange(6)))
     np.testing.assert_array_equal(
-        data.read_picture(f"{ROOT}/photos/cat/0.png"), data.read_picture(tmp_path / "cat" / "0.png")
+        data.read_picture(f"{ROOT}/pets/cat/0.png"), data.read_picture(tmp_path / "cat" / "0.png")
     )
     np.savez(tmp_path / "a.npz", x=rng.random((5, 2), np.float32))
     put(f"{ROOT}/a.npz", (tmp_path / "a.npz").read_bytes())

@@ -14,6 +14,7 @@ import jax
 from absl import app, flags
 
 from jaxdiff import __version__
+from jaxdiff.buckets import BucketError
 from jaxdiff.cli import config_files, help
 from jaxdiff.experiment.workdir import last_step
 from jaxdiff.storage import local_path, make_folder, user_path
@@ -61,6 +62,9 @@ def run(
             raise SystemExit(128 + signal.SIGINT) from None
         except InputError as error:
             _end(error, REFUSED)
+        except BucketError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(FAILED)  # threads of Orbax wait for ten minutes for what can't be written any more
         except failures as error:
             _end(error, FAILED)
 
