@@ -43,9 +43,15 @@ class Fake:
 
 
 @pytest.fixture
-def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+def patience() -> float:
+    """Seconds in which all processes must have come."""
+    return 60
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch, patience: float) -> Iterator[tuple[str, int]]:
     """The address of a hub, which must end soon after the processes have."""
-    monkeypatch.setattr(sentinels, "START", 2)
+    monkeypatch.setattr(sentinels, "START", patience)
     listener = socket.create_server(("127.0.0.1", 0))
     hub = threading.Thread(target=sentinels.lead, args=(listener,))
     hub.start()
@@ -90,7 +96,8 @@ def test_what_is_found_later_is_compared_too(address):
 
 
 @pytest.mark.parametrize("indices", [(0, 1), (0, 1, 1)])
-def test_a_process_that_is_missing_or_one_too_many_refuses_all(address, indices):
+@pytest.mark.parametrize("patience", [2])
+def test_a_process_that_is_missing_or_one_too_many_refuses_all(address, indices, patience):
     fakes = [Fake(address, index, {}) for index in indices]
     for fake in fakes:
         assert re.search(r"--num_processes=3 .* no process 2 ", fake.hear()["refused"])
