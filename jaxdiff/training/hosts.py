@@ -68,6 +68,7 @@ def joined(
         _link = _Link(_watched(host.strip("[]"), int(port), index, way_on), way_on)
         with failing():
             agree({"--num_processes": count, **facts})
+            # JAX has no other way to have the service in another process.
             with mock.patch.object(distributed._jax, "get_distributed_runtime_service", _link.service):
                 jax.distributed.initialize(address, count, index, local)
     except InputError:
