@@ -203,7 +203,7 @@ def test_each_logger_gets_metrics_of_its_own(tmp_path: Path, make: Callable[...,
     good = Listed()
     kept, metrics = several(tmp_path, objects=[Spoils(), good]), make({"loss": 1.0})
     kept.log(1, metrics)
-    kept.wait()
+    assert kept.wait(30)
     assert good.calls[-1] == ("log", 1, {"loss": 1.0})
 
 
@@ -228,20 +228,56 @@ def test_the_steps_do_not_wait_for_a_slow_logger(tmp_path: Path, monkeypatch: py
     assert slow.methods == ["init", "log", "log", "log", "picture", "close"]
 
 
-def test_a_logger_that_never_comes_back_does_not_stop_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_logger_that_never_comes_back_stops_neither_a_checkpoint_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(loop, "_picture", lambda *_: PIXELS)
     monkeypatch.setattr(recorder, "_MOMENT", 0.01)
-    saved, kept = threading.Event(), []
+    monkeypatch.setattr(loggers, "_END", 0.01)
+    ended = threading.Event()
 
     class Stuck(Listed):
         def log(self, step: int, metrics: Any) -> None:
-            kept.append(saved.wait(timeout=60))
+            ended.wait()
 
-    def watch(step: int, *_: Any) -> None:
-        if (tmp_path / "checkpoints" / "10").exists() and step == 30:
-            saved.set()
+    state = jd.train(tiny.config(), tmp_path, loggers=[Stuck()])
+    ended.set()
+    assert int(state.step) == 30
+    assert (tmp_path / "checkpoints" / "10").exists()
+    assert "the logger Stuck has not come back" in caplog.text
 
-    jd.train(tiny.config(), tmp_path, loggers=[Stuck()], callbacks=[watch])
-    assert kept == [True, True, True]
+
+def test_a_logger_that_is_far_behind_misses_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loggers, "_MOST_WAITING", 2)
+    begun, ended = threading.Event(), threading.Event()
+
+    class Slow(Listed):
+        def log(self, step: int, metrics: Any) -> None:
+            begun.set()
+            ended.wait()
+            super().log(step, metrics)
+
+    slow = Slow()
+    kept = several(tmp_path, objects=[slow])
+    kept.log(1, {"loss": 1.0})
+    begun.wait()
+    for step in (2, 3, 4):
+        kept.log(step, {"loss": 1.0})
+    ended.set()
+    assert "Slow is 2 calls behind" in caplog.text
+    while "close" not in slow.methods:
+        kept.close()
+    assert [call[1] for call in slow.calls if call[0] == "log"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_logger_can_not_end_the_run(tmp_path: Path, error: type[BaseException]) -> None:
+    class Ends(Listed):
+        def log(self, step: int, metrics: Any) -> None:
+            raise error
+
+    good = Listed()
+    use(several(tmp_path, objects=[Ends(), good]))
+    assert good.methods == ["init", "log", "picture", "log", "picture", "close"]

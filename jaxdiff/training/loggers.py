@@ -1,23 +1,23 @@
 """Where the metrics and pictures of a run go beside its files: TensorBoard, Weights & Biases, trackio, or yours.
 
 A logger is an object with the methods of `Logger`. A config names the classes in `loggers`, and `jaxdiff.train` takes
-objects. Only process 0 of a run has loggers. They are called in a thread of their own, so that the steps need not wait
-for them. One that raises an error is named in a warning and left out from then on: the run goes on.
+objects. Only process 0 of a run has loggers. They are made in the thread of the run and called in another, so that the
+steps need not wait for them. One that raises an error is named in a warning and left out from then on: the run goes on.
 
 A run that was killed repeats its steps from the last checkpoint on, with the same metrics but for times. TensorBoard
 drops what it had of these steps, Weights & Biases what comes again, and trackio keeps both.
 """
 
-import collections
 import importlib
 import json
 import logging
+import queue
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -168,6 +168,7 @@ LOGGERS: registry.Names = {"tensorboard": TensorBoard, "wandb": WandB, "trackio"
 _PACKAGES = ("wandb", "trackio")  # which are extras of jaxdiff, by the names of their loggers
 _GIVEN = ("workdir", "start", "config")  # by code
 _MOST_WAITING = 1000  # lines and pictures that slow loggers have not taken yet
+_END = 30.0  # seconds for them to take the rest at the end of a run
 
 
 def check(names: Sequence[str], objects: Sequence[Any]) -> None:
@@ -204,11 +205,16 @@ class Loggers:
         given: Any = {"workdir": workdir, "start": start, "config": config}
         self._kept: list[tuple[str, Logger]] = []
         for text in names:
-            with self._guarded(text):
+            try:
                 self._kept.append((text, registry.make("loggers", text, LOGGERS, **given)))
+            except Exception as error:
+                _warn_of(text, error)
         self._kept += [(type(found).__name__, found) for found in objects]
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loggers")
-        self._waiting: collections.deque[Future[None]] = collections.deque()
+        self._calls: queue.Queue[Callable[[], None]] = queue.Queue(_MOST_WAITING)
+        self._busy = ""  # the logger that is called now
+        self._taken = threading.Event()  # everything up to the last `wait`
+        self._taken.set()
+        threading.Thread(target=self._take, name="loggers", daemon=True).start()
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Pass on the metrics of a line."""
@@ -217,36 +223,50 @@ class Loggers:
 
     def picture(self, step: int, pixels: Pixels) -> None:
         """Pass on a picture."""
-        self._soon(lambda logger: logger.picture(step, pixels))
+        self._soon(lambda logger: logger.picture(step, pixels.copy()))
 
-    def wait(self, seconds: float | None = None) -> None:
-        """Wait until the loggers have taken what was passed on, for so many seconds at most."""
-        wait(self._waiting, timeout=seconds)
+    def wait(self, seconds: float) -> bool:
+        """Wait for so many seconds at most until the loggers have taken what was passed on; return whether they have.
+
+        It does not wait for loggers that have not come back since the last time.
+        """
+        if self._taken.is_set():
+            self._taken = taken = threading.Event()
+            with suppress(queue.Full):
+                self._calls.put_nowait(taken.set)
+            return taken.wait(seconds)
+        return False
 
     def close(self) -> None:
-        """Close all that are left, after they have taken the rest."""
+        """Close all that are left, after they have taken the rest; one that takes more than 30 s is left out."""
         self._soon(lambda logger: logger.close())
-        self._thread.shutdown()
+        self._taken.set()
+        if not self.wait(_END):
+            _log.warning("the logger %s has not come back for %g s: the run ends without it", self._busy, _END)
 
     def _soon(self, call: Callable[[Logger], None]) -> None:
-        while self._waiting and (self._waiting[0].done() or len(self._waiting) >= _MOST_WAITING):
-            self._waiting.popleft().result()
-        self._waiting.append(self._thread.submit(self._each, call))
+        try:
+            self._calls.put_nowait(lambda: self._each(call))
+        except queue.Full:
+            _log.warning("the logger %s is %d calls behind: it misses one", self._busy, _MOST_WAITING)
+
+    def _take(self) -> None:
+        while True:
+            self._calls.get()()
 
     def _each(self, call: Callable[[Logger], None]) -> None:
-        for entry in list(self._kept):
-            with self._guarded(*entry):
-                call(entry[1])
+        for name, logger in list(self._kept):
+            self._busy = name
+            try:
+                call(logger)
+            except BaseException as error:  # whatever it is, be it SystemExit, it is not the run that failed
+                self._kept = [entry for entry in self._kept if entry[1] is not logger]
+                _warn_of(name, error)
 
-    @contextmanager
-    def _guarded(self, name: str, logger: Logger | None = None) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # whatever it is, it is not the run that failed
-            self._kept = [entry for entry in self._kept if entry[1] is not logger]
-            reason = first_line(error, 500)
-            fault = f"{type(error).__name__}: {reason}"
-            _log.warning("the logger %s failed and is left out from now on, the run goes on: %s", name, fault)
+
+def _warn_of(name: str, error: BaseException) -> None:
+    fault = f"{type(error).__name__}: {first_line(error, 500)}"
+    _log.warning("the logger %s failed and is left out from now on, the run goes on: %s", name, fault)
 
 
 def _place(workdir: AnyPath) -> AnyPath:
