@@ -2,7 +2,6 @@
 
 import functools
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,12 +12,12 @@ from jaxdiff.experiment import workdir as workdir_
 from jaxdiff.experiment.checkpoint import Checkpoints, NoCheckpointError
 from jaxdiff.run import Run, Weights
 from jaxdiff.samplers.batching import all_devices
-from jaxdiff.storage import user_path
+from jaxdiff.storage import AnyPath, user_path
 from jaxdiff.typing import InputError, check_whole, checked
 
 
 def load(
-    workdir: str | Path, *, step: int | None = None, weights: Weights = "ema", trust: bool = False, model: Any = None
+    workdir: str | AnyPath, *, step: int | None = None, weights: Weights = "ema", trust: bool = False, model: Any = None
 ) -> Run:
     """Return the run in a folder, with the averaged weights of its newest whole checkpoint.
 
@@ -31,6 +30,7 @@ def load(
         set from where the config says. Both can run code of the folder's author; without, such names are refused.
 
     Raises:
+      BucketError: if the folder is in a bucket that refuses or does not answer.
       InputError: if the folder holds no run or no whole checkpoint, not the one that is asked for, lacks the examples
         that its process is made of, or names code from outside jaxdiff without `trust`.
     """

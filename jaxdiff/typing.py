@@ -11,7 +11,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 import jax
@@ -327,6 +327,19 @@ def shown(value: Any) -> str:
 def first_line(error: BaseException, most: int = 200) -> str:
     """Return the first line of an error's message, cut after `most` characters; the name of its type if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:most]
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that led to it, the last one first, each once."""
+    waiting, seen = [error], set()
+    while waiting:
+        found = waiting.pop(0)
+        if id(found) not in seen:
+            seen.add(id(found))
+            yield found
+            context = None if found.__suppress_context__ else found.__context__
+            inner = found.exceptions if isinstance(found, BaseExceptionGroup) else ()
+            waiting += [other for other in (*inner, found.__cause__, context) if other is not None]
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -53,7 +53,7 @@ def test_nothing_is_written_through_a_symbolic_link(tmp_path: Path) -> None:
 def test_user_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/somewhere")
     assert storage.user_path("~/runs", what="workdir") == Path("/somewhere/runs")
-    for text in ("", "a\0b", "~nobody-of-this-name/runs", "gs://bucket/runs"):
+    for text in ("", "a\0b", "~nobody-of-this-name/runs", "ftp://bucket/runs", "gs://a//b"):
         with pytest.raises(InputError, match="workdir"):
             storage.user_path(text, what="workdir")
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
@@ -16,9 +16,9 @@ from absl import app, flags
 from jaxdiff import __version__
 from jaxdiff.cli import config_files, help
 from jaxdiff.experiment.workdir import last_step
-from jaxdiff.storage import make_folder, user_path
+from jaxdiff.storage import local_path, make_folder, user_path
 from jaxdiff.training.signals import Interrupted
-from jaxdiff.typing import InputError
+from jaxdiff.typing import InputError, causes
 
 FLAGS = flags.FLAGS
 
@@ -41,7 +41,8 @@ def run(
 
     def guarded(arguments: list[str]) -> None:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every error that it raises, several times
+        for name in ("absl", "gcsfs", "fsspec"):  # Orbax and gcsfs log every error that they raise, several times
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs the damage that an error tells
         _silence_threads()
         try:
@@ -98,7 +99,7 @@ def explain(error: BaseException) -> str | None:
 
     Libraries wrap such errors in others, or keep only their text: all errors that led to this one are looked at.
     """
-    for found in _chain(error):
+    for found in causes(error):
         text = next(iter(str(found).splitlines()), "")
         number = found.errno if isinstance(found, OSError) else None
         if number is None and not isinstance(found, OSError):
@@ -110,19 +111,6 @@ def explain(error: BaseException) -> str | None:
             about = f" ({where})" if where else f" ({text[:200]})" if number == errno.ENOMEM and text else ""
             return f"{os.strerror(number)}{about}; {_ADVICE[number]}"
     return None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and those that led to it, the last one first, each once."""
-    waiting, seen = [error], set()
-    while waiting:
-        found = waiting.pop(0)
-        if id(found) not in seen:
-            seen.add(id(found))
-            yield found
-            context = None if found.__suppress_context__ else found.__context__
-            inner = found.exceptions if isinstance(found, BaseExceptionGroup) else ()
-            waiting += [other for other in (*inner, found.__cause__, context) if other is not None]
 
 
 def _how_to_go_on() -> str:
@@ -176,13 +164,13 @@ def _choose_cache() -> None:
     chosen = jax.config.values["jax_compilation_cache_dir"]
     if chosen is None:
         try:
-            home = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", what="XDG_CACHE_HOME")
+            home = local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", what="XDG_CACHE_HOME")
             make_folder(home / "jaxdiff" / "xla", what="the compilation cache")
         except InputError:
             return
         jax.config.update("jax_compilation_cache_dir", str(home / "jaxdiff" / "xla"))
     elif chosen.startswith("~"):
-        folder = user_path(chosen, what="JAX_COMPILATION_CACHE_DIR")
+        folder = local_path(chosen, what="JAX_COMPILATION_CACHE_DIR")
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from jaxdiff import registry
 from jaxdiff.experiment import components
 from jaxdiff.registry import near, suggest
-from jaxdiff.storage import user_path
+from jaxdiff.storage import local_path
 from jaxdiff.typing import InputError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -33,7 +33,7 @@ def locate(text: str) -> str:
     """
     name, colon, variant = text.partition(":")
     known = shipped()
-    if name and (path := user_path(name, what="--config")).is_file():
+    if name and (path := local_path(name, what="--config")).is_file():
         return f"{path}{colon}{variant}"
     if name in known:
         return f"{known[name]}{colon}{variant}"

@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxdiff.experiment import plots
-from jaxdiff.storage import make_folder, replacing
+from jaxdiff.storage import AnyPath, exists, is_bucket, make_folder, opened, replacing
 from jaxdiff.typing import InputError
 
 _MARK = "jaxdiff sample.py"
 
 
-def check(out: Path, *, inputs: Sequence[Path], runs: Sequence[Path], overwrite: bool) -> None:
+def check(out: AnyPath, *, inputs: Sequence[AnyPath], runs: Sequence[AnyPath], overwrite: bool) -> None:
     """Make the folder of `out`; raise an InputError if a file can't be written or takes the place of another one.
 
     Args:
@@ -36,7 +36,7 @@ def check(out: Path, *, inputs: Sequence[Path], runs: Sequence[Path], overwrite:
             raise InputError(f"--out = {out} can't be written: {path} is a folder; choose another name")
         if found := [file for file in inputs if _same(path, file)]:
             raise InputError(f"--out = {out} would replace {found[0]}, which this command reads; choose another name")
-        replaces = os.path.lexists(path) and not _marked(path)
+        replaces = exists(path) and not _marked(path)
         for run in runs:
             if _within(path, run / "checkpoints") or (replaces and _within(path, run)):
                 raise InputError(f"--out = {out} would change the run in {run}: {path}; choose another name")
@@ -48,7 +48,7 @@ def check(out: Path, *, inputs: Sequence[Path], runs: Sequence[Path], overwrite:
     make_folder(out.parent, what=f"--out = {out}")
 
 
-def write(out: Path, image: UInt8[np.ndarray, "height width 3"] | None, arrays: dict[str, Any]) -> None:
+def write(out: AnyPath, image: UInt8[np.ndarray, "height width 3"] | None, arrays: dict[str, Any]) -> None:
     """Write the arrays and the picture, if there is one, each whole or not at all."""
     try:
         with replacing(out.with_suffix(".npz")) as file:
@@ -61,13 +61,13 @@ def write(out: Path, image: UInt8[np.ndarray, "height width 3"] | None, arrays: 
         raise InputError(f"--out = {out} can't be written ({error.strerror}); choose another folder") from error
 
 
-def _marked(path: Path) -> bool:
+def _marked(path: AnyPath) -> bool:
     """Return whether `write` made a file."""
     mark = _MARK.encode()
     try:
         if not path.is_file():
             return False
-        with open(path, "rb") as file:
+        with opened(path) as file:
             if path.suffix == ".png":
                 return b"tEXtSoftware\0" + mark in file.read(1024)
             file.seek(-len(mark), os.SEEK_END)
@@ -76,11 +76,17 @@ def _marked(path: Path) -> bool:
         return False
 
 
-def _same(path: Path, other: Path) -> bool:
-    if os.path.realpath(path) == os.path.realpath(other):
+def _same(path: AnyPath, other: AnyPath) -> bool:
+    if _real(path) == _real(other):
         return True
+    if is_bucket(path) or is_bucket(other):
+        return False
     return path.exists() and other.exists() and os.path.samefile(path, other)  # hard links, or case that is ignored
 
 
-def _within(path: Path, folder: Path) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+def _within(path: AnyPath, folder: AnyPath) -> bool:
+    return is_bucket(path) == is_bucket(folder) and _real(path).is_relative_to(_real(folder))
+
+
+def _real(path: AnyPath) -> AnyPath:
+    return path if is_bucket(path) else Path(os.path.realpath(path))

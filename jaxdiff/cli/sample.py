@@ -18,7 +18,7 @@ from jaxdiff.experiment import plots
 from jaxdiff.likelihood import Elbo
 from jaxdiff.loading import load
 from jaxdiff.run import Run, Weights
-from jaxdiff.storage import user_path
+from jaxdiff.storage import AnyPath, is_bucket, opened, user_path
 from jaxdiff.training import summary
 from jaxdiff.typing import Count, HostSamples, InputError, Shape, check_whole, checked, first_line, key_of
 
@@ -235,7 +235,7 @@ def _conditions(run: Run, n: int) -> dict[str, Any]:
         return run.test_conditions(n, dir=FLAGS.dir)
     path = user_path(FLAGS.cond, what="--cond")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with opened(path) as content, np.load(content, allow_pickle=False) as file:
             found = {kind: file[kind] for kind in file.files}
     except Exception as error:  # NumPy promises no type for what a damaged file raises
         reason = first_line(error)
@@ -279,13 +279,14 @@ def _images(run: Run, n: int) -> HostSamples:
     return data.read_files(_image_files(), n=n, channels=channels)
 
 
-def _image_files() -> list[Path]:
+def _image_files() -> list[AnyPath]:
     """The files that --images names; none for the test split and the model's samples."""
     text = FLAGS.images
     if text in ("test", "samples"):
         return []
     whole = user_path(text, what="--images")  # a file's own name may hold a comma
-    return [whole] if os.path.isfile(whole) else [user_path(name, what="--images") for name in text.split(",")]
+    exists = whole.is_file() if is_bucket(whole) else os.path.isfile(whole)
+    return [whole] if exists else [user_path(name, what="--images") for name in text.split(",")]
 
 
 def _reconstruct(run: Run) -> Output:

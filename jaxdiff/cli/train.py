@@ -15,7 +15,7 @@ from jaxdiff.cli import command, config_files
 from jaxdiff.data import names_place
 from jaxdiff.experiment import Config
 from jaxdiff.experiment.workdir import last_step
-from jaxdiff.storage import user_path
+from jaxdiff.storage import AnyPath, user_path
 from jaxdiff.training import chips, hosts, loop
 from jaxdiff.training.dry_run import dry_run
 from jaxdiff.training.recorder import DivergenceError
@@ -81,13 +81,13 @@ def _train() -> None:
         print(f"done: {workdir}\nto sample: {sampling} --out=samples.png", file=sys.stderr)
 
 
-def _together(config: Config, workdir: Path | None) -> AbstractContextManager[None]:
+def _together(config: Config, workdir: AnyPath | None) -> AbstractContextManager[None]:
     """Return the context in which this process trains: with others, or alone on several devices of a CPU."""
     if FLAGS.distributed:
         faulthandler.disable()  # absl's, which would print the stack of every thread when a process is lost
         facts = {
             **hosts.versions(),
-            "--workdir": str(workdir and workdir.absolute()),
+            "--workdir": str(workdir.absolute() if isinstance(workdir, Path) else workdir),
             "--allow_change": sorted(FLAGS.allow_change),
             "JAX_ENABLE_X64": bool(jax.config.values["jax_enable_x64"]),
             **config.to_mapping(),
@@ -109,7 +109,7 @@ def _dry_run(config: Config) -> None:
     print(dry_run(config, FLAGS.dry_run, what="--dry_run"))
 
 
-def _way_on(workdir: Path | None) -> str:
+def _way_on(workdir: AnyPath | None) -> str:
     """Return which step is saved, and how to go on from it."""
     step = last_step(workdir) if workdir else 0
     return f"step {step} is saved, run the same command to go on" if step else "no step is saved yet, run it again"

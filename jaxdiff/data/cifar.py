@@ -8,12 +8,12 @@ https://www.cs.toronto.edu/~kriz/cifar.html, section "Binary version".
 
 import tarfile
 import zlib
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
 from jaxdiff.data.published import SETS
+from jaxdiff.storage import AnyPath, opened
 from jaxdiff.typing import InputError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -54,11 +54,11 @@ def load(split: str, *, dir: str | None = None) -> tuple[UInt8[np.ndarray, "n 32
     return np.ascontiguousarray(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
 
 
-def _unpacked(path: Path, names: list[str]) -> dict[Path, bytes]:
+def _unpacked(path: AnyPath, names: list[str]) -> dict[AnyPath, bytes]:
     """The contents of these files of the archive, which are read into memory; nothing else of it is used."""
     found = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with opened(path) as file, tarfile.open(fileobj=file, mode="r:gz") as archive:
             for member in archive:
                 folder, _, name = member.name.partition("/")
                 if folder != _INSIDE or name not in names or name in found:

@@ -6,14 +6,14 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Float32, Float64, Shaped
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from jaxdiff.storage import user_path
+from jaxdiff import buckets
+from jaxdiff.storage import AnyPath, is_bucket, opened, user_path
 from jaxdiff.typing import HostSamples, InputError, check_whole, first_line
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in Pillow's conversion to grey
@@ -27,7 +27,7 @@ _SKIP = "mend it, or set data.skip_broken"
 _READ_AS = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "P": "RGBA", "PA": "RGBA"}
 
 
-def read_files(paths: Sequence[str | Path], *, n: int, channels: int | None = None) -> HostSamples:
+def read_files(paths: Sequence[str | AnyPath], *, n: int, channels: int | None = None) -> HostSamples:
     """Read the first n images of .npz files and pictures.
 
     A .npz holds one array, or one named "samples" as `sample.py` writes it, of shape (n, *shape) and in the scale of
@@ -48,7 +48,7 @@ def read_files(paths: Sequence[str | Path], *, n: int, channels: int | None = No
     return images[:n]
 
 
-def read_mask(path: str | Path, shape: tuple[int, int]) -> Float32[np.ndarray, "height width"]:
+def read_mask(path: str | AnyPath, shape: tuple[int, int]) -> Float32[np.ndarray, "height width"]:
     """Read a mask from a picture: 1 where it is white, 0 where it is black or transparent, and grey between.
 
     Raises:
@@ -61,7 +61,7 @@ def read_mask(path: str | Path, shape: tuple[int, int]) -> Float32[np.ndarray, "
 
 
 def read_picture(
-    path: str | Path, *, channels: int | None = None, background: str = "black"
+    path: str | AnyPath, *, channels: int | None = None, background: str = "black"
 ) -> Float64[np.ndarray, "height width channels"]:
     """Read a picture as values from 0 (black) to 1 (white).
 
@@ -90,7 +90,7 @@ def open_picture(
     """
     try:
         return _opened(content, channels, background)
-    except MemoryError:
+    except (MemoryError, buckets.BucketError):
         raise
     except Exception as error:
         raise _refusal(place, error, _SKIP) from error
@@ -98,6 +98,8 @@ def open_picture(
 
 def is_grey(content: str | bytes, place: str) -> bool:
     """Return whether a picture has no colour, by its header; arguments and errors are as for `open_picture`."""
+    if isinstance(content, str) and is_bucket(content):
+        content = _content(content)
     file = content if isinstance(content, str) else io.BytesIO(content)
     with _refusing(place, _SKIP), Image.open(file) as image:
         return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
@@ -148,13 +150,15 @@ def _opened(content: str | bytes, channels: int | None, background: str) -> Imag
 def _content(content: str | bytes) -> bytes:
     if isinstance(content, bytes):
         return content
+    if is_bucket(content):
+        return buckets.read(content)  # without asking for its size, as each request takes time and is billed
     with open(content, "rb", buffering=0) as file:
         if (size := os.fstat(file.fileno()).st_size) > _MOST_BYTES:
             raise ValueError(f"it has {size} bytes, more than {_MOST_BYTES}")
         return file.read()
 
 
-def _read(path: Path, channels: int | None) -> HostSamples:
+def _read(path: AnyPath, channels: int | None) -> HostSamples:
     if path.suffix.lower() != ".npz":
         return (2 * read_picture(path, channels=channels) - 1).astype(np.float32)[None]
     fix = "give a picture, or a .npz with one array or one named 'samples'"
@@ -172,28 +176,28 @@ def _read(path: Path, channels: int | None) -> HostSamples:
 
 
 @contextmanager
-def _reading(path: Path, fix: str) -> Iterator[BinaryIO]:
+def _reading(path: AnyPath, fix: str) -> Iterator[BinaryIO]:
     """Open a file of a user; errors are as for `_refusing`."""
     with _refusing(path, fix), quiet:
         if path.exists() and not path.is_file():
             raise ValueError("it is not a file")
         # A file and not its name, since Pillow garbles some rotated TIFFs that it maps into memory by their name.
-        with open(path, "rb") as file:
+        with opened(path) as file:
             yield file
 
 
 @contextmanager
-def _refusing(place: str | Path, fix: str) -> Iterator[None]:
+def _refusing(place: str | AnyPath, fix: str) -> Iterator[None]:
     """Turn whatever the damage of a file raises into an InputError of one line."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, buckets.BucketError):
         raise
     except Exception as error:  # neither Pillow nor NumPy promises a type
         raise _refusal(place, error, fix) from error
 
 
-def _refusal(place: str | Path, error: Exception, fix: str) -> InputError:
+def _refusal(place: str | AnyPath, error: Exception, fix: str) -> InputError:
     reason = first_line(error)
     if isinstance(error, UnidentifiedImageError):  # its text names an object in place of the file
         reason = "cannot identify image file"

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
+from jaxdiff import buckets
 from jaxdiff.data.pictures import Pictures, Reading, Stored, from_album
-from jaxdiff.storage import user_path
+from jaxdiff.storage import AnyPath, is_bucket, user_path
 from jaxdiff.typing import InputError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -24,6 +25,7 @@ class Folder:
     root: str
     files: tuple[str, ...]  # below the root, sorted
     labels: Int32[np.ndarray, " n"] | None
+    sizes: tuple[int, ...] | None = None  # of the files in a bucket
 
     def __len__(self) -> int:
         return len(self.files)
@@ -35,8 +37,8 @@ class Folder:
     def fingerprint(self) -> str:
         """Return a hash of the names below the folder and sizes of the files."""
         found = hashlib.blake2b(digest_size=16)
-        for file in self.files:
-            size = os.stat(os.path.join(self.root, file)).st_size
+        for i, file in enumerate(self.files):
+            size = self.sizes[i] if self.sizes else os.stat(os.path.join(self.root, file)).st_size
             found.update(f"{file}\0{size}\0".encode("utf-8", "surrogateescape"))
         return found.hexdigest()
 
@@ -60,7 +62,8 @@ def load(name: str, split: str, reading: Reading) -> Pictures:
         root = root / split
     elif split == "test":
         raise InputError(f"name = {name!r} has no test split; put its pictures into sub-folders train and test")
-    files = sorted(_files(root), key=lambda file: Path(file).parts)
+    sizes = {name: size for name, size in buckets.sizes(root).items() if _is_picture(name)} if is_bucket(root) else None
+    files = sorted(_files(root) if sizes is None else sizes, key=lambda file: Path(file).parts)
     if not files:
         raise InputError(f"name = {name!r}: {root} holds no pictures; give a folder of {', '.join(_SUFFIXES)} files")
     folders = [Path(file).parts[0] if os.sep in file else None for file in files]
@@ -69,11 +72,21 @@ def load(name: str, split: str, reading: Reading) -> Pictures:
     if None not in folders:
         number = {name: i for i, name in enumerate(names)}
         labels = np.array([number[folder] for folder in folders if folder], np.int32)
-    album = Folder(root=str(root), files=tuple(files), labels=labels)
+    album = Folder(
+        root=str(root),
+        files=tuple(files),
+        labels=labels,
+        sizes=None if sizes is None else tuple(sizes[file] for file in files),
+    )
     return from_album(name, album, reading, None if labels is None else tuple(names))
 
 
-def _files(root: Path) -> Iterator[str]:
+def _is_picture(file: str) -> bool:
+    """Return whether a file is to be read, by its name and those of its folders."""
+    return file.lower().endswith(_SUFFIXES) and not any(part.startswith(".") for part in file.split("/"))
+
+
+def _files(root: AnyPath) -> Iterator[str]:
     """Yield the pictures below a folder, each folder once, whatever links there are."""
     seen = {os.path.realpath(root)}
     for folder, below, files in os.walk(root, followlinks=True):
@@ -83,9 +96,8 @@ def _files(root: Path) -> Iterator[str]:
         seen.update(places.values())
         inside = "" if folder == str(root) else os.path.relpath(folder, root)
         for name in files:
-            is_picture = name.lower().endswith(_SUFFIXES) and not name.startswith(".")
             # Not what is no file, such as a pipe, which would never end; a link to nowhere is refused when it is read.
-            if is_picture and not _is_special(os.path.join(folder, name)):
+            if _is_picture(name) and not _is_special(os.path.join(folder, name)):
                 yield os.path.join(inside, name)
 
 

@@ -6,8 +6,9 @@ import os
 from typing import Any
 
 from jaxdiff import registry
+from jaxdiff.buckets import SCHEME
 from jaxdiff.data.pictures import Pictures, Reading, Stored, from_album
-from jaxdiff.storage import user_path
+from jaxdiff.storage import local_path
 from jaxdiff.typing import InputError, first_line
 
 
@@ -49,6 +50,8 @@ def load(name: str, split: str, reading: Reading) -> Pictures:
       InputError: if the library is missing, the data set can't be read, has no such split or columns, or several
         columns to choose from.
     """
+    if name.startswith(f"hf:{SCHEME}"):
+        raise InputError(f"name = {name!r} is in a bucket, from which folder:DIR and npz:FILE are read; copy it first")
     where = name.removeprefix("hf:").partition(":")[0]
     return registry.make("name", name, {f"hf:{where}": _load}, where=where, split=split, reading=reading)
 
@@ -84,7 +87,7 @@ def _load(
 
 def _open(datasets: Any, name: str, where: str, split: str, config: str) -> Any:
     """One split of a data set, as the library reads it."""
-    folder = user_path(where, what="name")
+    folder = local_path(where, what="name")
     saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
     if not saved and (folder.is_dir() or folder.is_absolute() or where.startswith(".")):
         raise InputError(

@@ -17,15 +17,15 @@ import gzip
 import math
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from jaxdiff.storage import AnyPath
 from jaxdiff.typing import InputError
 
 
-def read(path: Path) -> UInt8[np.ndarray, "..."]:
+def read(path: AnyPath) -> UInt8[np.ndarray, "..."]:
     """Read one IDX file of unsigned bytes, plain or gzipped (its content decides, not its name); a read-only array.
 
     Raises:

@@ -1,12 +1,11 @@
 """MNIST and Fashion-MNIST from their four IDX files (see `jaxdiff.data.idx`)."""
 
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import Int32, UInt8
 
 from jaxdiff.data import idx
 from jaxdiff.data.published import SETS, Published
+from jaxdiff.storage import AnyPath
 from jaxdiff.typing import InputError
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -43,7 +42,7 @@ def load(
     return images[..., None], labels.astype(np.int32)
 
 
-def _find(published: Published, folder: Path, stem: str) -> Path:
+def _find(published: Published, folder: AnyPath, stem: str) -> AnyPath:
     names = [name + end for name in (stem, stem.replace("-idx", ".idx")) for end in ("", ".gz")]
     for name in names:
         if (folder / name).is_file():

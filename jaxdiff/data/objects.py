@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from jaxdiff.data.base import AXES, Dataset, DataSpec, Examples, Source, as_condition, check_each, shapes_of
 from jaxdiff.progress import tqdm
-from jaxdiff.storage import user_path
+from jaxdiff.storage import opened, user_path
 from jaxdiff.typing import InputError, first_line
 
 _RULE = (
@@ -162,7 +162,7 @@ def load_npz(name: str, split: str) -> Dataset:
     """
     path = user_path(name.partition(":")[2], what="name")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with opened(path) as content, np.load(content, allow_pickle=False) as file:
             keys = list(file.files)
             end = "" if split == "train" else "_test"
             key = keys[0] if split == "train" and len(keys) == 1 else f"x{end}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import urljoin
 
-from jaxdiff.storage import user_path
+from jaxdiff.storage import AnyPath, local_path, user_path
 from jaxdiff.typing import InputError
 
 # Seconds: to connect to each of a mirror's sixteen addresses in turn; for a read; until the last attempt may start.
@@ -44,7 +44,7 @@ class Published:
     url: str  # of the folder of its files
     files: Mapping[str, File]
 
-    def folder(self, names: list[str], *, dir: str | None) -> Path:
+    def folder(self, names: list[str], *, dir: str | None) -> AnyPath:
         """Return the folder `dir`, or the one that these files were downloaded into if it is None.
 
         Raises an InputError if there is no such folder; errors of `download` pass through.
@@ -54,7 +54,7 @@ class Published:
             raise InputError(f"dir={dir!r}: no such folder; it must hold the {self.title} files. {_FIX}")
         return folder
 
-    def missing(self, folder: Path, names: list[str]) -> InputError:
+    def missing(self, folder: AnyPath, names: list[str]) -> InputError:
         """Return the error about a folder without any of these files."""
         return InputError(f"{folder}: no {self.title} file {' or '.join(names)} in this folder. {_FIX}")
 
@@ -76,7 +76,7 @@ class Published:
             cache = os.environ.get("JAXDIFF_DATA") or pooch.os_cache("jaxdiff")
         except RuntimeError as error:
             raise InputError(f"there is no cache folder ({error}); set JAXDIFF_DATA to a folder") from error
-        folder = user_path(cache, what="JAXDIFF_DATA") / self.name
+        folder = local_path(cache, what="JAXDIFF_DATA") / self.name
         pooch.get_logger().setLevel("WARNING")
         hashes = {name: file.sha256 for name, file in self.files.items()}
         kept = pooch.create(folder, base_url=f"{self.url}/", registry=hashes, retry_if_failed=2)

@@ -17,9 +17,8 @@ import functools
 import itertools
 import logging
 import math
-import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +29,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 
+from jaxdiff import buckets
 from jaxdiff.experiment.workdir import side_folder
+from jaxdiff.storage import AnyPath, absolute, exists, move, size_of
 from jaxdiff.typing import InputError, PyTree, first_line
 
 _log = logging.getLogger(__name__)
@@ -66,8 +67,8 @@ class _Kept:
 class Checkpoints:
     """The checkpoints in one folder."""
 
-    def __init__(self, folder: Path, *, keep: int | None = None) -> None:
-        self._folder = folder.resolve()
+    def __init__(self, folder: AnyPath, *, keep: int | None = None) -> None:
+        self._folder = absolute(folder)
         # keep=None only reads, perhaps while another process writes: nothing may be cleaned up.
         writes = keep is not None
         self._kept = None if keep is None else _Kept(newest=keep)
@@ -75,6 +76,7 @@ class Checkpoints:
             preservation_policy=self._kept, create=writes, cleanup_tmp_directories=writes
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self.stored = self._begun = 0  # the newest steps known to be whole, and begun
 
     def save(
         self,
@@ -89,6 +91,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        buckets.check_held(self._folder)
         saved: dict[str, Any] = {
             name: ocp.args.StandardSave({"values": values, "fingerprint": fingerprint(values)})
             for name, values in items.items()
@@ -99,7 +102,9 @@ class Checkpoints:
             self._evaluated[step] = evaluated
         if self._kept is not None:
             self._kept.best = next(iter(self._by_loss([*self.steps(), step])), None)
+        self.wait()  # as Orbax would
         self._manager.save(step, args=ocp.args.Composite(**saved))
+        self._begun = step
 
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints, the newest first."""
@@ -164,11 +169,12 @@ class Checkpoints:
         if not (folder := self._folder / str(step) / _NOTES).is_dir():
             return None
         try:
-            if (size := sum(path.stat().st_size for path in folder.iterdir())) > _MOST_BYTES:
+            if (size := sum(map(size_of, folder.iterdir()))) > _MOST_BYTES:
                 raise ValueError(f"they have {size} bytes, more than {_MOST_BYTES}")
             found = self._manager.restore(step, args=ocp.args.Composite(**{_NOTES: ocp.args.JsonRestore()}))[_NOTES]
             return found if isinstance(found, dict) else None
         except Exception as error:  # as for `_read`
+            check_damage(self._folder, error)
             _log.warning("the notes of step %d are damaged and are not used: %s", step, error)
             return None
 
@@ -190,6 +196,7 @@ class Checkpoints:
             if not isinstance(found, str):
                 if repair and i > 0:
                     self._set_aside(steps[:i])
+                self.stored = self._begun = step
                 return step, found
             _log.warning("the checkpoint of step %d is damaged and is not used: %s", step, found)
         if steps:
@@ -208,7 +215,9 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until everything saved is on disk."""
-        self._manager.wait_until_finished()
+        begun, self._begun = self._begun, self.stored
+        self._manager.wait_until_finished()  # it raises an error only once
+        self.stored = self._begun = begun
 
     def close(self) -> None:
         """Wait, then release the folder."""
@@ -233,6 +242,7 @@ class Checkpoints:
             raise
         # Damage shows in many ways, and Orbax promises no type for any of them.
         except Exception as error:
+            check_damage(self._folder, error)
             reason = first_line(error)
         if not np.all(multihost_utils.process_allgather(np.int32(restored is not None))):
             return reason
@@ -248,14 +258,32 @@ class Checkpoints:
         if jax.process_index() == 0:
             side_folder(aside)
             for step in steps:
-                names = (aside / f"{step}-{n}" for n in itertools.count(len(list(aside.iterdir()))))
-                (self._folder / str(step)).rename(next(name for name in names if not os.path.lexists(name)))
+                kept = list(aside.iterdir()) if aside.is_dir() else []
+                names = (aside / f"{step}-{n}" for n in itertools.count(len(kept)))
+                move(self._folder / str(step), next(name for name in names if not exists(name)))
         multihost_utils.sync_global_devices("damaged checkpoints put aside")
         self._manager.reload()
         vars(self).pop("_evaluated", None)
 
 
-def check_chunks(item: Path) -> None:
+@contextmanager
+def opened(folder: AnyPath, *, keep: int) -> Iterator[Checkpoints]:
+    """Open the checkpoints of a run in training.
+
+    If the folder is in a bucket that refuses or does not answer any more, a BucketError names the last checkpoint.
+    """
+    checkpoints = Checkpoints(folder, keep=keep)
+    with buckets.explained(folder.parent, lambda: checkpoints.stored), closing(checkpoints):
+        yield checkpoints
+
+
+def check_damage(folder: AnyPath, error: Exception) -> None:
+    """Raise a BucketError if a checkpoint can't be read for another reason than its damage."""
+    if buckets.is_bucket(folder) and buckets.is_weather(error):
+        raise buckets.BucketError(f"{folder} can't be read ({first_line(error)}); try again later") from error
+
+
+def check_chunks(item: AnyPath) -> None:
     """Raise a ValueError if an array is stored in chunks that are larger than itself.
 
     Orbax refuses arrays of other shapes than asked for before it reads them, but unpacks whole chunks.

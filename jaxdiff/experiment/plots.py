@@ -2,7 +2,6 @@
 
 import io
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from jaxdiff.processes import Denoiser, Process, for_sample
 from jaxdiff.samplers.ancestral import posterior_variances, reverse_step
 from jaxdiff.samplers.batching import Sampling, sample_at
 from jaxdiff.schedules import check_times
-from jaxdiff.storage import replacing
+from jaxdiff.storage import AnyPath, replacing
 from jaxdiff.typing import HostSamples, InputError, RandomKey, Scalar, Shape
 
 Pixels = UInt8[np.ndarray, "height width 3"]
@@ -127,7 +126,7 @@ def image_grid(
     return canvas
 
 
-def save(path: Path, pixels: Pixels, *, software: str | None = None) -> None:
+def save(path: AnyPath, pixels: Pixels, *, software: str | None = None) -> None:
     """Write a PNG whole or not at all; `software` becomes its text of that name."""
     text = PngInfo()
     if software is not None:

@@ -9,7 +9,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +20,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool
 
 from jaxdiff.experiment import workdir
-from jaxdiff.experiment.checkpoint import NoCheckpointError, check_chunks, fingerprint
+from jaxdiff.experiment.checkpoint import NoCheckpointError, check_chunks, check_damage, fingerprint
 from jaxdiff.experiment.config import Config
-from jaxdiff.storage import user_path
+from jaxdiff.storage import AnyPath, absolute, user_path
 from jaxdiff.typing import InputError, PyTree, first_line, shown
 
 _log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ def take(config: Config, abstract: PyTree) -> Taken | None:
     if config.train.init_from is None:
         return None
     name = "train.init_from"
-    what, folder = f"{name} = {config.train.init_from}", user_path(config.train.init_from, what=name).resolve()
+    what, folder = f"{name} = {config.train.init_from}", absolute(user_path(config.train.init_from, what=name))
     workdir.check_path(folder, what=name)
     if not (folder / "config.json").is_file():
         raise InputError(f"{what} is not a run: it has no config.json; give the folder of a training run")
@@ -80,7 +79,7 @@ def take(config: Config, abstract: PyTree) -> Taken | None:
     raise NoCheckpointError(f"{what} has no whole checkpoint; train it until the first one is written, or restore one")
 
 
-def _read(item: Path, wanted: Mapping[str, Any], choose: Callable[..., Collection[str]]) -> dict[str, Array] | str:
+def _read(item: AnyPath, wanted: Mapping[str, Any], choose: Callable[..., Collection[str]]) -> dict[str, Array] | str:
     """The chosen arrays of one checkpoint, or the reason why it is damaged; on several processes the same on all."""
     restored: Any = None
     chosen: Collection[str] = ()
@@ -96,6 +95,7 @@ def _read(item: Path, wanted: Mapping[str, Any], choose: Callable[..., Collectio
     except (InputError, MemoryError):
         raise
     except Exception as error:  # as for `Checkpoints`: damage has no type
+        check_damage(item, error)
         reason = first_line(error)
     if not np.all(multihost_utils.process_allgather(np.int32(restored is not None))):
         return reason
@@ -106,7 +106,7 @@ def _read(item: Path, wanted: Mapping[str, Any], choose: Callable[..., Collectio
     return found if now <= saved else "its values are not those that were written"
 
 
-def _restore(item: Path, tree: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+def _restore(item: AnyPath, tree: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
     """The wanted arrays in the tree of a checkpoint's metadata, and the fingerprints of all."""
     values = jax.tree.map_with_path(lambda path, _: wanted.get(path_of(path), ocp.PLACEHOLDER), tree["values"])
     everywhere = NamedSharding(next(iter(wanted.values())).sharding.mesh, PartitionSpec())
@@ -151,7 +151,7 @@ def _listed(items: list[str]) -> str:
     return ", ".join(items[:_LISTED]) + more
 
 
-def _other_meaning(folder: Path, config: Config) -> str:
+def _other_meaning(folder: AnyPath, config: Config) -> str:
     """The settings, among those that give weights their meaning, in which the run in a folder differs."""
     try:
         theirs = workdir.content_of(folder)["config"]

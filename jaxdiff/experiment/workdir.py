@@ -12,7 +12,8 @@ wandb/         the files of Weights & Biases
 plugins/       traces of the profiler, by step
 *.aside        what was in the way of a side file
 
-The folder may be a stranger's: none of these may be a link that leads out of it.
+The folder may be a stranger's: none of these may be a link that leads out of it. It may be in a bucket: see
+`jaxdiff.buckets`.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import errno
 import itertools
 import json
 import logging
+import math
 import os
 import socket
 from collections.abc import Collection, Iterator
@@ -32,13 +34,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Num
 
-from jaxdiff import registry
+from jaxdiff import buckets, registry
 from jaxdiff.data import DataSpec, Source
 from jaxdiff.experiment import resumption
 from jaxdiff.experiment.components import takes_examples
 from jaxdiff.experiment.config import Config
 from jaxdiff.registry import differences
-from jaxdiff.storage import make_folder, replacing
+from jaxdiff.storage import AnyPath, exists, is_bucket, make_folder, move, opened, replacing, size_of
 from jaxdiff.typing import InputError
 
 try:
@@ -68,14 +70,14 @@ _MOST_EXAMPLES = 2048  # enough for a covariance of images; they become a consta
 _WILDCARDS = "*?[]\\"
 
 
-def check_path(workdir: Path, *, what: str = "workdir") -> None:
+def check_path(workdir: AnyPath, *, what: str = "workdir") -> None:
     """Raise an InputError about the argument `what` if no checkpoint below this folder could be read back."""
-    resolved = Path(os.path.realpath(workdir))
+    resolved: Any = workdir if is_bucket(workdir) else Path(os.path.realpath(workdir))
     try:
         str(resolved).encode()
     except UnicodeEncodeError:
         raise InputError(f"{what} = {str(workdir)!r} is not valid UTF-8; rename the folder") from None
-    schemes = [part for part in resolved.parts if part in ("gs:", "s3:", "az:")]
+    schemes = [part for part in resolved.parts if part in ("gs:", "s3:", "az:") and not is_bucket(workdir)]
     if found := [*schemes, *(character for character in _WILDCARDS if character in str(resolved))]:
         raise InputError(
             f"{what} = {workdir} is the folder {resolved}, and checkpoints can't be read from a path that contains "
@@ -84,13 +86,17 @@ def check_path(workdir: Path, *, what: str = "workdir") -> None:
 
 
 @contextmanager
-def lock(workdir: Path) -> Iterator[None]:
+def lock(workdir: AnyPath) -> Iterator[None]:
     """Make the folder, and hold its lock, so that no second run writes to it.
 
     The operating system holds the lock: it is free once this process has ended in any way, whatever children of it live
     on. Where a file system has no locks, this only warns. Raises an InputError if another process holds the lock, or
     the folder can't be written.
     """
+    if is_bucket(workdir):
+        with buckets.lock(workdir):
+            yield
+        return
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     with contextlib.ExitStack() as stack:
         make_folder(workdir, what=f"workdir = {workdir}")
@@ -127,7 +133,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_release)
 
 
-def _holder(workdir: Path) -> str:
+def _holder(workdir: AnyPath) -> str:
     try:
         held = json.loads((workdir / "lock").read_text())
         return f"process {held['pid']} on {held['host']}"
@@ -135,47 +141,45 @@ def _holder(workdir: Path) -> str:
         return "another process"
 
 
-def set_aside(path: Path, why: object) -> None:
+def set_aside(path: AnyPath, why: object) -> None:
     """Rename what is at a path and can't be used, with a warning; a run goes on without its side files."""
     names = (path.with_name(f"{path.name}.aside{n or ''}") for n in itertools.count())
-    free = next(name for name in names if not os.path.lexists(name))
-    path.rename(free)
+    free = next(name for name in names if not exists(name))
+    move(path, free)
     _log.warning("%s can't be used (%s); it is now %s, and the run goes on without it", path, why, free.name)
 
 
-def side_folder(path: Path) -> Path:
+def side_folder(path: AnyPath) -> AnyPath:
     """Make a folder for side files, and return its path; anything else at that path is set aside."""
+    if is_bucket(path):  # where an object of this name would not be in the way, and a folder need not be made
+        return path
     if os.path.lexists(path) and not path.is_dir():
         set_aside(path, "it is not a folder")
     path.mkdir(exist_ok=True)
     return path
 
 
-def checkpoint_steps(workdir: Path) -> list[int]:
+def checkpoint_steps(workdir: AnyPath) -> list[int]:
     """Return the steps of the checkpoints in the folder, whole or damaged, the newest first."""
     folder = workdir / "checkpoints"
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+    steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+    # In a bucket Orbax writes a checkpoint in its place, and this object last.
+    return [step for step in steps if not is_bucket(folder) or (folder / str(step) / "commit_success.txt").exists()]
 
 
-def last_step(workdir: Path) -> int:
+def last_step(workdir: AnyPath) -> int:
     """Return the step of the newest checkpoint in the folder, whole or damaged; 0 if there is none."""
     return max(checkpoint_steps(workdir), default=0)
 
 
-def prepare(workdir: Path, config: Config, allow_change: Collection[str] = ()) -> None:
+def prepare(workdir: AnyPath, config: Config, allow_change: Collection[str] = ()) -> None:
     """Make the folder; raise an InputError if it can't be written or holds a run that can't go on with this config.
 
     `allow_change` names settings that may differ: see `jaxdiff.experiment.resumption`.
     """
-    make_folder(workdir, what=f"workdir = {workdir}")
-    for name in _WRITTEN:
-        target = os.path.realpath(workdir / name)
-        if not Path(target).is_relative_to(os.path.realpath(workdir)):
-            raise InputError(f"workdir = {workdir}: {name} is a link to {target}, outside the folder; remove that link")
-    folder = workdir / "checkpoints"
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise InputError(f"workdir = {workdir}: checkpoints is not a folder; remove it, or choose another workdir")
+    if not is_bucket(workdir):
+        _check_folder(workdir)
     if not (workdir / "config.json").exists():
         if checkpoint_steps(workdir):
             raise InputError(
@@ -199,18 +203,29 @@ def prepare(workdir: Path, config: Config, allow_change: Collection[str] = ()) -
         )
 
 
+def _check_folder(workdir: AnyPath) -> None:
+    make_folder(workdir, what=f"workdir = {workdir}")
+    for name in _WRITTEN:
+        target = os.path.realpath(workdir / name)
+        if not Path(target).is_relative_to(os.path.realpath(workdir)):
+            raise InputError(f"workdir = {workdir}: {name} is a link to {target}, outside the folder; remove that link")
+    folder = workdir / "checkpoints"
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise InputError(f"workdir = {workdir}: checkpoints is not a folder; remove it, or choose another workdir")
+
+
 def _x64() -> bool:
     return jnp.result_type(float) == jnp.float64
 
 
-def _content(workdir: Path) -> dict[str, Any]:
+def _content(workdir: AnyPath) -> dict[str, Any]:
     """The content of config.json, which `read` has found valid; {} if there is none."""
     path = workdir / "config.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def write(
-    workdir: Path,
+    workdir: AnyPath,
     config: Config,
     spec: DataSpec,
     examples: Num[np.ndarray, "n *shape"] | None = None,
@@ -242,15 +257,15 @@ def write(
         file.write(f"{text}\n".encode())
 
 
-def content_of(workdir: Path) -> Any:
+def content_of(workdir: AnyPath) -> Any:
     """Return the unchecked values of config.json, or raise a ValueError or an OSError."""
     path = workdir / "config.json"
-    if (size := path.stat().st_size) > _MOST_BYTES:
+    if (size := size_of(path)) > _MOST_BYTES:
         raise ValueError(f"it has {size} bytes, more than {_MOST_BYTES}")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read(workdir: Path, *, trust: bool | Collection[str] = False) -> tuple[Config, DataSpec]:
+def read(workdir: AnyPath, *, trust: bool | Collection[str] = False) -> tuple[Config, DataSpec]:
     """Return the config and the data's spec of the run in a folder, or raise an InputError if it holds none.
 
     `trust` is whether the config may name code from outside jaxdiff, which reading it imports, or which names it may.
@@ -283,7 +298,7 @@ def read(workdir: Path, *, trust: bool | Collection[str] = False) -> tuple[Confi
         ) from error
 
 
-def check_data(workdir: Path, name: str, fingerprint: str) -> None:
+def check_data(workdir: AnyPath, name: str, fingerprint: str) -> None:
     """Raise an InputError if the data are not those that the run in the folder was begun with."""
     content = _content(workdir)
     begun = content.get("fingerprint")
@@ -304,7 +319,7 @@ def examples_for(config: Config, dataset: Source) -> Num[np.ndarray, "n *shape"]
     return dataset.take(some).x
 
 
-def choose_examples(workdir: Path, config: Config, dataset: Source) -> Num[np.ndarray, "n *shape"] | None:
+def choose_examples(workdir: AnyPath, config: Config, dataset: Source) -> Num[np.ndarray, "n *shape"] | None:
     """Return the raw examples of the data that the process is built from, or None if it needs none.
 
     Every run on the same data set gets the same examples. Raises an InputError if the folder holds a run with others.
@@ -320,7 +335,7 @@ def choose_examples(workdir: Path, config: Config, dataset: Source) -> Num[np.nd
     return found
 
 
-def read_examples(workdir: Path, config: Config, spec: DataSpec) -> Num[np.ndarray, "n *shape"] | None:
+def read_examples(workdir: AnyPath, config: Config, spec: DataSpec) -> Num[np.ndarray, "n *shape"] | None:
     """Return the raw examples that the process of a folder's run is made from, None if it needs none.
 
     Raises an InputError if they are missing or damaged.
@@ -332,8 +347,14 @@ def read_examples(workdir: Path, config: Config, spec: DataSpec) -> Num[np.ndarr
     if not path.is_file():
         raise InputError(f"{path} is missing, and the process of this run is made from it; {hint}")
     try:
-        mapped = np.lib.format.open_memmap(path, mode="r")  # reads the header only
         dtype = np.dtype(np.float32 if spec.levels is None else np.uint8)
+        if is_bucket(path):
+            if (size := size_of(path)) > (most := _MOST_EXAMPLES * math.prod(spec.shape) * dtype.itemsize + 4096):
+                raise ValueError(f"it has {size} bytes, more than {most}")
+            with opened(path) as file:
+                mapped = np.load(file, allow_pickle=False)
+        else:
+            mapped = np.lib.format.open_memmap(path, mode="r")  # reads the header only
         if mapped.dtype != dtype or mapped.shape[1:] != spec.shape or not 2 <= len(mapped) <= _MOST_EXAMPLES:
             rule = f"{dtype} (n, *{spec.shape}), 2 <= n <= {_MOST_EXAMPLES}"
             raise ValueError(f"it holds {mapped.dtype} of shape {mapped.shape}, not {rule}")

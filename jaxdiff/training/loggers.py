@@ -14,17 +14,19 @@ import json
 import logging
 import re
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 
 from jaxdiff import registry
-from jaxdiff.storage import replacing
+from jaxdiff.buckets import Growing
+from jaxdiff.storage import AnyPath, is_bucket, replacing
 from jaxdiff.typing import InputError, first_line, shown
 
 _log = logging.getLogger(__name__)
@@ -51,13 +53,15 @@ class Logger(Protocol):
 class TensorBoard:
     """Writes TensorBoard's event files to the run's folder."""
 
-    def __init__(self, *, workdir: Path, start: int) -> None:
-        from tensorboardX import SummaryWriter  # here, as it is slow
+    def __init__(self, *, workdir: AnyPath, start: int) -> None:
+        from tensorboardX import SummaryWriter, record_writer  # here, as it is slow
+
+        record_writer.register_writer_factory("gs", _Objects)  # its own loses what it can't upload at once
 
         # A name that nobody can foresee, as the writer follows links; an absolute path, as it takes gs:x for a bucket;
         # no limit (max_queue=0), as a full queue whose thread has ended by an error would block this one.
         self._board = SummaryWriter(
-            str(workdir.absolute()),
+            str(_place(workdir)),
             purge_step=start + 1,
             max_queue=0,
             filename_suffix=f".{secrets.token_hex(8)}",
@@ -77,6 +81,18 @@ class TensorBoard:
         self._board.close()
 
 
+class _Objects:
+    """Opens the event files of TensorBoard in a bucket."""
+
+    @staticmethod
+    def open(path: str) -> Growing:
+        return Growing(epath.Path(path))
+
+    @staticmethod
+    def directory_check(path: str) -> None:
+        """Make no folder, as a bucket needs none."""
+
+
 class WandB:
     """Logs to Weights & Biases, where a run that is resumed goes on as the same run.
 
@@ -87,7 +103,7 @@ class WandB:
     def __init__(
         self,
         *,
-        workdir: Path,
+        workdir: AnyPath,
         config: Mapping[str, Any],
         project: str = "jaxdiff",
         run_name: str | None = None,
@@ -96,9 +112,10 @@ class WandB:
         mode: Literal["online", "offline", "disabled"] | None = None,
     ) -> None:
         self._wandb = importlib.import_module("wandb")
-        options = {"project": project, "name": run_name or workdir.absolute().name, "entity": entity, "group": group}
+        options = {"project": project, "name": run_name or _place(workdir).name, "entity": entity, "group": group}
+        folder = tempfile.gettempdir() if is_bucket(workdir) else str(workdir)
         self._run = self._wandb.init(
-            **options, mode=mode, id=_kept_id(workdir, "wandb"), resume="allow", dir=str(workdir), config={**config}
+            **options, mode=mode, id=_kept_id(workdir, "wandb"), resume="allow", dir=folder, config={**config}
         )
 
     def log(self, step: int, metrics: Metrics) -> None:
@@ -123,14 +140,14 @@ class Trackio:
     def __init__(
         self,
         *,
-        workdir: Path,
+        workdir: AnyPath,
         config: Mapping[str, Any],
         project: str = "jaxdiff",
         group: str | None = None,
         space_id: str | None = None,
     ) -> None:
         self._trackio = importlib.import_module("trackio")
-        name = f"{workdir.absolute().name}-{_kept_id(workdir, 'trackio')}"
+        name = f"{_place(workdir).name}-{_kept_id(workdir, 'trackio')}"
         options = {"project": project, "name": name, "group": group, "space_id": space_id, "config": {**config}}
         self._run = self._trackio.init(**options, resume="allow", embed=False)
 
@@ -176,7 +193,13 @@ class Loggers:
     """
 
     def __init__(
-        self, names: Sequence[str], objects: Sequence[Logger], *, workdir: Path, start: int, config: Mapping[str, Any]
+        self,
+        names: Sequence[str],
+        objects: Sequence[Logger],
+        *,
+        workdir: AnyPath,
+        start: int,
+        config: Mapping[str, Any],
     ) -> None:
         given: Any = {"workdir": workdir, "start": start, "config": config}
         self._kept: list[tuple[str, Logger]] = []
@@ -226,7 +249,11 @@ class Loggers:
             _log.warning("the logger %s failed and is left out from now on, the run goes on: %s", name, fault)
 
 
-def _kept_id(workdir: Path, kind: str) -> str:
+def _place(workdir: AnyPath) -> AnyPath:
+    return workdir if is_bucket(workdir) else workdir.absolute()
+
+
+def _kept_id(workdir: AnyPath, kind: str) -> str:
     """The name of a run at a service, which the run's folder keeps."""
     path = workdir / _IDS
     try:

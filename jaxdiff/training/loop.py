@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,13 +17,13 @@ from jaxtyping import Array, Bool, UInt8
 from jaxdiff import data as datasets
 from jaxdiff import registry, xla
 from jaxdiff.data import Source
-from jaxdiff.experiment import Config, Experiment, make_experiment, plots, resumption, transfer
+from jaxdiff.experiment import Config, Experiment, checkpoint, make_experiment, plots, resumption, transfer
 from jaxdiff.experiment import workdir as folder
 from jaxdiff.experiment.build import noisy_accuracy, test_split
 from jaxdiff.experiment.checkpoint import Checkpoints, Evaluated
 from jaxdiff.samplers import pieces
 from jaxdiff.samplers.batching import sample_in_batches
-from jaxdiff.storage import user_path
+from jaxdiff.storage import AnyPath, user_path
 from jaxdiff.training import callbacks as callbacks_
 from jaxdiff.training import costs, hosts, summary
 from jaxdiff.training import loggers as loggers_
@@ -47,7 +46,7 @@ _POINTS = 2000  # in a picture of points
 
 def train(
     config: Config,
-    workdir: str | Path,
+    workdir: str | AnyPath,
     *,
     data: Any = None,
     model: Any = None,
@@ -73,6 +72,7 @@ def train(
         returning True: see `jaxdiff.training.callbacks`.
 
     Raises:
+      BucketError: if the folder is in a bucket that refuses or no longer answers; it names the last checkpoint.
       InputError: if the config can't run here (found before any slow work), `workdir` can't be written, is in use or
         holds another run, or the data can't be read.
       DivergenceError: if the loss or the weights are no longer finite; the last checkpoint is from before.
@@ -93,7 +93,7 @@ def train(
         prepared = stack.enter_context(_set_up(config, workdir, allow_change, given))
         experiment = prepared.experiment
         abstract = abstract_state(experiment, mesh)
-        checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", keep=config.every.keep)))
+        checkpoints = stack.enter_context(checkpoint.opened(workdir / "checkpoints", keep=config.every.keep))
         stack.enter_context(hosts.failing())
         state, taken = _first_state(experiment, abstract, checkpoints)
         start = int(state.step)
@@ -201,7 +201,7 @@ class _Run(NamedTuple):
         self.recorder.settle()
         if not _finite(state):  # a finite loss does not imply it
             raise DivergenceError(f"after step {step} the weights are no longer finite; lower optimizer.learning_rate")
-        self.checkpoints.save(step, state.items(), self.recorder.window(), evaluated)
+        self.checkpoints.save(step, state.items(), self.recorder.notes(), evaluated)
 
     def draw(self, step: int, state: State) -> None:
         """Draw the picture of a step; if a signal arrives before it is done, save the state instead."""
@@ -225,7 +225,7 @@ def _has_picture(config: Config, step: int) -> bool:
     return step == config.train.steps or step % config.every.sample == 0
 
 
-def _is_undrawn(config: Config, workdir: Path, step: int) -> bool:
+def _is_undrawn(config: Config, workdir: AnyPath, step: int) -> bool:
     """Return whether a run that was stopped at this step still lacks the picture of it; the same on all processes."""
     return _agreed(step > 0 and _has_picture(config, step) and not picture_path(workdir, step).exists())
 
@@ -255,7 +255,7 @@ class _Prepared(NamedTuple):
 
 
 @contextmanager
-def _set_up(config: Config, workdir: Path, allow_change: Collection[str], given: _Given) -> Iterator[_Prepared]:
+def _set_up(config: Config, workdir: AnyPath, allow_change: Collection[str], given: _Given) -> Iterator[_Prepared]:
     """Let process 0 lock and prepare the folder; read the data and build the experiment. Every process raises alike."""
     refusal = None
     with ExitStack() as stack:
@@ -286,7 +286,7 @@ def _set_up(config: Config, workdir: Path, allow_change: Collection[str], given:
         yield _Prepared(dataset, held_out, fingerprint, experiment, examples)
 
 
-def _write(workdir: Path, config: Config, prepared: _Prepared, *, step: int, done: bool) -> None:
+def _write(workdir: AnyPath, config: Config, prepared: _Prepared, *, step: int, done: bool) -> None:
     """Let process 0 write what the folder says of the run; one that is done keeps its config."""
     if jax.process_index() == 0:
         kept = folder.read(workdir, trust=registry.outside(config.to_mapping()))[0] if done else config
@@ -296,7 +296,7 @@ def _write(workdir: Path, config: Config, prepared: _Prepared, *, step: int, don
 
 @contextmanager
 def _begin(
-    workdir: Path, prepared: _Prepared, given: _Given, abstract: State, checkpoints: Checkpoints, start: int
+    workdir: AnyPath, prepared: _Prepared, given: _Given, abstract: State, checkpoints: Checkpoints, start: int
 ) -> Iterator[_Run]:
     """Open the data, the records and the loggers of a run at step `start`, and say what it is."""
     dataset, held_out, _, experiment, _ = prepared
@@ -308,7 +308,7 @@ def _begin(
         values = config.to_mapping()
         loggers = Loggers(config.loggers, given.loggers, workdir=workdir, start=start, config=values)
     lengths: Any = {"start": start, "steps": config.train.steps, "every": config.every.log}
-    recorder = Recorder(workdir, batches, **lengths, window=checkpoints.notes_of(start), loggers=loggers)
+    recorder = Recorder(workdir, batches, **lengths, notes=checkpoints.notes_of(start), loggers=loggers)
     profile = Profile(workdir, config.every.profile)
     with closing(recorder), closing(profile), stop_requests() as asked:
         recorder.say(summary.describe(experiment, dataset, mesh, abstract.params, workdir=workdir, start=start))

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxdiff.experiment.workdir import side_folder
-from jaxdiff.storage import replacing
+from jaxdiff.storage import AnyPath, replacing
 from jaxdiff.typing import first_line
 
 _log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class Profile:
     which it begins; each process of a run on several hosts writes a file there.
     """
 
-    def __init__(self, workdir: Path, every: int | None) -> None:
+    def __init__(self, workdir: AnyPath, every: int | None) -> None:
         self._workdir, self._every = workdir, every
         self._first = 0  # step of the trace that is being made
         self._made: tempfile.TemporaryDirectory[str] | None = None  # where JAX writes it
@@ -41,7 +41,7 @@ class Profile:
             return
         self._first, self._made = step, made
 
-    def end(self, done: int, metrics: Any) -> Path | None:
+    def end(self, done: int, metrics: Any) -> AnyPath | None:
         """End the trace once it has enough steps, when their `metrics` are computed, and return the folder it is in."""
         if self._made is None or done - self._first < _STEPS:
             return None

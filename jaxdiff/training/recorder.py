@@ -15,12 +15,10 @@ has `eval_loss`, too: see `jaxdiff.training.evaluation`.
 import collections
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,10 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
+from jaxdiff.buckets import BucketError, Growing
 from jaxdiff.experiment import plots
 from jaxdiff.experiment.workdir import set_aside, side_folder
 from jaxdiff.progress import tqdm
-from jaxdiff.storage import replacing
+from jaxdiff.storage import AnyPath, exists, is_bucket, replacing
 from jaxdiff.training import chips
 from jaxdiff.training.batches import Batches, Dispatch
 from jaxdiff.training.loggers import Loggers
@@ -50,13 +49,13 @@ class Recorder:
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: AnyPath,
         batches: Batches,
         *,
         start: int,
         steps: int,
         every: int,
-        window: dict[str, Any] | None = None,  # what `window` returned at `start`
+        notes: dict[str, Any] | None = None,  # what `notes` returned at `start`
         loggers: Loggers | None = None,
     ) -> None:
         self._workdir, self._every, self._batches, self._steps = workdir, every, batches, steps
@@ -67,11 +66,14 @@ class Recorder:
         self._peak = None if chip is None else chip.flops * batches.mesh.size
         self._writes = jax.process_index() == 0
         self._queue: collections.deque[tuple[Dispatch, Metrics, Mapping[str, float]]] = collections.deque()
-        self._window, self._waited, seconds = _restored(window)
+        self._window, self._waited, seconds = _restored(notes)
         self._since = time.perf_counter() - seconds
         if self._writes:
-            _drop_after(workdir / "metrics.jsonl", start)
-            self._file = (workdir / "metrics.jsonl").open("a")
+            path = workdir / "metrics.jsonl"
+            kept = _drop_after(path, start)
+            self._file: Any = Growing(path, kept) if is_bucket(path) else path.open("ab")
+            if is_bucket(path):
+                self._file.write(_missing(kept, (notes or {}).get("lines")))
             # disable=None: a bar on a terminal or in a notebook; else `_report` writes lines.
             self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
 
@@ -94,9 +96,14 @@ class Recorder:
             self._absorb()
 
     def settle(self) -> None:
-        """Give the loggers a moment to take what they were given, before its steps are saved and not taken again."""
+        """Give the loggers a moment to take what they were given, before its steps are saved and not taken again.
+
+        Lines that are kept in a bucket begin to be uploaded. Call it before `notes`.
+        """
         if self._loggers is not None:
             self._loggers.wait(_MOMENT)
+        if self._writes and isinstance(self._file, Growing):
+            self._file.save()
 
     def picture(self, step: int, pixels: UInt8[np.ndarray, "height width 3"] | None) -> None:
         """Save a picture of the samples at this step, and show it in TensorBoard; None says that there is none."""
@@ -122,12 +129,19 @@ class Recorder:
             self._bar.close()
             self._file.close()
 
-    def window(self) -> dict[str, Any] | None:
-        """Return what the next line already covers, for JSON; None if that is nothing. Call `drain` first."""
-        if not self._window:
-            return None
-        metrics = {name: values.tolist() for name, values in self._steps_since()._asdict().items()}
-        return {**metrics, "waited": self._waited, "seconds": time.perf_counter() - self._since}
+    def notes(self) -> dict[str, Any] | None:
+        """Return what a run that is resumed needs to write the same lines, for JSON; None if that is nothing.
+
+        It is what the next line already covers, and lines that may not have reached their bucket yet. Call `drain`
+        first.
+        """
+        found: dict[str, Any] = {}
+        if self._window:
+            found = {name: values.tolist() for name, values in self._steps_since()._asdict().items()}
+            found |= {"waited": self._waited, "seconds": time.perf_counter() - self._since}
+        if self._writes and isinstance(self._file, Growing) and (lines := self._file.unstored()):
+            found["lines"] = lines.decode()
+        return found or None
 
     def _steps_since(self) -> Metrics:
         return jax.tree.map(lambda *parts: np.concatenate(parts), *self._window)
@@ -176,7 +190,7 @@ class Recorder:
         if not self._writes:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.write(f"{json.dumps({'step': step, **finite})}\n".encode())
         self._file.flush()
         if self._loggers is not None:
             self._loggers.log(step, record)
@@ -188,7 +202,7 @@ class Recorder:
             self.say("  ".join([f"step {step}/{self._steps}", *map(" ".join, losses.items()), speed]))
 
 
-def picture_path(workdir: Path, step: int) -> Path:
+def picture_path(workdir: AnyPath, step: int) -> AnyPath:
     """Return the path of the picture of this step."""
     return workdir / "samples" / f"{step:08d}.png"
 
@@ -196,22 +210,28 @@ def picture_path(workdir: Path, step: int) -> Path:
 def _restored(window: dict[str, Any] | None) -> tuple[list[Metrics], float, float]:
     """Return the metrics, the seconds waited and the seconds passed of an unfinished window."""
     try:
-        parts: Any = [np.asarray(window[name], jnp.result_type(float)) for name in Metrics._fields] if window else None
-        return ([Metrics(*parts)], window["waited"], window["seconds"]) if window else ([], 0.0, 0.0)
+        if not window or "seconds" not in window:
+            return [], 0.0, 0.0
+        parts: Any = [np.asarray(window[name], jnp.result_type(float)) for name in Metrics._fields]
+        return [Metrics(*parts)], window["waited"], window["seconds"]
     except (KeyError, TypeError, ValueError):  # damaged
         return [], 0.0, 0.0
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Drop the reports after the step that a run resumes from, which it will make again.
+def _drop_after(path: AnyPath, step: int) -> bytes:
+    """Drop the reports after the step that a run resumes from, which it will make again; return those that are left.
 
     A file with lines that are no reports, other than a last one that was cut off, is set aside; its reports are kept.
     """
-    kept, damaged, lines = [], None, []
+    kept: list[bytes] = []
+    lines: list[bytes] = []
+    damaged: str | None = None
     try:
-        if os.path.lexists(path):
+        if exists(path):
             lines = path.read_bytes().split(b"\n") if path.is_file() else []
             damaged = None if path.is_file() else "it is not a file"
+    except BucketError:
+        raise
     except OSError as error:
         damaged = error.strerror
     for number, line in enumerate(lines, 1):
@@ -225,6 +245,14 @@ def _drop_after(path: Path, step: int) -> None:
     if lines or damaged:
         with replacing(path) as file:
             file.write(b"".join(kept))
+    return b"".join(kept)
+
+
+def _missing(kept: bytes, lines: Any) -> bytes:
+    """The lines that a checkpoint kept, as they might not reach the bucket, and that are not among those in it."""
+    last = max((_step_of(line) or 0 for line in kept.splitlines()), default=0)
+    found = lines.encode().splitlines(keepends=True) if isinstance(lines, str) else []
+    return b"".join(line for line in found if (_step_of(line) or 0) > last)
 
 
 def _step_of(line: bytes) -> int | None:

@@ -1,7 +1,5 @@
 """What `train` and `sample` say of a run before they compile."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,7 @@ from jax.sharding import Mesh
 
 from jaxdiff.data import Source
 from jaxdiff.experiment import Experiment
+from jaxdiff.storage import AnyPath
 from jaxdiff.typing import PyTree
 
 
@@ -37,7 +36,9 @@ def scale_warning(dataset: Source) -> str:
     return "" if 0.1 <= found <= 10 else f" (warning: their root mean square is {found:.3g}; scale them to about 1)"
 
 
-def describe(experiment: Experiment, dataset: Source, mesh: Mesh, params: PyTree, *, workdir: Path, start: int) -> str:
+def describe(
+    experiment: Experiment, dataset: Source, mesh: Mesh, params: PyTree, *, workdir: AnyPath, start: int
+) -> str:
     """Return the lines about a run that starts or goes on from step `start`."""
     train, spec = experiment.config.train, dataset.spec
     levels = "" if spec.levels is None else f", {spec.levels} levels"
