@@ -1,5 +1,6 @@
 """The folder of a run: its lock, its path, and side files that are in the way."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -129,8 +130,10 @@ def test_workers_that_outlive_their_run_do_not_hold_the_lock(tmp_path):
         assert first.poll() is None, first.communicate()
         assert time.monotonic() < end
         time.sleep(0.01)
-    tasks = Path(f"/proc/{first.pid}/task").iterdir()
-    workers = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    workers = []
+    for task in Path(f"/proc/{first.pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+            workers += map(int, (task / "children").read_text().split())
     assert workers
     try:
         for pid in workers:

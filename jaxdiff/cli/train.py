@@ -4,7 +4,6 @@ import faulthandler
 import shlex
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import jax
 from absl import flags
@@ -15,7 +14,7 @@ from jaxdiff.cli import command, config_files
 from jaxdiff.data import names_place
 from jaxdiff.experiment import Config
 from jaxdiff.experiment.workdir import last_step
-from jaxdiff.storage import AnyPath, user_path
+from jaxdiff.storage import AnyPath, absolute, user_path
 from jaxdiff.training import chips, hosts, loop
 from jaxdiff.training.dry_run import dry_run
 from jaxdiff.training.recorder import DivergenceError
@@ -87,7 +86,7 @@ def _together(config: Config, workdir: AnyPath | None) -> AbstractContextManager
         faulthandler.disable()  # absl's, which would print the stack of every thread when a process is lost
         facts = {
             **hosts.versions(),
-            "--workdir": str(workdir.absolute() if isinstance(workdir, Path) else workdir),
+            "--workdir": str(workdir and absolute(workdir)),
             "--allow_change": sorted(FLAGS.allow_change),
             "JAX_ENABLE_X64": bool(jax.config.values["jax_enable_x64"]),
             **config.to_mapping(),
