@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -84,13 +85,13 @@ def _ready(*files: Any, seconds: float = 0.5) -> list[Any]:
 
 
 def say(text: str, way_on: Callable[[], str]) -> None:
-    """Print one line, also while another thread is printing."""
+    """Print one line, also while another thread is printing; with what `way_on` returns, if it does soon."""
+    found: list[str] = []
+    reading = threading.Thread(target=lambda: found.append(way_on()), daemon=True)  # a folder may hang with its server
+    reading.start()
+    reading.join(_END / 2)
     newline = "\n" if os.isatty(2) else ""  # below a bar
-    try:
-        text = f"{text}; {way_on()}"
-    except OSError:  # the folder can't be read
-        text = f"{text}; run the same command to go on"
-    os.write(2, f"{newline}error: {text}\n".encode())
+    os.write(2, f"{newline}error: {text}; {(*found, 'run the same command to go on')[0]}\n".encode())
 
 
 def fork(run: Callable[[Line], None]) -> Line:
