@@ -40,8 +40,10 @@ def test_it_compiles_the_step_of_the_run_for_this_machine(here):
     batches = make_batches(data, here.mesh, seed=0, batch_size=16, on_device=None, kinds=experiment.kinds)
     batch = next(batches.stream(0, 1, 1)).batch
     found = step.lower(state, batches.resident, batch).compile().memory_analysis()
-    given = sum(here.memory[:4])
-    assert given == pytest.approx(found.argument_size_in_bytes, rel=0.02)  # XLA pads small arrays
+    twice = batch.nbytes // here.mesh.size  # the next batch is there, too
+    given = sum(here.memory[:5]) - twice
+    assert given == found.argument_size_in_bytes
+    assert here.memory.padding < 0.02 * given  # XLA pads small arrays
     assert here.memory.temporary == pytest.approx(found.temp_size_in_bytes, rel=0.02)
     kinds = {one.kind for one in here.traffic.collectives}
     assert {"all-gather", "reduce-scatter", "all-reduce"} == kinds
@@ -62,12 +64,14 @@ def test_what_is_resident_has_the_shapes_that_it_will_have():
 
 def test_the_time_of_a_step_follows_from_the_rates(here):
     rates = chips.Chip(flops=1e9, memory=2**30, bandwidth=1e12, links=1e12)
-    assert "bound by products" in str(dataclasses.replace(here, chip=rates))
-    assert "bound by memory" in str(dataclasses.replace(here, chip=rates._replace(flops=1e15, bandwidth=1e6)))
+    assert "products: no step is faster" in str(dataclasses.replace(here, chip=rates))
+    assert "traffic: no step is faster" in str(
+        dataclasses.replace(here, chip=rates._replace(flops=1e15, bandwidth=1e6))
+    )
     text = str(dataclasses.replace(here, chip=rates._replace(flops=1e15, links=1e3)))
-    assert "bound by links" in text
+    assert "links: no step is faster" in text
     sent = sum(one.sent for one in here.traffic.collectives)
-    images = float(re.search(r": ([\d,]+) images/s", text)[1].replace(",", ""))
+    images = float(re.search(r"([\d,]+) examples/s", text)[1].replace(",", ""))
     assert images == pytest.approx(16 / (sent / 1e3), abs=0.5)
 
 
@@ -92,16 +96,27 @@ def test_data_that_no_device_can_hold_are_not_copied_to_it(monkeypatch):
         make_batches(data, tiny.mesh_of(1), seed=0, batch_size=16, on_device=True)
 
 
-@pytest.mark.parametrize("name", ["", "v5e", "v5e:", "v5e:2x", "v9:2x2", "v4:2x2", "v5e:2x2x1", "gpu", "v5e:axb"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "v5e",
+        "v5e:",
+        "v5e:2x",
+        "v9:2x2",
+        "v4:2x2",
+        "v5e:2x2x1",
+        "gpu",
+        "v5e:axb",
+        "v5e:3x5",
+        "v5e:02x2",
+        "v4:24x24x24",
+        "v5p:1x1x1",
+    ],
+)
 def test_an_unknown_machine_is_refused_with_the_known_ones(name):
     with pytest.raises(InputError, match="v5p:2x2x4"):
         chips.devices(name, what="--dry_run")
-
-
-@pytest.mark.skipif(NO_LIBTPU, reason="needs libtpu: pip install 'jaxdiff[tpu]'")
-def test_a_grid_that_no_tpu_has_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="8x16"):
-        chips.devices("v5e:3x5", what="--dry_run")
 
 
 def test_the_missing_compiler_is_named(monkeypatch):
@@ -121,7 +136,7 @@ def test_the_command_compiles_for_a_tpu_and_leaves_no_folder(tmp_path):
     out, err = started.communicate(timeout=300)
     assert started.returncode == 0, err
     assert "4 × TPU v5 lite" in out
-    assert "images/s" in out
+    assert "examples/s" in out
     assert {path.name for path in tmp_path.iterdir()} <= {"cache", "__pycache__", "config.py"}
 
 
@@ -132,7 +147,7 @@ def step_for(devices, **changes):
     mesh = module._mesh(config, devices)
     experiment = make_experiment(config, spec, device=devices[0])
     state = abstract_state(experiment, mesh)
-    return make_step(experiment, mesh, state), (state, *module._inputs(experiment, config.data.load(), mesh))
+    return make_step(experiment, mesh, state), (state, *module._inputs(experiment, config.data.load(), mesh, 1))
 
 
 def test_the_step_is_lowered_for_each_platform_from_one_process():

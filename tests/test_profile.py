@@ -29,14 +29,23 @@ def test_a_run_writes_traces_of_its_steps_where_tensorboard_looks_for_them(tmp_p
     assert any("steps" in event.name for line in lines for event in line.events)  # the compiled step
 
 
-def test_a_trace_that_is_not_complete_is_dropped(tmp_path: Path) -> None:
+def test_a_trace_of_the_last_steps_is_kept(tmp_path: Path) -> None:
     profile = Profile(tmp_path, 10)
     profile.begin(10)
     assert profile.end(12, ()) is None
     profile.close()
-    assert not list(tmp_path.iterdir())
+    assert len(list((tmp_path / "plugins" / "profile" / "00000010").iterdir())) == 1
     profile.begin(20)  # and another can begin
     assert profile.end(25, ()) == tmp_path / "plugins" / "profile" / "00000020"
+    profile.close()
+
+
+def test_a_trace_that_somebody_else_ends_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    profile = Profile(tmp_path, 10)
+    profile.begin(10)
+    jax.profiler.stop_trace()
+    profile.end(20, ())
+    assert "the trace of step 10 is lost" in caplog.text
 
 
 def test_a_run_goes_on_where_another_trace_is_being_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

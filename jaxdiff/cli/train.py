@@ -38,8 +38,8 @@ def main() -> None:
     flags.DEFINE_string(
         "dry_run",
         None,
-        "MACHINE: compile the run for it and print what it needs, and train nothing. A slice of TPUs, as v5e:16x16, or "
-        "the devices of this machine: here, or cpu.",
+        "MACHINE: compile the run for it, print what it needs, and train nothing; --workdir is not used. A slice of "
+        "TPUs, as v5e:16x16, or the devices of this machine: here, or cpu.",
     )
     flags.DEFINE_bool("distributed", False, "Whether to train on several hosts: starts jax.distributed first.")
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if the cluster does not announce it.")
@@ -103,9 +103,9 @@ def _together(config: Config, workdir: AnyPath | None) -> AbstractContextManager
 def _dry_run(config: Config) -> None:
     if FLAGS.dry_run != chips.HERE:
         jax.config.update("jax_platforms", "cpu")  # this machine may lack those devices
-        jax.config.update("jax_enable_compilation_cache", False)  # their programs can't be read from it
-    print(f"compiling the training step and the sampler for {FLAGS.dry_run} ...", file=sys.stderr)
-    print(dry_run(config, FLAGS.dry_run, what="--dry_run"))
+    if FLAGS.dry_run not in (chips.HERE, "cpu"):
+        jax.config.update("jax_enable_compilation_cache", False)  # programs for other machines can't be read from it
+    print(dry_run(config, FLAGS.dry_run, what="--dry_run", say=lambda text: print(text, file=sys.stderr)))
 
 
 def _way_on(workdir: AnyPath | None) -> str:

@@ -242,7 +242,9 @@ def _bytes_of_example(spec: DataSpec, kinds: Collection[str]) -> int:
 
 
 def is_resident(dataset: Source, kinds: Collection[str], on_device: bool | None) -> bool:
-    """Return whether a data set is kept on the devices, by the rule of `make_batches`."""
+    """Return whether a data set is kept on the devices, by the rule of `make_batches`, which raises the same."""
+    if on_device and dataset.varies:
+        raise InputError("data.on_device = True, but data.crop or data.flip make the examples vary; leave one out")
     size = len(dataset) * _bytes_of_example(dataset.spec, kinds)
     return bool(on_device) or (on_device is None and not dataset.varies and size <= _MOST_BYTES)
 
@@ -269,8 +271,6 @@ def make_batches(
     among = None
     if isinstance(dataset, Part):  # by indices in the whole set, which messages name
         among, dataset = dataset.rows.astype(np.int32), dataset.source
-    if on_device and dataset.varies:
-        raise InputError("data.on_device = True, but data.crop or data.flip make the examples vary; leave one out")
     size, most = len(dataset) * _bytes_of_example(dataset.spec, kinds), chips.memory(mesh.local_devices[0])
     if on_device and most is not None and size > most:
         raise InputError(

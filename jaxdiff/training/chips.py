@@ -1,11 +1,12 @@
 """The peak rates of accelerators, and the devices of machines that are elsewhere.
 
-The rates are their makers': Google Cloud's pages "TPU versions", and NVIDIA's data sheets of the A100 (SXM, 80 GB),
+The rates are their makers': Google Cloud's pages "TPU versions", and NVIDIA's data sheets of the A100 (SXM),
 H100 (SXM) and H200, without sparsity; the clocks are those of "How to Scale Your Model" (Austin et al. 2025). To
 compile a program for a TPU takes no TPU, only libtpu.
 """
 
 import collections
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -44,17 +45,20 @@ _CHIPS = {  # by `jax.Device.device_kind`
     "TPU v6 lite": _V6E,
     "TPU v6e": _V6E,
     "TPU7x": Chip(2307e12, 192 * _GIB, 7380e9, 600e9),
+    "NVIDIA A100-SXM4-40GB": Chip(312e12, 40 * _GIB, 1555e9, 300e9),
     "NVIDIA A100-SXM4-80GB": Chip(312e12, 80 * _GIB, 2039e9, 300e9),
     "NVIDIA H100": _H100,
     "NVIDIA H100 80GB HBM3": _H100,
     "NVIDIA H200": _H100._replace(memory=141 * _GIB, bandwidth=4800e9),
 }
 
-_AXES = {"v5e": 2, "v6e": 2, "v4": 3, "v5p": 3, "tpu7x": 3}  # of the grid of each TPU
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # the grids of v5e and v6e
+_SIDES = (2, 4, 8, 12, 16, 20, 24)  # of the grids of v4, v5p and tpu7x, apart from 2x2x1
 _KNOWN = (
-    "v5e and v6e with 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16 or 16x16 chips, as v5e:4x4; v4, v5p and tpu7x with 2x2x1, "
-    "2x2x2, 2x2x4, 2x4x4, 4x4x4, ... chips, as v5p:2x2x4"
+    f"v5e and v6e with {', '.join(_FLAT)} chips, as v5e:4x4; v4, v5p and tpu7x with 2x2x1, 2x2x2, 2x2x4, 2x4x4, 4x4x4 "
+    "... chips, as v5p:2x2x4"
 )
+_MOST_CHIPS = 2**13  # more than any slice has
 HERE = "here"
 
 # What libtpu reads, on a machine without a TPU.
@@ -93,8 +97,10 @@ def memory(device: Any) -> int | None:
 def check_name(name: str, *, what: str) -> None:
     """Raise an InputError about the argument `what` unless `devices` may know this name."""
     generation, _, grid = name.partition(":")
-    sizes = grid.split("x")
-    if name in (HERE, "cpu") or (len(sizes) == _AXES.get(generation) and all(map(str.isdecimal, sizes))):
+    sides = [int(side) for side in grid.split("x") if side.isdecimal()]
+    deep = grid == "2x2x1" or ("x".join(map(str, sides)) == grid and len(sides) == 3 and {*sides} <= {*_SIDES})
+    known = {"v5e": grid in _FLAT, "v6e": grid in _FLAT, "v4": deep, "v5p": deep, "tpu7x": deep}
+    if name in (HERE, "cpu") or (known.get(generation, False) and math.prod(sides) <= _MOST_CHIPS):
         return
     raise InputError(
         f"{what} = {name!r} is no machine that a run can be compiled for; the known ones are {HERE} (the devices of "

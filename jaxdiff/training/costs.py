@@ -8,6 +8,7 @@ Neither is a measurement: only a run shows which copies wait for each other, and
 rates.
 """
 
+import collections
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -89,6 +90,12 @@ class Traffic(NamedTuple):
     moved: int  # bytes read from main memory and written to it
     cycles: int  # as the compiler for TPUs estimates them; 0 on other platforms
     collectives: tuple[Collective, ...]  # one entry for each time that one runs
+
+    def per_step(self, steps: int) -> "Traffic":
+        """Return the share of one step of a program that takes several."""
+        counts = collections.Counter(self.collectives)
+        shares = [one for one, times in counts.items() for _ in range(-(-times // steps))]
+        return Traffic(self.moved // steps, self.cycles // steps, tuple(shares))
 
 
 class _Instruction(NamedTuple):

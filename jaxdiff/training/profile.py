@@ -46,20 +46,26 @@ class Profile:
         if self._made is None or done - self._first < _STEPS:
             return None
         jax.block_until_ready(metrics)
-        jax.profiler.stop_trace()
-        folder = self._workdir / "plugins" / "profile" / f"{self._first:08d}"
-        for parent in (*reversed(folder.parents[:2]), folder):
-            side_folder(parent)
-        for path in Path(self._made.name).rglob("*.xplane.pb"):
-            with replacing(folder / path.name) as file:
-                file.write(path.read_bytes())
-        self._made.cleanup()
-        self._made = None
-        return folder
+        return self._write()
 
     def close(self) -> None:
-        """Drop a trace that is not complete."""
+        """Write a trace that has fewer steps than it was to have, if there is one."""
         if self._made is not None:
+            self._write()
+
+    def _write(self) -> AnyPath | None:
+        made, self._made = self._made, None
+        try:
             jax.profiler.stop_trace()
-            self._made.cleanup()
-            self._made = None
+        except RuntimeError as error:  # somebody else has ended it
+            _log.warning("the trace of step %d is lost: %s", self._first, first_line(error))
+        folder = self._workdir / "plugins" / "profile" / f"{self._first:08d}"
+        found = list(Path(made.name).rglob("*.xplane.pb")) if made is not None else []
+        for parent in (*reversed(list(folder.parents)[:2]), folder) if found else ():
+            side_folder(parent)
+        for path in found:
+            with replacing(folder / path.name) as file:
+                file.write(path.read_bytes())
+        if made is not None:
+            made.cleanup()
+        return folder if found else None

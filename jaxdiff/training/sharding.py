@@ -4,9 +4,9 @@ A batch is split over both axes. Weights, their average and the optimizer's stat
 longest axis that it divides, if they are large enough for that to be worth a message; otherwise they are copied.
 
 Each device gathers the weights that it lacks, computes the gradient of its own part of the batch, and receives the sum
-of the gradients for the weights that it holds: one all-gather and one reduce-scatter for each split array and step
-(Rajbhandari et al. 2019, "ZeRO", arXiv:1910.02054). Gradients are summed in the dtype of the weights, float32, whatever
-the network computes in.
+of the gradients for the weights that it holds: an all-gather and a reduce-scatter for each split array and step, or on
+TPUs one for each axis of the torus (Rajbhandari et al. 2019, "ZeRO", arXiv:1910.02054). Gradients are summed in the
+dtype of the weights, float32, whatever the network computes in.
 """
 
 import math
