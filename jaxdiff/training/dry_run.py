@@ -354,7 +354,7 @@ def _lines(found: DryRun) -> dict[str, str]:
         seconds = found.traffic.cycles / found.chip.clock
         lines["estimate"] = (
             f"{seconds * 1e3:.3g} ms a step, {train.batch_size / seconds:,.0f} examples/s, by the cycles that the "
-            "compiler expects of each operation: rather believe this one"
+            "compiler expects of each operation"
         )
     return {**lines, "sampling": found.sampling}
 
