@@ -17,7 +17,6 @@ import secrets
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -230,25 +229,36 @@ class Loggers:
 
         It does not wait for loggers that have not come back since the last time.
         """
-        if self._taken.is_set():
-            self._taken = taken = threading.Event()
-            with suppress(queue.Full):
-                self._calls.put_nowait(taken.set)
-            return taken.wait(seconds)
-        return False
+        if not self._taken.is_set():
+            return False
+        taken = threading.Event()
+        if not self._put(taken.set, seconds):
+            return False
+        self._taken = taken
+        return taken.wait(seconds)
 
     def close(self) -> None:
-        """Close all that are left, after they have taken the rest; one that takes more than 30 s is left out."""
-        self._soon(lambda logger: logger.close())
-        self._taken.set()
-        if not self.wait(_END):
+        """Close all that are left, after they have taken the rest; a logger that takes more than 30 s is left out."""
+        closed = threading.Event()
+
+        def close() -> None:
+            self._each(lambda logger: logger.close())
+            closed.set()
+
+        if not (self._put(close, _END) and closed.wait(_END)):
             _log.warning("the logger %s has not come back for %g s: the run ends without it", self._busy, _END)
 
     def _soon(self, call: Callable[[Logger], None]) -> None:
-        try:
-            self._calls.put_nowait(lambda: self._each(call))
-        except queue.Full:
+        if not self._put(lambda: self._each(call), 0):
             _log.warning("the logger %s is %d calls behind: it misses one", self._busy, _MOST_WAITING)
+
+    def _put(self, call: Callable[[], None], seconds: float) -> bool:
+        """Add a call to those that wait; return whether there was room for it within so many seconds."""
+        try:
+            self._calls.put(call, block=seconds > 0, timeout=seconds or None)
+        except queue.Full:
+            return False
+        return True
 
     def _take(self) -> None:
         while True:
