@@ -9,7 +9,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from jaxdiff import registry, xla
+from jaxdiff import __version__, registry, xla
 from jaxdiff.cli import command, config_files
 from jaxdiff.data import names_place
 from jaxdiff.experiment import Config
@@ -85,6 +85,7 @@ def _together(config: Config, workdir: AnyPath | None) -> AbstractContextManager
     if FLAGS.distributed:
         faulthandler.disable()  # absl's, which would print the stack of every thread when a process is lost
         facts = {
+            "jaxdiff": __version__,
             **hosts.versions(),
             "--workdir": str(workdir and absolute(workdir)),
             "--allow_change": sorted(FLAGS.allow_change),

@@ -22,7 +22,6 @@ from unittest import mock
 import jax
 from jax._src import clusters, distributed  # JAX makes neither public
 
-from jaxdiff import __version__
 from jaxdiff.training import sentinels
 from jaxdiff.training.signals import Interrupted
 from jaxdiff.typing import InputError, first_line
@@ -32,9 +31,8 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that must be the same in all processes, by name."""
-    found = {name: metadata.version(name) for name in _LIBRARIES}
-    return {"jaxdiff": __version__, "Python": sys.version.split()[0], **found}
+    """Return the versions of Python and of libraries that must be the same in all processes, by name."""
+    return {"Python": sys.version.split()[0], **{name: metadata.version(name) for name in _LIBRARIES}}
 
 
 @contextmanager
