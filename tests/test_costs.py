@@ -123,6 +123,28 @@ def test_exchanges_are_told_with_their_sizes_and_groups():
     assert [one.sent for one in sorted(found)] == [4 * 4096 * 3 / 4, 2 * 4 * 128 * 7 / 8, 4 * 4096 * 3 / 4]
 
 
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{{0,1,2},{3,4,5}}", 3),
+        ("[4,2]<=[8]", 2),
+        ("mesh['data'=2,'fsdp'=4] {'fsdp'}", 4),
+        ("mesh['data'=2,'fsdp'=4] {'data','fsdp'}", 8),
+        ("mesh['data'=2,'fsdp'=4] {'data','fsdp':(1)2}", 4),
+    ],
+)
+def test_the_size_of_a_group_is_read_in_every_notation(groups, size):
+    text = f"""\
+HloModule jit_f, num_partitions=8
+
+ENTRY %main (p: f32[16]) -> f32[16] {{
+  %p = f32[16]{{0}} parameter(0)
+  ROOT %all = f32[16]{{0}} all-reduce(%p), channel_id=1, replica_groups={groups}, to_apply=%add
+}}
+"""
+    assert costs.read(text).collectives == (costs.Collective("all-reduce", 64, size, ("f32",)),)
+
+
 def test_the_traffic_of_a_tpu_program_leaves_out_its_fast_memory():
     """An excerpt of a program for a v5e: a loop of four steps, tiles of 8 × 128, and arrays in memory 1."""
     text = """\

@@ -279,6 +279,10 @@ class _Program:
             return int(found[1])
         if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
             return len(found[1].split(","))
+        if found := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", attributes):  # by axes of the mesh
+            sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+            parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])  # whole axes, and parts of axes
+            return math.prod(int(size or sizes[axis]) for axis, size in parts)
         return self.devices
 
 
