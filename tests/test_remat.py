@@ -49,13 +49,13 @@ def compiled(experiment: Experiment, devices: int) -> tuple[Any, State, Examples
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_step_needs_less_memory_and_computes_the_same(network, devices):
-    """Of the memory, 0.74 was needed at most."""
+    """Of the memory, 0.61 was needed at most."""
     memory, metrics = [], []
     for remat in (False, True):
         step, state, batch = compiled(experiment_of(NETWORKS[network], remat=remat), devices)
         memory.append(step.memory_analysis().temp_size_in_bytes)
         metrics.append(step(state, None, batch)[1])
-    assert memory[1] < 0.8 * memory[0], memory
+    assert memory[1] < 0.65 * memory[0], memory
     np.testing.assert_allclose(metrics[1].loss, metrics[0].loss, rtol=1e-6)
     np.testing.assert_allclose(metrics[1].grad_norm, metrics[0].grad_norm, rtol=1e-5)
 

@@ -114,8 +114,7 @@ def _plain_jvp(q: Array, k: Array, v: Array, _: Array, __: Array, *tangents: Arr
 
 
 def _plain_vjp(q: Array, k: Array, v: Array, out: Array, log_total: Array, g: Array) -> tuple[Array, ...]:
-    # XLA must not take the scores of the forward pass, which it would have to keep until now.
-    q, k, v, out, g = lax.optimization_barrier(tuple(x.transpose(0, 2, 3, 1) for x in (q, k, v, out, g)))
+    q, k, v, out, g = (x.transpose(0, 2, 3, 1) for x in (q, k, v, out, g))
     dq, dk, dv = jax.vmap(_one_vjp)(q, k, v, out, log_total, g)
     return dq.swapaxes(1, 2), dk.transpose(0, 3, 1, 2), dv.transpose(0, 3, 1, 2)
 
@@ -170,8 +169,14 @@ def _on_cpu(kind: str, devices: int, *xs: Array) -> Sequence[Array]:
     return _looped(in_float32, _CPU_BYTES, devices, *xs)
 
 
+def _plain_anew(kind: str) -> Function:
+    """The plain form, whose gradient does not take the scores of the forward pass, which XLA would keep until then."""
+    f: Function = getattr(_PLAIN, kind)
+    return (lambda *xs: f(*lax.optimization_barrier(xs))) if kind == "vjp" else f
+
+
 def _on_tpu(kind: str, devices: int, *xs: Array) -> Sequence[Array]:
-    f = getattr(_PLAIN, kind)
+    f = _plain_anew(kind)
     few = math.isqrt(xs[0].shape[1] * xs[1].shape[1]) < _TPU_TOKENS
     return f(*xs) if few else _looped(f, _TPU_BYTES, devices, *xs)
 
@@ -184,7 +189,7 @@ def _on_cuda(kind: str, devices: int, *xs: Array) -> Sequence[Array]:
 
 
 def _elsewhere(kind: str, devices: int, *xs: Array) -> Sequence[Array]:
-    return _looped(getattr(_PLAIN, kind), _GPU_BYTES, devices, *xs)
+    return _looped(_plain_anew(kind), _GPU_BYTES, devices, *xs)
 
 
 _PLATFORMS = {"cpu": _on_cpu, "tpu": _on_tpu, "cuda": _on_cuda, None: _elsewhere}
