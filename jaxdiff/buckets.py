@@ -67,6 +67,8 @@ def path(text: str, *, what: str) -> epath.Path:
     parts = name.rstrip("/").split("/") if name else []
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]+", bucket) or {"", ".", ".."} & {*parts} or not text.isprintable():
         raise InputError(f"{what} = {text!r} is not a path in a bucket; give one as in gs://bucket/folder/name")
+    if "#" in text:
+        raise InputError(f"{what} = {text!r} contains '#', where TensorStore would cut the path; choose another name")
     if importlib.util.find_spec("gcsfs") is None:
         raise InputError(f'{what} = {text!r} needs gcsfs: pip install "jaxdiff[gcs]"')
     global _silent_since

@@ -203,7 +203,7 @@ def test_bad_paths_are_refused_before_slow_work(bucket, tmp_path, monkeypatch):
         err = refusal(f"{scheme}://{gcs.BUCKET}/runs")
         assert f"{scheme}:// is not read" in err
         assert "gs://BUCKET/NAME" in err
-    for workdir in ("gs://", "gs:///runs", f"{ROOT}/a//b", f"{ROOT}/../b", f"{ROOT}/a[1]", "gs://No!/a"):
+    for workdir in ("gs://", "gs:///runs", f"{ROOT}/a//b", f"{ROOT}/../b", f"{ROOT}/a[1]", f"{ROOT}/a#1", "gs://No!/a"):
         assert workdir in refusal(workdir)
     assert "no bucket 'no-such-bucket'" in refusal("gs://no-such-bucket/runs")
     buckets._reach.cache_clear()

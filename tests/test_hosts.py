@@ -336,3 +336,23 @@ def test_slurm_says_where_the_other_processes_are(tmp_path, monkeypatch):
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert saved(tmp_path / "run") == [10]
     assert "2 × cpu of 2 processes" in ended[0][2]
+
+
+@pytest.mark.parametrize("message", ['{"name": "x"}', '{"facts": {"a": 1}}', '{"failed": "no"}', "[" * 200_000])
+def test_a_stranger_does_no_harm(address, message):
+    stranger = socket.create_connection(address)
+    stranger.sendall(message.encode() + b"\n")
+    fakes = meet(address, {}, {}, {})
+    assert [fake.hear() for fake in fakes] == [{"hub": NAMES[0]}] * 3
+    stranger.close()
+
+
+def test_a_process_leaves_though_jax_does_not_come_back(tmp_path):
+    """As if SIGTERM had come in the last moment, in which JAX's threads can wait for each other for ever."""
+    script, address = tmp_path / "script.py", free_address()
+    stuck = "import jax\nfrom jaxdiff.training import hosts\nhosts._LEAVE = 0.5\n"
+    stuck += "import time\njax.distributed.shutdown = lambda: time.sleep(100)\n"
+    script.write_text(stuck + SCRIPT)
+    processes = [tiny.Forked(str(script), address, str(i), "end", cache=tmp_path / "cache") for i in range(3)]
+    for code, out, _ in [tiny.finish(process, seconds=30) for process in processes]:
+        assert (code, out) == (0, "joined\n")

@@ -27,6 +27,7 @@ from jaxdiff.training.signals import Interrupted
 from jaxdiff.typing import InputError, first_line
 
 _GRACE = 2.0  # seconds in which an error can turn out to be the consequence of a lost process
+_LEAVE = 10.0  # seconds for JAX to leave the other processes
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
@@ -106,17 +107,20 @@ def failing() -> Iterator[None]:
 
 @contextmanager
 def exit_at_once() -> Iterator[None]:
-    """Exit without waiting for other processes, as JAX would do for minutes, if the block raises after a failure."""
+    """Exit at the end of the block without waiting for others, as JAX would, if this process failed or JAX is stuck."""
+    code: Any = 0
     try:
         yield
     except BaseException as error:
-        if _link is None or not _link.failing:
+        if _link is None or not (_link.failing or _link.stuck):
             raise
         if not isinstance(error, SystemExit):
             traceback.print_exception(error)
+        code = error.code if isinstance(error, SystemExit) else 1
+    if _link is not None and (_link.failing or _link.stuck):
         for file in (sys.stdout, sys.stderr):
             file.flush()
-        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 _link: "_Link | None" = None  # of this process to its sentinel
@@ -128,6 +132,7 @@ class _Link:
     def __init__(self, line: sentinels.Line, way_on: Callable[[], str]) -> None:
         self.line, self._way_on = line, way_on
         self.failing = self.over = False  # whether this process has raised, or ends with all others
+        self.stuck = False  # whether JAX has not come back from its shutdown
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -146,8 +151,11 @@ class _Link:
 
     def leave(self) -> None:
         """Leave together with the others, so that none takes another for lost."""
-        jax.distributed.shutdown()
-        self.over = True
+        # JAX can wait for ever here, if SIGTERM comes in this moment: its two threads then wait for each other.
+        shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(_LEAVE)
+        self.stuck, self.over = shutdown.is_alive(), True
         self.line.send(bye=True)
         self._answers.get()
 

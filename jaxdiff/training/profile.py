@@ -64,7 +64,9 @@ class Profile:
         for parent in (*reversed(list(folder.parents)[:2]), folder) if found else ():
             side_folder(parent)
         for path in found:
-            with replacing(folder / path.name) as file:
+            # JAX names it by the host, of which there may be several processes.
+            name = path.name if jax.process_count() == 1 else f"{jax.process_index()}.{path.name}"
+            with replacing(folder / name) as file:
                 file.write(path.read_bytes())
         if made is not None:
             made.cleanup()

@@ -59,7 +59,7 @@ class Line:
             messages = [dict(json.loads(line)) for line in lines]
         except TimeoutError:
             return []
-        except (OSError, ValueError, TypeError) as error:  # it may be a stranger's
+        except (OSError, ValueError, TypeError, RecursionError) as error:  # it may be a stranger's
             raise EOFError from error
         if not found or len(self._rest) > _MOST_BYTES:
             raise EOFError
@@ -87,7 +87,12 @@ def _ready(*files: Any, seconds: float = 0.5) -> list[Any]:
 def say(text: str, way_on: Callable[[], str]) -> None:
     """Print one line, also while another thread is printing; with what `way_on` returns, if it does soon."""
     found: list[str] = []
-    reading = threading.Thread(target=lambda: found.append(way_on()), daemon=True)  # a folder may hang with its server
+
+    def read() -> None:
+        with suppress(Exception):  # a bucket can't be asked from a fork
+            found.append(way_on())
+
+    reading = threading.Thread(target=read, daemon=True)  # a folder may hang with its server
     reading.start()
     reading.join(_END / 2)
     newline = "\n" if os.isatty(2) else ""  # below a bar
@@ -284,6 +289,10 @@ def _hear(members: list[_Member], others: Sequence[socket.socket] = ()) -> list[
                 raise _Ended({"end": f"{member.name} {str(error) or 'is lost'}"}) from None
             continue
         for message in messages:
+            if not member.name and not (isinstance(message.get("name"), str) and isinstance(message.get("index"), int)):
+                members.remove(member)  # a stranger
+                member.line.close()
+                break
             if "name" in message:
                 member.index, member.name = message["index"], message["name"]
             elif "facts" in message:

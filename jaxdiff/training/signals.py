@@ -26,7 +26,8 @@ def stop_requests() -> Iterator[Callable[[], int | None]]:
     """Yield a function that returns the number of the signal to stop for, or None; a second signal acts at once.
 
     If there are several processes, all of them must call the function at the same points of the run: it returns the
-    same on all. They agree on one of its calls, which may be a few calls after the signal.
+    same on all. They agree on one of its calls, which comes seconds after the signal (20 were seen); a second signal
+    does not hurry them.
     """
     several = jax.process_count() > 1
     received: list[int] = []
