@@ -27,7 +27,7 @@ from jaxdiff.training.signals import Interrupted
 from jaxdiff.typing import InputError, first_line
 
 _GRACE = 2.0  # seconds in which an error can turn out to be the consequence of a lost process
-_LEAVE = 10.0  # seconds for JAX to leave the other processes
+_LEAVE = 5.0  # seconds for JAX to leave the other processes
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
