@@ -29,7 +29,7 @@ class Bucket:
     def __init__(self, process: subprocess.Popen[str], port: int) -> None:
         self._process, self.port = process, port
         self.url = f"http://127.0.0.1:{port}"
-        # gcsfs asks by gRPC what kind a bucket is unless it is told not to, which no emulator answers.
+        # By default gcsfs asks by gRPC what kind a bucket is, which no emulator answers.
         self.environment = {
             "STORAGE_EMULATOR_HOST": self.url,
             "TENSORSTORE_GCS_HTTP_URL": self.url,

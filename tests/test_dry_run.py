@@ -89,6 +89,19 @@ def test_a_run_that_does_not_fit_is_refused_with_changes_that_fit(monkeypatch):
         assert dry_run(dataclasses.replace(config, train=changed), "here").memory.total <= whole.total * 0.8
 
 
+@pytest.mark.thorough
+def test_samples_that_do_not_fit_are_not_laid_on_the_training_step(monkeypatch, here):
+    monkeypatch.setattr(chips, "memory", lambda device: 2 * here.memory.total)
+    many = {"sampling.n": 2**15, "sampling.batch": 2**15}
+    with pytest.raises(InputError, match=r"sampling\.batch = 32768 does not fit.* may fit"):
+        dry_run(tiny.config({"model": WIDE, "train.fsdp": 4, **many}, base=tiny.IMAGES), "here")
+
+
+def test_a_run_that_would_be_refused_for_its_data_is_refused():
+    with pytest.raises(InputError, match="held_out"):
+        dry_run(tiny.config({"data.held_out": 10**6}), "here")
+
+
 def test_data_that_no_device_can_hold_are_not_copied_to_it(monkeypatch):
     monkeypatch.setattr(chips, "memory", lambda device: 1000)
     data = tiny.config(base=tiny.IMAGES).data.load()

@@ -34,7 +34,7 @@ def run(
     required: Callable[[], tuple[str, ...]],
     failures: tuple[type[Exception], ...] = (ConnectionError,),
 ) -> None:
-    """Parse the command line, check that the `required` flags are given (those of the parsed flags), and call `main`.
+    """Parse the command line, check that the flags are given which `required` then returns, and call `main`.
 
     `usage` and the flags that `module` defines are what --help prints. `failures` are errors of which the message is
     enough for the user.

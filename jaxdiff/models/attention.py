@@ -5,7 +5,7 @@ r"""Softmax attention whose scores stay in fast memory on every platform.
 The scores of a batch are the largest arrays of an image network (64 images of 784 tokens and 4 heads: 630 MB), and
 moving them through memory costs more than the arithmetic. So no more of them exist at a time than fast memory holds,
 and the gradient computes them again, from the logarithm l of each row's sum (Dao et al. 2022, "FlashAttention",
-arXiv:2205.14135):
+arXiv:2205.14135). Only on a CPU XLA may keep the scores that need no loop, which is faster there:
 
     CPU          a loop over groups of examples whose scores fit the second-level cache of a core
     TPU          a loop over groups of examples whose scores fit the vector memory; the plain form for few tokens

@@ -89,7 +89,7 @@ class Resident:
         def row(leaf: np.ndarray) -> Array:
             if leaf.ndim > 2:
                 flat = leaf.reshape(len(leaf), -1)
-                leaf = np.pad(flat, ((0, 0), (0, -flat.shape[1] % _LANES)))
+                leaf = np.pad(flat, ((0, 0), (0, _width(leaf.shape[1:]) - flat.shape[1])))
             return place(leaf, mesh, PartitionSpec())
 
         return cls(jax.tree.map(row, examples), tuple(leaf.shape[1:] for leaf in jax.tree.leaves(examples)))
@@ -100,8 +100,7 @@ class Resident:
         everywhere = NamedSharding(mesh, PartitionSpec())
 
         def row(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
-            wide = leaf.ndim > 2
-            shape = (-(-leaf[0].size // _LANES) * _LANES,) if wide else leaf.shape[1:]
+            shape = (_width(leaf.shape[1:]),) if leaf.ndim > 2 else leaf.shape[1:]
             return jax.ShapeDtypeStruct((n, *shape), leaf.dtype, sharding=everywhere)
 
         return cls(jax.tree.map(row, example), tuple(leaf.shape[1:] for leaf in jax.tree.leaves(example)))
@@ -115,6 +114,11 @@ class Resident:
             for leaf, shape in pairs
         ]
         return jax.tree.unflatten(structure, found)
+
+
+def _width(shape: tuple[int, ...]) -> int:
+    """The number of elements of a flat row that holds an example of this shape."""
+    return -(-math.prod(shape) // _LANES) * _LANES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,6 @@ _CHIPS = {  # by `jax.Device.device_kind`
     "TPU7x": Chip(2307e12, 192 * _GIB, 7380e9, 600e9),
     "NVIDIA A100-SXM4-40GB": Chip(312e12, 40 * _GIB, 1555e9, 300e9),
     "NVIDIA A100-SXM4-80GB": Chip(312e12, 80 * _GIB, 2039e9, 300e9),
-    "NVIDIA H100": _H100,
     "NVIDIA H100 80GB HBM3": _H100,
     "NVIDIA H200": _H100._replace(memory=141 * _GIB, bandwidth=4800e9),
 }

@@ -30,7 +30,7 @@ from jaxdiff.typing import first_line
 START = 300  # seconds in which all processes must have started
 _BEAT = 3.0  # seconds between signs of life
 _SILENCE = 30.0  # seconds after which a host is lost
-_END = 5.0  # seconds for a process to end when it is told to
+_END = 5.0  # seconds for a process to end when it is asked to
 _NOTICE = 20.0  # seconds after which the processes that are missing are named
 _MOST_BYTES = 2**24  # of a message
 
